@@ -1,0 +1,37 @@
+# Two commands: `make demo` and `make test`. Both make the checkout's .venv and install what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= out/demo
+ARGS ?=
+# A machine without an NVIDIA GPU takes PyTorch's CPU build (its local version sorts above PyPI's CUDA build).
+TORCH_INDEX := $(shell nvidia-smi -L >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
+
+.PHONY: install demo test lint lock clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --retries 1 $(TORCH_INDEX) -r requirements.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: install
+	$(BIN)/numina run --config demo output=$(OUT) $(ARGS)
+	$(BIN)/numina evaluate $(OUT)
+	$(BIN)/numina report $(OUT)
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy numina pipelines cluster
+
+lock: install
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > requirements.lock
+
+clean:
+	rm -rf out $(VENV)

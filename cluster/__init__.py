@@ -1,0 +1,1 @@
+"""The runtime: command line, job config, prompt sets, gangs, scheduling, commits, reports."""

@@ -1,0 +1,50 @@
+"""numina from Python: one prompt to one clip.
+
+from cluster.api import generate
+
+clip = generate("three red circles and two blue squares moving on a grey background", seed=1)
+clip.save("video.mp4")
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from cluster.job import load_job
+from numina.prompts import Target
+from pipelines.base import VideoModel
+from pipelines.denoise import Progress
+from pipelines.generate import Clip
+from pipelines.generate import generate as generate_clip
+from pipelines.registry import load_model
+
+
+def generate(
+    prompt: str,
+    *,
+    config: str = "testbed",
+    seed: int = 0,
+    targets: Sequence[Target] | None = None,
+    overrides: Sequence[str] = (),
+    plain: bool = False,
+    progress: Progress | None = None,
+) -> Clip:
+    """A clip with the asked counts, in this process, with the model and settings of a shipped or own job file.
+
+    Targets are parsed from the prompt when None; `plain` generates without NUMINA. The model stays loaded for the next
+    call. Raises an InputError for what can't be asked.
+    """
+    job = load_job(config, overrides)
+    return generate_clip(
+        _model(job.model.path, job.model.dtype, job.model.device),
+        prompt,
+        targets=targets,
+        seed=seed,
+        generation=job.generation,
+        method=None if plain else job.method,
+        progress=progress,
+    )
+
+
+@lru_cache(maxsize=1)
+def _model(path: str, dtype: str, device: str) -> VideoModel:
+    return load_model(path, dtype=dtype, device=device)

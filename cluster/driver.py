@@ -1,0 +1,410 @@
+"""The driver: walks the prompts, keeps gangs busy, lays out between their phases, commits rows.
+
+    pending ─► gang: identify ─► Ray task: layout, refine, plan ─► gang: finish or guide ─► commit
+
+Nothing here can't be lost: storage is the truth, and the same job started again goes on where it ended.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayActorError, RayTaskError, RayError
+
+from cluster.gang import Gang, GangSpec
+from cluster.job import ALGORITHM_VERSION, JobConfig, config_hash
+from cluster.promptset import PromptRow, extra_columns, read_prompts
+from cluster.store import Store, row_key, sample_seed
+from numina.correct import Correction, correct
+from numina.errors import GangError, StorageError
+from pipelines.base import ModelFacts
+from pipelines.generate import Clip, Identified, Timings
+from pipelines.parallel import check_divides
+from pipelines.registry import inspect_model, resolve_device, resolve_dtype
+from pipelines.testbed import WEIGHTS
+
+LAYOUT_CPUS = 0.5  # a layout task is short; two of them share a core
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTask:
+    """One video to be made: a prompt, a sample of it, a strategy. Its key says whether it is there already."""
+
+    key: str
+    row: PromptRow
+    sample: int
+    seed: int
+    strategy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPlan:
+    """A job whose input was checked: nothing of it can fail for a reason that could have been known before."""
+
+    job: JobConfig
+    model: ModelFacts
+    device: str
+    dtype: str
+    rows: Sequence[PromptRow]
+
+    def tasks(self) -> Iterator[ClipTask]:
+        """All videos of the job, in the order of the prompt set."""
+        configs = {strategy: self.job.row_config(strategy, self.dtype) for strategy in self.job.strategies}
+        for row in self.rows:
+            for sample in range(self.job.samples):
+                seed = sample_seed(row.seed, row.id, row.prompt, sample, self.job.seed)
+                for strategy, config in configs.items():
+                    key = row_key(
+                        prompt=row.prompt,
+                        negative_prompt=row.negative_prompt,
+                        targets=row.targets,
+                        seed=seed,
+                        config=config,
+                        model_revision=self.model.revision,
+                        algorithm_version=ALGORITHM_VERSION,
+                    )
+                    yield ClipTask(key=key, row=row, sample=sample, seed=seed, strategy=strategy)
+
+    def identity(self) -> dict[str, Any]:
+        """What run.json holds: all that must be the same for a later run into the same output."""
+        return {
+            "model": {"name": self.model.name, "revision": self.model.revision},
+            "algorithm_version": ALGORITHM_VERSION,
+            "seed": self.job.seed,
+            "strategies": {name: self.job.row_config(name, self.dtype) for name in self.job.strategies},
+        }
+
+
+def prepare(job: JobConfig) -> JobPlan:
+    """Checks model, shapes, degrees and every prompt. Raises an InputError before any GPU is taken."""
+    model = inspect_model(job.model.path)
+    check_divides(job.parallel.ulysses, heads=model.heads, grid=model.grid(job.generation))
+    device = job.model.device
+    if device == "auto" and job.cluster.address != "local":
+        device = "cuda"  # the driver may stand on a head node without a GPU
+    elif job.cluster.address == "local":
+        device = resolve_device(device)
+    rows = list(read_prompts(prompt_path(job.prompts), max_count=job.max_count, limit=job.limit))
+    return JobPlan(job=job, model=model, device=device, dtype=resolve_dtype(job.model.dtype, device), rows=rows)
+
+
+def prompt_path(prompts: str) -> str:
+    """Where a prompt set lies; `testbed:demo` is the one shipped with the embedded model."""
+    return str(WEIGHTS.parent / "demo.parquet") if prompts == "testbed:demo" else prompts
+
+
+@dataclass
+class JobProgress:
+    """What a terminal shows of a running job."""
+
+    total: int  # videos that the job asks for
+    done: int = 0  # committed, before or by this run
+    generated: int = 0  # by this run
+    failed: int = 0
+    guided: int = 0
+    gangs: dict[str, str] = field(default_factory=dict)  # gang → what it does
+
+
+def run_job(plan: JobPlan, report: Callable[[JobProgress], None] = lambda progress: None) -> JobProgress:
+    """Runs or resumes a job; returns when every video is committed or recorded as failed.
+
+    Raises OutputError when the output belongs to another job, GangError when no gang can stand, StorageError when the
+    storage is full or lost.
+    """
+    job = plan.job
+    store = Store(
+        job.output, single_writer=job.single_writer, extra_columns=extra_columns(prompt_path(job.prompts))
+    )
+    tasks = list(plan.tasks())
+    store.open_run(plan.identity(), asked=len(tasks), info={"code_version": code_version(), "parallel": str(job.parallel)})
+    committed = store.committed()
+    given_up = set() if job.retry_failed else {key for key in store.failures() if key not in committed}
+    pending = [task for task in tasks if task.key not in committed and task.key not in given_up]
+    progress = JobProgress(
+        total=len(tasks),
+        done=sum(task.key in committed for task in tasks),
+        failed=sum(task.key in given_up for task in tasks),
+    )
+    report(progress)
+    if pending:
+        with ray_cluster(plan):
+            Driver(plan, store, progress, report).run(pending)
+    return progress
+
+
+class ray_cluster:  # noqa: N801 - a context manager, used like a function
+    """Joins the job's Ray cluster; a local one is started for the job and ended with it."""
+
+    def __init__(self, plan: JobPlan):
+        self.plan = plan
+
+    def __enter__(self) -> None:
+        job = self.plan.job
+        options: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False, "configure_logging": False}
+        if job.cluster.address == "local":
+            ranks = job.parallel.ulysses * job.parallel.gangs
+            options["num_cpus"] = ranks * job.cluster.cpus_per_rank + 1  # ranks sleep while layouts are computed
+        else:
+            options = {"log_to_driver": False}
+        ray.init(address=job.cluster.address, **options)
+
+    def __exit__(self, *error: object) -> None:
+        ray.shutdown()
+
+
+@ray.remote(num_cpus=LAYOUT_CPUS)
+def lay_out(identified: Identified, task: ClipTask, job: JobConfig) -> tuple[Correction, float]:
+    """Layout, refinement and plan of one clip, on any CPU of the cluster; and the seconds it took."""
+    began = time.perf_counter()
+    correction = correct(identified.capture, task.row.targets, identified.spans, job.method)
+    return correction, time.perf_counter() - began
+
+
+@dataclass
+class _Flight:
+    """A clip on its way through a gang."""
+
+    task: ClipTask
+    gang: Gang
+    began: float
+    stage: str = "identify"
+    correction: Correction | None = None
+    layout_seconds: float = 0.0
+
+
+class Driver:
+    """The event loop over one job's gangs."""
+
+    def __init__(self, plan: JobPlan, store: Store, progress: JobProgress, report: Callable[[JobProgress], None]):
+        self.plan = plan
+        self.store = store
+        self.progress = progress
+        self.report = report
+        self.pending: deque[ClipTask] = deque()
+        self.attempts: dict[str, int] = {}
+        self.flights: dict[str, _Flight] = {}
+        self.waiting: dict[ObjectRef, tuple[_Flight, bool]] = {}  # reference → its clip, and whether it is the answer
+        self.gangs: list[Gang] = []
+        self.spec = GangSpec(
+            model_path=plan.job.model.path,
+            dtype=plan.dtype,
+            device=plan.device,
+            generation=plan.job.generation,
+            parallel=plan.job.parallel,
+            cpus_per_rank=plan.job.cluster.cpus_per_rank,
+        )
+
+    def run(self, tasks: Sequence[ClipTask]) -> None:
+        """Generates and commits all tasks."""
+        self.pending.extend(tasks)
+        try:
+            for number in range(self.plan.job.parallel.gangs):
+                self._start_gang(f"gang-{number}")
+            while self.pending or self.flights:
+                self._fill_gangs()
+                self._show()
+                ready, _ = ray.wait(list(self.waiting), num_returns=1, timeout=5.0)
+                for reference in ready:
+                    if reference in self.waiting:  # a lost gang takes its other references with it
+                        self._handle(reference)
+        finally:
+            for gang in self.gangs:
+                gang.end()
+
+    # --- gangs ---
+
+    def _start_gang(self, name: str) -> None:
+        """Starts a gang, with a second try for a lost race for its port. Raises GangError."""
+        timeout = self.plan.job.cluster.start_timeout
+        self.progress.gangs[name] = "starting"
+        self.report(self.progress)
+        for attempt in (1, 2):
+            gang = Gang(name, self.spec)
+            try:
+                ray.get(gang.start(timeout), timeout=timeout)
+            except RayError as error:
+                gang.end()
+                if attempt == 2:
+                    raise GangError(f"{name} could not start: {_reason(error)}") from error
+            else:
+                self.gangs.append(gang)
+                return
+
+    def _fill_gangs(self) -> None:
+        """Keeps `clips_in_flight` clips in every gang, so that none waits for a layout."""
+        for gang in self.gangs:
+            flying = sum(flight.gang is gang for flight in self.flights.values())
+            while self.pending and flying < self.plan.job.cluster.clips_in_flight:
+                self._begin(gang, self.pending.popleft())
+                flying += 1
+
+    def _lose_gang(self, gang: Gang, error: RayError) -> None:
+        """Ends a gang that lost a rank, hands its clips back, and puts a fresh one in its place."""
+        gang.end()
+        self.gangs.remove(gang)
+        for flight in [flight for flight in self.flights.values() if flight.gang is gang]:
+            self._fail(flight, error)
+        if self.pending or self.flights:
+            self._start_gang(gang.name)
+
+    # --- one clip ---
+
+    def _begin(self, gang: Gang, task: ClipTask) -> None:
+        flight = _Flight(task, gang, time.perf_counter())
+        self.flights[task.key] = flight
+        row = task.row
+        if task.strategy == "baseline":
+            flight.stage = "denoise"
+            self._wait(flight, gang.call("plain", row.prompt, row.negative_prompt, task.seed))
+        else:
+            method = self.plan.job.method
+            call = ("identify", task.key, row.prompt, row.negative_prompt, row.targets, task.seed, method)
+            self._wait(flight, gang.call(*call))
+
+    def _wait(self, flight: _Flight, references: Sequence[ObjectRef]) -> None:
+        """Waits for all ranks: one that fails alone would leave the others in a collective for ever."""
+        for index, reference in enumerate(references):
+            self.waiting[reference] = (flight, index == 0)
+
+    def _handle(self, reference: ObjectRef) -> None:
+        flight, is_answer = self.waiting.pop(reference)
+        try:
+            answer = ray.get(reference)
+        except RayError as error:
+            if flight.stage == "layout":
+                self._fail(flight, error)
+                flight.gang.call("drop", flight.task.key)
+            else:
+                self._lose_gang(flight.gang, error)
+            return
+        if not is_answer:
+            return
+        if isinstance(answer, Identified):
+            flight.stage = "layout"
+            self._wait(flight, [lay_out.remote(reference, flight.task, self.plan.job)])
+        elif isinstance(answer, Clip):
+            self._commit(flight, answer)
+        else:
+            flight.correction, flight.layout_seconds = answer
+            self._second_phase(flight)
+
+    def _second_phase(self, flight: _Flight) -> None:
+        correction = flight.correction
+        assert correction is not None
+        if correction.plan is None:
+            flight.stage = "finish"
+            self._wait(flight, flight.gang.call("finish", flight.task.key))
+        else:
+            flight.stage = "guide"
+            self._wait(flight, flight.gang.call("guide", flight.task.key, ray.put(correction.plan)))
+
+    def _fail(self, flight: _Flight, error: RayError) -> None:
+        """Hands a clip back for another try; after the last one it is recorded and the job goes on."""
+        task = flight.task
+        del self.flights[task.key]
+        for reference in [reference for reference, (other, _) in self.waiting.items() if other is flight]:
+            del self.waiting[reference]
+        self.attempts[task.key] = self.attempts.get(task.key, 0) + 1
+        if self.attempts[task.key] < self.plan.job.cluster.attempts:
+            self.pending.append(task)
+            return
+        record = {"prompt": task.row.prompt, "row": task.row.index, "stage": flight.stage, "error": _reason(error)}
+        self.store.fail(task.key, record)
+        self.progress.failed += 1
+
+    def _commit(self, flight: _Flight, clip: Clip) -> None:
+        task, correction = flight.task, flight.correction
+        file_name, digest = self.store.put_video(task.key, clip.mp4)
+        row = self._row(flight, clip) | {"file_name": file_name, "video_sha256": digest}
+        if correction is not None:
+            row["layout_file"] = self.store.put_layout(task.key, layout_arrays(task, correction))
+        self.store.commit(row)
+        del self.flights[task.key]
+        self.progress.done += 1
+        self.progress.generated += 1
+        self.progress.guided += bool(row["guided"])
+
+    def _row(self, flight: _Flight, clip: Clip) -> dict[str, Any]:
+        """The row's columns, without the names of its files."""
+        job, task, correction = self.plan.job, flight.task, flight.correction
+        generation, timings = job.generation, dict(clip.timings)
+        if correction is not None:
+            timings["layout"] = flight.layout_seconds
+        busy = sum(seconds for stage, seconds in timings.items() if stage != "layout")
+        refinement = correction.refinement if correction else None
+        return {
+            "key": task.key,
+            "id": task.row.id,
+            "prompt": task.row.prompt,
+            "negative_prompt": task.row.negative_prompt,
+            "targets": task.row.targets,
+            "strategy": task.strategy,
+            "sample": task.sample,
+            "seed": task.seed,
+            "model": self.plan.model.name,
+            "model_revision": self.plan.model.revision,
+            "code_version": code_version(),
+            "config_hash": config_hash(job.row_config(task.strategy, self.plan.dtype)),
+            "width": generation.width,
+            "height": generation.height,
+            "num_frames": generation.num_frames,
+            "fps": generation.fps,
+            "steps": generation.steps,
+            "guidance_scale": generation.guidance_scale,
+            "engine": job.parallel.resolved_engine,
+            "ulysses": job.parallel.ulysses,
+            "ring": 1,
+            "cfg": 1,
+            "cache": "none",
+            "identified": identified_counts(task, correction) if correction else None,
+            "guided": refinement is not None,
+            "shortfall": list(refinement.shortfall) if refinement else None,
+            "timings": timings,
+            "gpu_seconds": busy * job.parallel.ulysses if self.plan.device == "cuda" else None,
+            "retries": self.attempts.get(task.key, 0),
+            "extra": task.row.extra,
+        }
+
+    def _show(self) -> None:
+        for gang in self.gangs:
+            stages = [flight.stage for flight in self.flights.values() if flight.gang is gang]
+            self.progress.gangs[gang.name] = " + ".join(stages) or "idle"
+        self.report(self.progress)
+
+
+def layout_arrays(task: ClipTask, correction: Correction) -> dict[str, np.ndarray]:
+    """What a layout file holds: `labels` and, where corrected, `refined` int16 and `regions` int8 [nouns, F, H, W]."""
+    arrays: dict[str, np.ndarray] = {
+        "nouns": np.array([target.noun for target in task.row.targets]),
+        "labels": correction.identified.labels,
+    }
+    if correction.refinement is not None:
+        arrays["refined"] = correction.refinement.layout.labels
+        arrays["regions"] = correction.refinement.regions
+    return arrays
+
+
+def identified_counts(task: ClipTask, correction: Correction) -> list[dict[str, Any]]:
+    """The row column `identified`: per noun its count in every latent frame and in the clip."""
+    per_frame, per_clip = correction.identified.counts(), correction.identified.clip_counts()
+    return [
+        {"noun": target.noun, "frames": frames.tolist(), "count": int(count)}
+        for target, frames, count in zip(task.row.targets, per_frame, per_clip, strict=True)
+    ]
+
+
+def code_version() -> str:
+    """The installed version of numina."""
+    return version("numina-video")
+
+
+def _reason(error: BaseException) -> str:
+    """The cause that a Ray error carries, without the remote traceback."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return f"{type(cause).__name__}: {cause}"[:2000]

@@ -1,0 +1,151 @@
+"""A gang: the ranks that work on one clip together, as Ray actors in one placement group with a process group of their own.
+
+All ranks get the same calls in the same order; rank 0 answers. A gang that lost a rank is ended whole.
+"""
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from numina.config import MethodConfig
+from numina.errors import GangError
+from numina.guidance import GuidancePlan
+from numina.prompts import Target
+from pipelines.base import GenerationConfig
+from pipelines.generate import Clip, ClipGenerator, Identified
+from pipelines.parallel import ParallelConfig, parallelize
+from pipelines.registry import load_model
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # a rank that is silent for longer than any step is lost
+
+
+@dataclass(frozen=True, kw_only=True)
+class GangSpec:
+    """What every rank of every gang of a job is made of."""
+
+    model_path: str
+    dtype: str
+    device: str  # cuda | cpu
+    generation: GenerationConfig
+    parallel: ParallelConfig
+    cpus_per_rank: int
+
+
+class Rank:
+    """One process of a gang: its share of the model and of every clip."""
+
+    def __init__(self, spec: GangSpec, rank: int):
+        self.spec = spec
+        self.rank = rank
+        self.generator: ClipGenerator | None = None
+
+    def rendezvous(self) -> str:
+        """An address on this host where the gang's ranks can meet."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        return f"tcp://{ray.util.get_node_ip_address()}:{port}"
+
+    def start(self, address: str) -> None:
+        """Joins the process group and loads the model."""
+        if self.spec.device == "cpu":
+            torch.set_num_threads(self.spec.cpus_per_rank)
+        ranks = self.spec.parallel.ulysses
+        if ranks > 1:
+            backend = "nccl" if self.spec.device == "cuda" else "gloo"
+            dist.init_process_group(
+                backend, init_method=address, rank=self.rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT
+            )
+        model = load_model(self.spec.model_path, dtype=self.spec.dtype, device=self.spec.device)
+        shard = parallelize(model, self.spec.parallel)
+        self.generator = ClipGenerator(model, self.spec.generation, shard)
+
+    def identify(
+        self,
+        key: str,
+        prompt: str,
+        negative_prompt: str | None,
+        targets: Sequence[Target],
+        seed: int,
+        method: MethodConfig,
+    ) -> Identified | None:
+        identified = self._ready.identify(key, prompt, negative_prompt, targets, seed, method)
+        return identified if self.rank == 0 else None
+
+    def plain(self, prompt: str, negative_prompt: str | None, seed: int) -> Clip | None:
+        return self._ready.plain(prompt, negative_prompt, seed)
+
+    def finish(self, key: str) -> Clip | None:
+        return self._ready.finish(key)
+
+    def guide(self, key: str, plan: GuidancePlan) -> Clip | None:
+        return self._ready.guide(key, plan)
+
+    def drop(self, key: str) -> None:
+        self._ready.drop(key)
+
+    def peak_memory(self) -> int | None:
+        """Bytes of GPU memory held at most since the start; None on a CPU."""
+        return torch.cuda.max_memory_allocated() if self.spec.device == "cuda" else None
+
+    @property
+    def _ready(self) -> ClipGenerator:
+        assert self.generator is not None, "start() comes first"
+        return self.generator
+
+
+class Gang:
+    """The driver's handle on one gang."""
+
+    def __init__(self, name: str, spec: GangSpec):
+        self.name = name
+        self.spec = spec
+        ranks = spec.parallel.ulysses
+        bundle: dict[str, float] = {"CPU": spec.cpus_per_rank}
+        if spec.device == "cuda":
+            bundle["GPU"] = 1
+        self._place: PlacementGroup = placement_group([bundle] * ranks, strategy="PACK")
+        remote_rank = ray.remote(Rank)
+        self.ranks: list[ActorHandle] = [
+            remote_rank.options(
+                num_cpus=spec.cpus_per_rank,
+                num_gpus=bundle.get("GPU", 0),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._place, placement_group_bundle_index=rank),
+            ).remote(spec, rank)
+            for rank in range(ranks)
+        ]
+
+    def start(self, timeout: float) -> list[ObjectRef]:
+        """Waits for the gang's place, then starts all ranks; the references are done when the models are loaded.
+
+        Raises GangError when the cluster has no room for the gang.
+        """
+        if not self._place.wait(timeout):
+            need = f"{len(self.ranks)} × {self._place.bundle_specs[0]}"
+            self.end()
+            raise GangError(
+                f"{self.name} found no place within {timeout:.0f} s: it needs {need}, the cluster has free"
+                f" {ray.available_resources()}; use fewer ranks (parallel.ulysses) or gangs (parallel.gangs)"
+            )
+        address = ray.get(self.ranks[0].rendezvous.remote())
+        return [rank.start.remote(address) for rank in self.ranks]
+
+    def call(self, method: str, *arguments: Any) -> list[ObjectRef]:
+        """The same call on every rank; the first reference is rank 0's, the one with the answer."""
+        return [getattr(rank, method).remote(*arguments) for rank in self.ranks]
+
+    def end(self) -> None:
+        """Ends all ranks, whatever they do, and frees their place."""
+        for rank in self.ranks:
+            ray.kill(rank)
+        remove_placement_group(self._place)

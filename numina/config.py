@@ -1,0 +1,148 @@
+"""Settings of the method, one frozen dataclass per stage: identify, refine, guide.
+
+The defaults are the preset ``paper``: the text of arXiv 2604.08546 with its published values for Wan2.1 at 50 steps.
+``configs/method/*.yaml`` lists every preset in full. Lengths and areas are in tokens (one token = one patch of a latent
+frame), shares in [0, 1]. The classes hold plain types only, so ``OmegaConf.structured(MethodConfig)`` takes them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from numina.errors import ConfigError
+
+_SHARE_SLACK = 1e-9  # 0.29 * 100 is 28.999…: without it a share that means a whole number would round down
+
+TokenSet = Literal["noun", "phrase"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentifyConfig:
+    """Where attention is read and how it becomes instances (arXiv 2604.08546 §3.2)."""
+
+    step: float = 0.4  # t*, share of the steps (published: step 20 of 50)
+    block: float = 0.5  # l*, share of the depth (published: block 15 of 30)
+    source: Literal["clusters", "components"] = "clusters"  # clusters: self-attention PCA + mean shift (published)
+    tokens: TokenSet = "noun"  # whose response is read: the noun's tokens (published) or its whole phrase's
+    head: Literal["peak_frame", "peak_clip", "mean"] = "peak_frame"  # cross-attention head of a noun (published: peak)
+
+    contrast_weight: float = 1.0  # α, weight of S1, the spread of a head's grey image (published)
+    structure_weight: float = 1.0  # β, weight of S2, the variance of block sums (published)
+    edge_weight: float = 0.1  # γ, weight of S3, the mean Sobel magnitude (published)
+    structure_blocks: int = 8  # g, blocks per side for S2 (published)
+
+    bandwidth_quantile: float = 0.2  # mean shift: quantile for the estimated bandwidth (published)
+    focus: float = 0.05  # ρ, share of the peak response above which a token is in focus (published)
+    dbscan_eps: float = 3.0  # tokens, DBSCAN radius on the focus mask (published)
+    dbscan_min_samples: int = 5  # tokens, DBSCAN density on the focus mask (published)
+    min_focus: float = 0.2  # τ, share of a cluster that must lie in the focus mask (published)
+    connected: bool = False  # split clusters into connected components (ours; published: no)
+
+    threshold: float = 0.3  # components: share of the peak response above which a token is part of an instance (ours)
+    min_area: int = 1  # tokens, smaller pieces are specks and dropped; 1 keeps all (published)
+    tracks: bool = False  # link instances over frames, decide once per clip (ours; published: per frame)
+    link_distance: float = 3.0  # tokens, the farthest an instance's centroid may move between two latent frames (ours)
+    min_presence: float = 0.5  # share of the frames in which a track must be seen, else it is dropped (ours)
+
+    def __post_init__(self) -> None:
+        _share(self, "step", "block", "bandwidth_quantile", "focus", "min_focus", "threshold", "min_presence")
+        _at_least(self, 0, "contrast_weight", "structure_weight", "edge_weight", "link_distance")
+        _at_least(self, 1, "structure_blocks", "dbscan_min_samples", "min_area")
+        _above_zero(self, "dbscan_eps")
+        _one_of(self, "source", "clusters", "components")
+        _one_of(self, "tokens", "noun", "phrase")
+        _one_of(self, "head", "peak_frame", "peak_clip", "mean")
+
+    def capture_step(self, steps: int) -> int:
+        """Index (from 0) of the denoising step whose attention is read, for a schedule of ``steps`` steps."""
+        return min(steps - 1, int(self.step * steps + _SHARE_SLACK))
+
+    def capture_block(self, depth: int) -> int:
+        """Index (from 0) of the transformer block whose attention is read, for a model of ``depth`` blocks."""
+        return min(depth - 1, int(self.block * depth + _SHARE_SLACK))
+
+    @property
+    def needs_self_attention(self) -> bool:
+        """Whether the capture must score self-attention heads, or cross-attention alone is enough."""
+        return self.source == "clusters"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig:
+    """How a layout is brought to the asked counts (arXiv 2604.08546 §3.3)."""
+
+    disc_radius: float = 5.0  # r, tokens, radius of an added disc where there is no instance to copy (published)
+    disc_grid: int = (
+        1560  # tokens of the frame that r is given for (30 x 52, 480p); r scales with √area; 0: never scaled
+    )
+    center_weight: float = 1.0  # λc, cost per squared token of distance from the noun's own centre (published)
+    temporal_weight: float = 8.0  # λt, cost per squared token of movement between latent frames (published)
+    max_move: float = 2.0  # tokens per axis an added track may move between latent frames (ours; per frame: any)
+    margin: int = 1  # tokens kept free around an added instance, so that it stays countable (ours); 0: may touch
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "disc_radius", "disc_grid", "center_weight", "temporal_weight", "max_move", "margin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuideConfig:
+    """How cross-attention is biased while the clip is generated again (arXiv 2604.08546 §3.4)."""
+
+    remove: float = 10.0  # s, × δ off the scores of removed instances (published)
+    add: float = 0.8  # k, × δ onto the scores of added instances (published)
+    keep: float = 0.0  # κ, × δ onto the scores of kept instances (ours; published: none)
+    elsewhere: float = 0.0  # β, × δ off the scores of every row without an instance of the noun (ours; published: none)
+    other: float = 0.0  # o, × δ off the other nouns' scores where an instance is added (ours; published: none)
+    overwrite: bool = True  # added copies take the mean score of their reference, weighted by δ (published)
+    tokens: TokenSet = "noun"  # whose columns are biased: the noun's tokens (published) or its whole phrase's
+    schedule: Literal["tanh", "constant"] = "tanh"  # δ over the steps (published: tanh)
+    strength: float = 1.75  # δ while on, for the constant schedule (ours: the tanh schedule's first value)
+    until: float = 1.0  # share of the steps that are guided (published: all)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "remove", "add", "keep", "elsewhere", "other", "strength")
+        _share(self, "until")
+        _one_of(self, "tokens", "noun", "phrase")
+        _one_of(self, "schedule", "tanh", "constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """The whole method: the three stages and the name of the preset they came from."""
+
+    preset: str = "paper"  # a label for reports; the values below are what counts
+    identify: IdentifyConfig = field(default_factory=IdentifyConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    guide: GuideConfig = field(default_factory=GuideConfig)
+
+
+def _share(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not 0.0 <= value <= 1.0:
+            raise _out_of_range(config, name, value, "must be a share from 0 to 1")
+
+
+def _at_least(config: object, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not least <= value < float("inf"):
+            raise _out_of_range(config, name, value, f"must be finite and at least {least}")
+
+
+def _above_zero(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not 0.0 < value < float("inf"):
+            raise _out_of_range(config, name, value, "must be finite and above 0")
+
+
+def _one_of(config: object, name: str, *choices: str) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise _out_of_range(config, name, value, f"must be one of {', '.join(choices)}")
+
+
+def _out_of_range(config: object, name: str, value: object, rule: str) -> ConfigError:
+    stage = type(config).__name__.removesuffix("Config").lower()
+    published = type(config).__dataclass_fields__[name].default  # type: ignore[attr-defined]
+    return ConfigError(f"method.{stage}.{name} = {value!r}, but it {rule}; the preset paper has {published!r}")

@@ -1,0 +1,37 @@
+"""The errors users see. Every message says the value, the rule it broke and the remedy."""
+
+
+class NuminaError(Exception):
+    """Base of all errors that numina raises on purpose."""
+
+
+class InputError(NuminaError, ValueError):
+    """Something the user gave is wrong; nothing was started, nothing was written."""
+
+
+class ConfigError(InputError):
+    """A job's configuration has an unknown key or a value out of range."""
+
+
+class PromptError(InputError):
+    """A prompt or its targets can't be used: empty prompt, noun not in the prompt, count out of range."""
+
+
+class PromptSetError(InputError):
+    """A prompt set can't be used: unreadable file, missing or mistyped column, duplicate id, bad row."""
+
+
+class ModelError(InputError):
+    """A model folder lacks a part, is of an unknown family, or doesn't fit the asked parallel degrees or shape."""
+
+
+class OutputError(InputError):
+    """An output folder belongs to another job, or its filesystem can't hold the commit protocol's promise."""
+
+
+class StorageError(NuminaError):
+    """Storage was lost or is full: the job stops, prompts are not blamed."""
+
+
+class GangError(NuminaError):
+    """A gang of ranks could not start or was lost while it worked."""

@@ -1,0 +1,258 @@
+"""Bring a layout to the asked counts with as few changes as possible (arXiv 2604.08546 §3.3).
+
+Too many: the smallest instances go. Too few: copies of the smallest instance are added, or discs where there is none.
+Nothing else moves. With tracks, what goes or comes is a track, one decision for the clip; else each frame is decided
+alone.
+
+Legend: F frames, H W the token grid of a frame. A *place* is the (row, column) of the middle token of a template's
+bounding box; a *template* is a small mask, the bounding box of what is to be added.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from jaxtyping import Bool, Float, Int8, Int16
+from scipy import ndimage, signal
+
+from numina.config import RefineConfig
+from numina.layout import Layout
+from numina.tracks import centroid
+
+Mask = Bool[np.ndarray, "H W"]
+Clip = Bool[np.ndarray, "frames H W"]
+Template = Bool[np.ndarray, "h w"]
+Labels = Int16[np.ndarray, "frames H W"]
+Costs = Float[np.ndarray, "H W"]
+Place = tuple[int, int]
+
+
+class Region(IntEnum):
+    """What guidance does to a row for one noun."""
+
+    NONE = 0  # no instance of this noun here
+    KEEP = 1  # an instance that stays
+    REMOVE = 2  # an instance that must go
+    ADD_DISC = 3  # a new instance without anything to copy from in this frame
+    ADD_COPY = 4  # a new instance, modelled on the frame's REFERENCE
+    REFERENCE = 5  # stays, and is what this frame's copies are modelled on
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """A layout with the asked counts, as far as there was room, and how it differs from the identified one."""
+
+    layout: Layout
+    regions: Int8[np.ndarray, "nouns frames H W"]  # of Region
+    shortfall: tuple[int, ...]  # per noun: instances that found no room (without tracks: in the worst frame)
+
+
+def refine(layout: Layout, counts: Sequence[int], config: RefineConfig) -> Refinement:
+    """Remove the smallest instances or add copies until every noun has its count; deterministic.
+
+    An added instance never overlaps another one, of any noun: where there is no room, none is added and the lack is
+    reported in ``shortfall``. Raises ``ValueError`` if there isn't one count per noun.
+    """
+    if len(counts) != len(layout.labels) or any(count < 0 for count in counts):
+        raise ValueError(
+            f"counts = {list(counts)} for {len(layout.labels)} nouns: give one count of at least 0 for each"
+        )
+    frames = layout.labels.shape[1]
+    # With tracks the clip is one decision; without, every frame is, and added instances only stay near their last.
+    blocks = [slice(0, frames)] if layout.tracked else [slice(frame, frame + 1) for frame in range(frames)]
+    labels = layout.labels.copy()
+    regions = np.where(labels > 0, Region.KEEP, Region.NONE).astype(np.int8)
+    previous: dict[tuple[int, int], Place] = {}
+    shortfall = np.zeros(len(counts), dtype=np.int64)
+    for block in blocks:
+        lacking = _refine_block(labels[:, block], regions[:, block], counts, previous, config)
+        shortfall = np.maximum(shortfall, lacking)
+    return Refinement(Layout(labels=labels, tracked=layout.tracked), regions, tuple(shortfall.tolist()))
+
+
+def _refine_block(
+    labels: Int16[np.ndarray, "nouns frames H W"],
+    regions: Int8[np.ndarray, "nouns frames H W"],
+    counts: Sequence[int],
+    previous: dict[tuple[int, int], Place],
+    config: RefineConfig,
+) -> list[int]:
+    """Refine some frames, in place, as one decision: a label is one instance in all of them.
+
+    ``previous`` has the last place of each noun's 1st, 2nd, … added instance, in the frame before. Returns the
+    shortfall per noun.
+    """
+    for noun, count in enumerate(counts):  # all removals first: additions must know what stays, of any noun
+        _remove_smallest(labels[noun], regions[noun], count)
+    shortfall = []
+    for noun, count in enumerate(counts):
+        missing = count - len(_by_area(labels[noun]))
+        templates, copied = _templates(labels[noun], config)
+        if missing > 0:
+            _mark_reference(labels[noun], regions[noun])
+        for added in range(missing):
+            last = previous.get((noun, added))
+            path = _find_room(labels, regions, noun, templates, last, config)
+            if path is None:
+                shortfall.append(missing - added)
+                break
+            _draw(labels[noun], regions[noun], templates, copied, path)
+            previous[noun, added] = path[-1]
+        else:
+            shortfall.append(0)
+    return shortfall
+
+
+def _remove_smallest(labels: Labels, regions: Int8[np.ndarray, "frames H W"], count: int) -> None:
+    for label in _by_area(labels)[: max(0, len(_by_area(labels)) - count)]:
+        regions[labels == label] = Region.REMOVE
+        labels[labels == label] = 0
+
+
+def _by_area(labels: Labels) -> list[int]:
+    """Labels of the instances in these frames, smallest first; of equal ones the lower label."""
+    areas = np.bincount(labels.ravel())
+    return sorted((label for label in range(1, len(areas)) if areas[label]), key=lambda label: (areas[label], label))
+
+
+def _mark_reference(labels: Labels, regions: Int8[np.ndarray, "frames H W"]) -> None:
+    for label in _by_area(labels)[:1]:
+        regions[labels == label] = Region.REFERENCE
+
+
+def _templates(labels: Labels, config: RefineConfig) -> tuple[list[Template], list[bool]]:
+    """Per frame what an added instance looks like, and whether it is a copy of an instance in that very frame.
+
+    The smallest instance's mask; in frames without it, its mask in the nearest frame; a disc if there are no instances.
+    """
+    smallest = _by_area(labels)[:1]
+    if not smallest:
+        return [disc(disc_radius(labels.shape[1:], config))] * len(labels), [False] * len(labels)
+    masks = labels == smallest[0]
+    seen = np.flatnonzero(masks.any(axis=(1, 2)))
+    nearest = [int(seen[np.abs(seen - frame).argmin()]) for frame in range(len(labels))]
+    boxes = [ndimage.find_objects(masks[frame].astype(np.int8))[0] for frame in nearest]
+    templates = [masks[frame][box] for frame, box in zip(nearest, boxes, strict=True)]
+    return templates, [frame == shown for frame, shown in enumerate(nearest)]
+
+
+def disc_radius(grid: tuple[int, ...], config: RefineConfig) -> int:
+    """Radius, in whole tokens, of an added disc on a grid (H, W): the configured one, scaled with the frame's side."""
+    scale = (grid[0] * grid[1] / config.disc_grid) ** 0.5 if config.disc_grid else 1.0
+    return int(config.disc_radius * scale + 0.5)
+
+
+def disc(radius: int) -> Template:
+    """Tokens within ``radius`` of the middle one."""
+    row, column = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+    return np.asarray(row**2 + column**2 <= radius**2)
+
+
+def _find_room(
+    labels: Int16[np.ndarray, "nouns frames H W"],
+    regions: Int8[np.ndarray, "nouns frames H W"],
+    noun: int,
+    templates: list[Template],
+    last: Place | None,
+    config: RefineConfig,
+) -> list[Place] | None:
+    """The cheapest place in every frame, with as much of the margin as there is room for; None if there is no room."""
+    instances = np.any(labels > 0, axis=0)
+    removed = np.any(regions == Region.REMOVE, axis=0)
+    for blocked in _blocked(instances, removed, config.margin):
+        costs = np.stack(
+            [place_costs(*frame, config.center_weight) for frame in zip(templates, blocked, labels[noun], strict=True)]
+        )
+        if last is not None:
+            costs[0] += config.temporal_weight * _squared_distance(costs.shape[1:], last)
+        path = best_path(costs, config.temporal_weight, config.max_move)
+        if path is not None:
+            return path
+    return None
+
+
+def _blocked(instances: Clip, removed: Clip, margin: int) -> Iterator[Clip]:
+    """What an added instance must stay clear of, from the strictest wish to the least that keeps it countable.
+
+    Where an instance of another noun is being erased is a poor place to grow something, but better than none.
+    """
+    for occupied in (instances | removed, instances):
+        for gap in range(margin, min(margin, 1) - 1, -1):
+            near = np.ones((1, 2 * gap + 1, 2 * gap + 1), dtype=bool)
+            yield ndimage.binary_dilation(occupied, structure=near)
+
+
+def place_costs(template: Template, blocked: Mask, labels: Int16[np.ndarray, "H W"], center_weight: float) -> Costs:
+    """Cost of each place in one frame, for all at once: ∞ where the template overlaps ``blocked`` or sticks out, else
+    λc·‖p − centre‖², the centre being that of the noun's instances in the frame (the frame's own if there are none).
+    """
+    height, width = template.shape
+    costs = np.full(blocked.shape, np.inf)
+    if height > blocked.shape[0] or width > blocked.shape[1]:
+        return costs
+    overlap = signal.correlate(blocked.astype(np.float64), template.astype(np.float64), mode="valid")
+    free = costs[height // 2 :, width // 2 :][: overlap.shape[0], : overlap.shape[1]]
+    free[overlap < 0.5] = 0.0  # FFT leaves ~1e-13 where the count is 0
+    centre = centroid(labels > 0) if labels.any() else (np.array(labels.shape) - 1) / 2
+    return costs + center_weight * _squared_distance(costs.shape, centre)
+
+
+def _squared_distance(grid: tuple[int, ...], place: Place | Float[np.ndarray, "2"]) -> Costs:
+    row, column = np.ogrid[: grid[0], : grid[1]]
+    return np.asarray((row - float(place[0])) ** 2 + (column - float(place[1])) ** 2)
+
+
+def best_path(
+    costs: Float[np.ndarray, "frames H W"], temporal_weight: float, max_move: float = np.inf
+) -> list[Place] | None:
+    """Places p of the frames that minimise Σ costs[f, p_f] + λt·Σ ‖p_f − p_{f−1}‖²; None if all paths cost ∞.
+
+    No step is longer than ``max_move`` tokens in rows or in columns. Exact, by dynamic programming over the frames: the
+    published rule goes frame by frame, and can walk into a corner from which the next free place is far away. For a
+    single frame the two are the same. First of equals.
+    """
+    total, origins = costs[0], []
+    steps = np.abs(np.subtract.outer(np.arange(max(total.shape)), np.arange(max(total.shape))))
+    step_costs = np.where(steps <= max_move, temporal_weight * steps**2, np.inf)
+    for frame in costs[1:]:
+        total, origin = _cheapest_step(total, step_costs)
+        total = total + frame
+        origins.append(origin)
+    if not np.isfinite(total).any():
+        return None
+    row, column = divmod(int(total.argmin()), total.shape[1])
+    path = [(row, column)]
+    for origin in reversed(origins):
+        row, column = (int(x) for x in origin[row, column])
+        path.append((row, column))
+    return path[::-1]
+
+
+def _cheapest_step(
+    total: Costs, step_costs: Float[np.ndarray, "side side"]
+) -> tuple[Costs, Int16[np.ndarray, "H W 2"]]:
+    """For each place q the least total[p] + λt·‖q − p‖², and that p. Squares separate: rows first, then columns."""
+    height, width = total.shape
+    by_row = total[None] + step_costs[:height, :height, None]  # [to row, from row, column]
+    from_row = by_row.argmin(axis=1)
+    by_column = by_row.min(axis=1)[:, None] + step_costs[None, :width, :width]  # [row, to column, from column]
+    from_column = by_column.argmin(axis=2)
+    origin = np.stack([np.take_along_axis(from_row, from_column, axis=1), from_column], axis=-1)
+    return by_column.min(axis=2), origin.astype(np.int16)
+
+
+def _draw(
+    labels: Labels,
+    regions: Int8[np.ndarray, "frames H W"],
+    templates: list[Template],
+    copied: list[bool],
+    path: list[Place],
+) -> None:
+    """Write an added instance into every frame."""
+    number = labels.max() + 1
+    for frame, (template, copy, (row, column)) in enumerate(zip(templates, copied, path, strict=True)):
+        top, left = row - template.shape[0] // 2, column - template.shape[1] // 2
+        box = (frame, slice(top, top + template.shape[0]), slice(left, left + template.shape[1]))
+        labels[box][template] = number
+        regions[box][template] = Region.ADD_COPY if copy else Region.ADD_DISC

@@ -1,0 +1,1 @@
+"""Models: adapters on diffusers, attention processors, two-phase denoising, engines, video files, judges."""

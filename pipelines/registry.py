@@ -1,0 +1,43 @@
+"""From a model's name to its adapter. `testbed` names the embedded counting model; anything else is a folder."""
+
+from pathlib import Path
+
+import torch
+
+from numina.errors import ConfigError
+from pipelines.base import ModelFacts, VideoModel
+from pipelines.testbed import WEIGHTS
+from pipelines.wan import WanModel, inspect
+
+TESTBED = "testbed"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def model_folder(path: str) -> Path:
+    """The checkpoint folder that a `model.path` stands for."""
+    return WEIGHTS if path == TESTBED else Path(path)
+
+
+def inspect_model(path: str) -> ModelFacts:
+    """What a checkpoint is, without loading it. Raises ModelError for what is missing."""
+    return inspect(model_folder(path))
+
+
+def load_model(path: str, *, dtype: str = "auto", device: str = "auto") -> VideoModel:
+    """Loads a checkpoint for this process's device."""
+    device = resolve_device(device)
+    return WanModel.load(model_folder(path), dtype=DTYPES[resolve_dtype(dtype, device)], device=device)
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is the GPU where there is one. Raises ConfigError where a GPU is asked for and there is none."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("model.device is cuda, but torch sees no GPU here; use model.device=cpu or auto")
+    return device
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    return dtype if dtype != "auto" else "bfloat16" if device.startswith("cuda") else "float32"

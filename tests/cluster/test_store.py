@@ -1,0 +1,528 @@
+"""What an output promises: exactly one visible row per key, whole files, keys that depend on content alone."""
+
+import errno
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.atomic import PosixFiles
+from cluster.store import ROW_SCHEMA, Store, canonical_json, row_key, sample_seed
+from numina.errors import OutputError, StorageError
+from numina.prompts import Target
+
+CATS = (Target(noun="cats", count=3),)
+
+
+def key_of(number: int) -> str:
+    return hashlib.blake2b(str(number).encode(), digest_size=16).hexdigest()
+
+
+def a_row(key: str, store: Store, video: bytes = b"video", **columns: Any) -> dict[str, Any]:
+    file_name, sha256 = store.put_video(key, video)
+    return {
+        "key": key,
+        "file_name": file_name,
+        "video_sha256": sha256,
+        "prompt": "three cats",
+        "targets": CATS,
+        "strategy": "numina",
+        "seed": 7,
+        **columns,
+    }
+
+
+def leaves(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+class TestRowKey:
+    CONTENT: ClassVar[dict[str, Any]] = {
+        "prompt": "three cats",
+        "negative_prompt": None,
+        "targets": CATS,
+        "seed": 7,
+        "config": {"generation": {"steps": 50, "shift": 5.0}, "method": {"name": "closed"}},
+        "model_revision": "abc",
+        "algorithm_version": 1,
+    }
+
+    def test_it_is_the_same_in_another_process(self) -> None:
+        """The key doesn't depend on the process, its hash seed or the order of a mapping."""
+        turned = {**self.CONTENT, "config": {"method": {"name": "closed"}, "generation": {"shift": 5, "steps": 50}}}
+        code = f"from cluster.store import row_key; from numina.prompts import Target; print(row_key(**{turned!r}))"
+        environment = {**os.environ, "PYTHONHASHSEED": "99"}
+        command = [sys.executable, "-c", code]
+        printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.strip()
+        assert printed == row_key(**self.CONTENT)
+        assert len(row_key(**self.CONTENT)) == 32
+
+    @pytest.mark.parametrize(
+        ("name", "other"),
+        [
+            ("prompt", "three cats "),
+            ("negative_prompt", ""),
+            ("targets", (Target(noun="cats", count=4),)),
+            ("seed", 8),
+            ("config", {"generation": {"steps": 25, "shift": 5.0}, "method": {"name": "closed"}}),
+            ("model_revision", "abd"),
+            ("algorithm_version", 2),
+        ],
+    )
+    def test_every_part_of_the_content_counts(self, name: str, other: Any) -> None:
+        """Whatever decides the pixels changes the key."""
+        assert row_key(**{**self.CONTENT, name: other}) != row_key(**self.CONTENT)
+
+    def test_a_not_finite_number_is_refused(self) -> None:
+        """NaN isn't equal to itself, so it can't enter a key."""
+        with pytest.raises(ValueError, match="nan has no canonical form"):
+            row_key(**{**self.CONTENT, "config": {"scale": float("nan")}})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+def test_canonical_json_survives_a_round_trip(value: Any) -> None:
+    """Reading the canonical text and writing it again gives it again: a config from run.json gives the same keys."""
+    text = canonical_json(value)
+    assert canonical_json(json.loads(text)) == text
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=6), st.randoms())
+def test_canonical_json_ignores_order_and_number_type(value: dict[str, Any], random: Any) -> None:
+    """Mappings in another order, tuples for lists, and 5.0 for 5 have the same text."""
+    names = list(value)
+    random.shuffle(names)
+
+    def other(item: Any) -> Any:
+        if isinstance(item, list):
+            return tuple(map(other, item))
+        if isinstance(item, int) and not isinstance(item, bool) and abs(item) < 2**53:
+            return float(item)
+        return item
+
+    assert canonical_json({name: other(value[name]) for name in names}) == canonical_json(value)
+
+
+@given(JSON, JSON)
+def test_canonical_json_tells_different_values_apart(a: Any, b: Any) -> None:
+    """Two values have the same text only if they are equal as JSON."""
+    if canonical_json(a) == canonical_json(b):
+        assert json.loads(json.dumps(a)) == json.loads(json.dumps(b))
+
+
+class TestSampleSeed:
+    def test_a_given_seed_counts_up(self) -> None:
+        """The sample's seed is the row's own plus the sample's index, kept in 63 bits."""
+        assert [sample_seed(5, "a", "p", index, 0) for index in range(3)] == [5, 6, 7]
+        assert sample_seed(2**63 - 1, None, "p", 1, 0) == 0
+
+    def test_a_derived_seed_depends_on_id_index_and_job(self) -> None:
+        """With an id the prompt doesn't matter; without one it does; index and job seed always do."""
+        seeds = {
+            sample_seed(None, "a", "p", 0, 0),
+            sample_seed(None, "b", "p", 0, 0),
+            sample_seed(None, "a", "p", 1, 0),
+            sample_seed(None, "a", "p", 0, 1),
+            sample_seed(None, None, "p", 0, 0),
+            sample_seed(None, None, "a", 0, 0),
+        }
+        assert len(seeds) == 6
+        assert all(0 <= seed < 2**63 for seed in seeds)
+        assert sample_seed(None, "a", "p", 0, 0) == sample_seed(None, "a", "q", 0, 0)
+
+
+class TestCommit:
+    def test_a_second_commit_leaves_the_first(self, tmp_path: Path) -> None:
+        """The first commit wins, the second says so and changes nothing."""
+        store, key = Store(str(tmp_path)), key_of(1)
+        assert store.commit(a_row(key, store, gpu_seconds=1.0))
+        assert not store.commit(a_row(key, store, gpu_seconds=2.0))
+        assert store.rows()["gpu_seconds"].to_pylist() == [1.0]
+        assert store.committed() == {key}
+
+    def test_a_row_comes_back_whole(self, tmp_path: Path) -> None:
+        """Every column keeps its type and value; what wasn't given is null; the prompt set's own columns follow."""
+        store = Store(str(tmp_path), extra_columns=pa.schema([("source", pa.string()), ("score", pa.float32())]))
+        identified = [{"noun": "cats", "frames": [3, 2, 3], "count": 3}]
+        row = a_row(
+            key_of(1),
+            store,
+            identified=identified,
+            shortfall=[0],
+            timings={"denoise": 1.5, "decode": 0.25},
+            guided=True,
+            extra={"source": "web"},
+        )
+        store.commit(row)
+        table = store.rows()
+        assert table.schema.names == [*ROW_SCHEMA.names, "source", "score"]
+        assert table.schema.field("score").type == pa.float32()
+        (back,) = table.to_pylist()
+        assert back["targets"] == [{"noun": "cats", "count": 3}]
+        assert back["identified"] == identified
+        assert back["timings"]["denoise"] == 1.5
+        assert back["timings"]["encode"] is None
+        assert back["committed_at"] is not None
+        assert (back["source"], back["score"], back["guided"], back["width"]) == ("web", None, True, None)
+
+    def test_undeclared_extra_columns_are_united(self, tmp_path: Path) -> None:
+        """A null in one row and a value in another are one column with the value's type."""
+        store = Store(str(tmp_path))
+        store.commit(a_row(key_of(1), store, extra={"source": None}))
+        store.commit(a_row(key_of(2), store, extra={"source": "web"}))
+        assert sorted(store.rows()["source"].to_pylist(), key=str) == [None, "web"]
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"prompt": None}, "prompt"),
+            ({"promt": "x"}, "promt"),
+            ({"extra": {"width": 3}}, "width"),
+            ({"timings": {"sleep": 1.0}}, "sleep"),
+        ],
+    )
+    def test_a_wrong_row_is_refused(self, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+        """A missing, misspelt or doubled column is an error, never a silent null."""
+        store = Store(str(tmp_path))
+        with pytest.raises(ValueError, match=said):
+            store.commit(a_row(key_of(1), store) | change)
+        assert store.committed() == set()
+
+    def test_a_key_is_checked_before_it_names_a_file(self, tmp_path: Path) -> None:
+        """Nothing but 32 hex digits can become a path."""
+        with pytest.raises(ValueError, match="32 hex digits"):
+            Store(str(tmp_path)).put_video("../../etc/passwd", b"")
+
+    def test_videos_are_named_by_content(self, tmp_path: Path) -> None:
+        """Two different videos of one key lie side by side; the same one twice is one file."""
+        store, key = Store(str(tmp_path)), key_of(1)
+        names = {store.put_video(key, data)[0] for data in (b"one", b"two", b"one")}
+        assert leaves(tmp_path) == names
+        assert len(names) == 2
+        name, sha256 = store.put_video(key, b"one")
+        assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == sha256
+        assert name == f"videos/{key[:2]}/{key}-{sha256[:16]}.mp4"
+
+    def test_layouts_repeat_byte_for_byte(self, tmp_path: Path) -> None:
+        """Equal arrays make one file whatever the order they are given in; numpy reads it without pickles."""
+        store, key = Store(str(tmp_path)), key_of(1)
+        labels, nouns = np.arange(24, dtype=np.int16).reshape(1, 2, 3, 4), np.array(["cats"])
+        name = store.put_layout(key, {"labels": labels, "nouns": nouns})
+        assert store.put_layout(key, {"nouns": nouns, "labels": labels}) == name
+        with np.load(io.BytesIO((tmp_path / name).read_bytes()), allow_pickle=False) as arrays:
+            assert np.array_equal(arrays["labels"], labels)
+            assert arrays["nouns"].tolist() == ["cats"]
+        with pytest.raises(ValueError, match=r"[Oo]bject arrays"):
+            store.put_layout(key, {"bad": np.array([None])})
+
+
+def race(root: str, start: Any, keys: list[str], wins: Any) -> None:
+    store = Store(root)
+    rows = [a_row(key, store, video=os.urandom(2000)) for key in keys]
+    start.wait()
+    wins.put([row["key"] for row in rows if store.commit(row)])
+
+
+def test_two_processes_that_race_have_one_winner_per_key(tmp_path: Path) -> None:
+    """Of two processes committing the same keys at once each key has one winner, and the row is the winner's."""
+    context = multiprocessing.get_context("forkserver")
+    keys, start, wins = [key_of(number) for number in range(60)], context.Barrier(2), context.Queue()
+    racers = [context.Process(target=race, args=(str(tmp_path), start, keys, wins)) for _ in range(2)]
+    for racer in racers:
+        racer.start()
+    won = [*wins.get(timeout=60), *wins.get(timeout=60)]
+    for racer in racers:
+        racer.join(timeout=60)
+    assert sorted(won) == sorted(keys)
+    rows = Store(str(tmp_path)).rows().to_pylist()
+    assert [row["key"] for row in rows] == sorted(keys)
+    for row in rows:
+        assert hashlib.sha256((tmp_path / row["file_name"]).read_bytes()).hexdigest() == row["video_sha256"]
+    assert not [name for name in leaves(tmp_path) if ".numina-" in name]
+
+
+def test_many_threads_have_one_winner(tmp_path: Path) -> None:
+    """16 threads that create one name: one succeeds, and the content is that one's."""
+    files = PosixFiles(str(tmp_path))
+    for trial in range(10):
+        with ThreadPoolExecutor(16) as threads:
+            contents = [bytes([n]) * 5000 for n in range(16)]
+            made = list(threads.map(files.create, [f"a/{trial}"] * 16, contents))
+        assert sum(made) == 1
+        assert files.read(f"a/{trial}") == contents[made.index(True)]
+
+
+class TestOpenRun:
+    CONFIG: ClassVar[dict[str, Any]] = {"generation": {"steps": 50, "size": [480, 832]}, "model_revision": "abc"}
+
+    def test_the_same_configuration_resumes(self, tmp_path: Path) -> None:
+        """A later run with equal keyed configuration is let in, whatever its degrees and its prompt count."""
+        Store(str(tmp_path)).open_run(self.CONFIG, asked=10, info={"ulysses": 1})
+        store = Store(str(tmp_path))
+        store.open_run({"model_revision": "abc", "generation": {"size": (480, 832), "steps": 50.0}}, asked=20)
+        assert store.status().asked == 20
+        assert store.run_config() == self.CONFIG
+
+    def test_every_difference_is_shown(self, tmp_path: Path) -> None:
+        """Changed, new and missing keys are all named with both values, and nothing is changed."""
+        Store(str(tmp_path)).open_run(self.CONFIG)
+        before = (tmp_path / "run.json").read_bytes()
+        with pytest.raises(OutputError) as error:
+            Store(str(tmp_path)).open_run({"generation": {"steps": 25, "size": [480, 832], "shift": 5}})
+        assert "generation.steps: 50 there, 25 now" in str(error.value)
+        assert "generation.shift: absent there, 5 now" in str(error.value)
+        assert 'model_revision: "abc" there, absent now' in str(error.value)
+        assert "size" not in str(error.value)
+        assert (tmp_path / "run.json").read_bytes() == before
+
+    def test_a_foreign_folder_is_left_alone(self, tmp_path: Path) -> None:
+        """A folder that holds something else than an output is refused, and nothing is put into it."""
+        (tmp_path / "thesis.tex").write_text("x")
+        with pytest.raises(OutputError, match=r"thesis\.tex"):
+            Store(str(tmp_path)).open_run(self.CONFIG)
+        assert leaves(tmp_path) == {"thesis.tex"}
+
+    def test_two_that_open_at_once_agree(self, tmp_path: Path) -> None:
+        """Drivers that start together with one configuration all get in; of two configurations one wins."""
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda _: Store(str(tmp_path / "a")).open_run(self.CONFIG), range(8)))
+
+        def opened(steps: int) -> bool:
+            try:
+                Store(str(tmp_path / "b")).open_run({"steps": steps})
+            except OutputError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as threads:
+            assert sum(threads.map(opened, range(8))) == 1
+
+    @pytest.mark.parametrize("content", ["{", "[]", '{"format": "numina-output/99", "config": {}}'])
+    def test_an_unknown_run_file_is_refused(self, tmp_path: Path, content: str) -> None:
+        """A damaged run.json or one of a later format is an error with a remedy, not overwritten."""
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(OutputError, match=r"run\.json"):
+            Store(str(tmp_path)).open_run(self.CONFIG)
+        assert (tmp_path / "run.json").read_text() == content
+
+
+class TestFilesystems:
+    def test_one_without_the_promise_is_refused(self) -> None:
+        """A filesystem that can't create-if-absent needs single_writer; then it works."""
+        root = f"memory://{key_of(1)}"
+        with pytest.raises(OutputError, match="single_writer"):
+            Store(root)
+        store = Store(root, single_writer=True)
+        store.open_run({"steps": 50}, asked=2)
+        assert store.commit(a_row(key_of(1), store))
+        assert not store.commit(a_row(key_of(1), store))
+        store.fail(key_of(2), {"error": "lost"})
+        assert store.committed() == {key_of(1)} == set(store.rows()["key"].to_pylist())
+        assert (store.status().done, store.status().failed) == (1, 1)
+
+    def test_a_folder_without_hard_links_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where link isn't supported the error says so before any work; single_writer renames instead."""
+        monkeypatch.setattr(os, "link", failing(errno.EPERM))
+        with pytest.raises(OutputError, match="hard links"):
+            Store(str(tmp_path)).open_run({})
+        store = Store(str(tmp_path), single_writer=True)
+        store.open_run({})
+        assert store.commit(a_row(key_of(1), store))
+        assert not store.commit(a_row(key_of(1), store))
+
+    def test_a_promise_broken_silently_is_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Storage that ignores the condition (some S3 servers do) is found out by trying, before any work."""
+
+        def overwrite(self: PosixFiles, name: str, data: bytes) -> bool:
+            self.replace(name, data)
+            return True
+
+        monkeypatch.setattr(PosixFiles, "create", overwrite)
+        with pytest.raises(OutputError, match="two writers"):
+            Store(str(tmp_path)).open_run({})
+
+    def test_a_lost_answer_is_still_our_success(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """NFS may repeat a link and refuse the repeat: EEXIST on our own inode is success."""
+        link = os.link
+
+        def twice(source: str, target: str) -> None:
+            link(source, target)
+            link(source, target)
+
+        monkeypatch.setattr(os, "link", twice)
+        assert PosixFiles(str(tmp_path)).create("a", b"1")
+
+    @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT, errno.ESTALE])
+    def test_lost_storage_stops_the_job(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+        """Full, read-only or broken storage is a StorageError, never a prompt's failure, and leaves no litter."""
+        store = Store(str(tmp_path))
+        row = a_row(key_of(1), store)
+        before = leaves(tmp_path)
+        monkeypatch.setattr(os, "fsync", failing(code))
+        with pytest.raises(StorageError, match="resume"):
+            store.commit(row)
+        assert leaves(tmp_path) == before
+
+    def test_a_root_that_is_a_file_is_lost_storage(self, tmp_path: Path) -> None:
+        """No stack trace of a missing folder: one error of ours."""
+        (tmp_path / "out").write_text("x")
+        with pytest.raises(StorageError, match="out"):
+            Store(str(tmp_path / "out")).put_video(key_of(1), b"")
+
+
+def failing(code: int) -> Any:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+class TestSegments:
+    def test_compaction_changes_nothing_for_readers(self, tmp_path: Path) -> None:
+        """Rows, keys and status are the same before, between and after compactions, also without the commits."""
+        store = Store(str(tmp_path))
+        store.open_run({}, asked=9)
+        for number in range(5):
+            store.commit(a_row(key_of(number), store, extra={"source": number}))
+        before = store.rows()
+        assert store.compact() is not None
+        assert store.rows().equals(before)
+        assert store.compact() is None
+        store.commit(a_row(key_of(9), store, extra={"source": None}))
+        assert store.compact(at_least=1) is not None
+        assert len(store.rows()) == 6
+        for name in leaves(tmp_path):
+            if name.startswith("commits/"):
+                (tmp_path / name).unlink()
+        assert len(store.rows()) == len(store.committed()) == store.status().done == 6
+
+    def test_overlapping_segments_show_a_row_once(self, tmp_path: Path) -> None:
+        """Two processes may compact the same commits at once."""
+        store = Store(str(tmp_path))
+        for number in range(4):
+            store.commit(a_row(key_of(number), store))
+        first = store.compact()
+        assert first is not None
+        (tmp_path / first).rename(tmp_path / "aside.parquet")
+        store.commit(a_row(key_of(4), store))
+        store.compact()
+        (tmp_path / "aside.parquet").rename(tmp_path / first)
+        assert store.rows()["key"].to_pylist() == sorted(map(key_of, range(5)))
+
+
+def test_failures_are_kept_in_order(tmp_path: Path) -> None:
+    """Every attempt has its own record, also when two drivers fail the same key at once, and more than nine."""
+    store = Store(str(tmp_path))
+    with ThreadPoolExecutor(12) as threads:
+        list(threads.map(lambda n: Store(str(tmp_path)).fail(key_of(1), {"attempt": n}), range(12)))
+    store.fail(key_of(1), {"attempt": 12, "error": "Ünfall"})
+    records = store.failures()[key_of(1)]
+    assert sorted(record["attempt"] for record in records) == list(range(13))
+    assert records[-1]["error"] == "Ünfall"
+
+
+def test_status_counts_what_is_done_failed_and_left(tmp_path: Path) -> None:
+    """A key that failed and then succeeded is done; one that isn't given up yet is neither."""
+    store = Store(str(tmp_path))
+    assert (store.status().done, store.status().asked, store.status().left) == (0, None, None)
+    store.open_run({}, asked=6)
+    for number in range(3):
+        store.commit(a_row(key_of(number), store))
+        os.utime(tmp_path / f"commits/{key_of(number)[:2]}/{key_of(number)}.parquet", (0, 1000.0 + 60 * number))
+    store.fail(key_of(0), {})
+    store.fail(key_of(3), {})
+    store.fail(key_of(4), {"final": False})
+    status = store.status()
+    assert (status.done, status.failed, status.asked, status.left) == (3, 1, 6, 2)
+    assert status.rate_per_hour == pytest.approx(60.0)
+    assert status.eta_seconds == pytest.approx(120.0)
+    assert status.first_commit is not None
+    assert status.first_commit.timestamp() == 1000.0
+
+
+def test_evaluations_stay_outside_the_commits(tmp_path: Path) -> None:
+    """Each judge has one verdict per key; the rows don't change."""
+    store = Store(str(tmp_path))
+    store.commit(a_row(key_of(1), store))
+    before = store.rows()
+    verdict = {"detected": [{"noun": "cats", "frames": [3, 3]}], "count_accuracy": 1.0, "mae": 0.0}
+    assert store.put_evaluation("exact", key_of(1), verdict)
+    assert not store.put_evaluation("exact", key_of(1), verdict | {"count_accuracy": 0.0})
+    assert store.judges() == ["exact"]
+    assert store.evaluations("exact").to_pylist() == [{"key": key_of(1), "judge": "exact", **verdict}]
+    assert len(store.evaluations("other")) == 0
+    assert store.rows().equals(before)
+    with pytest.raises(ValueError, match="judge"):
+        store.put_evaluation("../x", key_of(1), verdict)
+
+
+def test_a_lease_is_a_hint_that_expires(tmp_path: Path) -> None:
+    """A fresh lease of another is seen and respected; one's own, an expired and a released one aren't in the way."""
+    a, b, key = Store(str(tmp_path)), Store(str(tmp_path)), key_of(1)
+    assert not a.leased(key)
+    assert a.lease(key)
+    assert a.lease(key)
+    assert b.leased(key)
+    assert not b.lease(key)
+    assert not a.leased(key)
+    a.release(key)
+    assert b.lease(key, seconds=-1)
+    assert not a.leased(key)
+    assert a.lease(key)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    pytest.importorskip("s3fs", reason="needs s3fs")
+    server = pytest.importorskip("moto.server", reason="needs moto[server,s3]")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+def test_s3_keeps_the_promise(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On S3 a commit is a conditional put: 16 racing threads have one winner, readers see whole rows."""
+    import s3fs
+
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": s3_endpoint,
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+    store = Store("s3://bucket/out")
+    store.open_run({"steps": 50}, asked=3)
+    row = a_row(key_of(1), store)
+    with ThreadPoolExecutor(16) as threads:
+        made = list(threads.map(lambda _: store.commit(row), range(16)))
+    assert sum(made) == 1
+    store.fail(key_of(2), {"error": "lost"})
+    assert store.committed() == {key_of(1)} == set(store.rows()["key"].to_pylist())
+    assert store.lease(key_of(3))
+    assert Store("s3://bucket/out").leased(key_of(3))
+    assert (store.status().done, store.status().failed, store.status().left) == (1, 1, 1)
+    with pytest.raises(OutputError, match="steps: 50 there, 25 now"):
+        Store("s3://bucket/out").open_run({"steps": 25})

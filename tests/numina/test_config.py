@@ -1,0 +1,90 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from numina.config import GuideConfig, IdentifyConfig, MethodConfig, RefineConfig
+from numina.errors import ConfigError
+
+PRESETS = Path(__file__).parents[2] / "configs" / "method"
+
+
+def load(preset: str, *overrides: str) -> MethodConfig:
+    merged = OmegaConf.merge(
+        OmegaConf.structured(MethodConfig),
+        OmegaConf.load(PRESETS / f"{preset}.yaml"),
+        OmegaConf.from_dotlist(list(overrides)),
+    )
+    return OmegaConf.to_object(merged)
+
+
+def test_paper_preset_is_the_defaults():
+    """The YAML of the published form and the dataclasses' defaults never drift apart."""
+    assert load("paper") == MethodConfig()
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_presets_list_every_field(preset):
+    """A preset shows all of its values: nothing is inherited silently."""
+    listed = OmegaConf.to_container(OmegaConf.load(PRESETS / f"{preset}.yaml"))
+    assert listed["preset"] == preset
+    for stage, kind in {"identify": IdentifyConfig, "refine": RefineConfig, "guide": GuideConfig}.items():
+        assert set(listed[stage]) == {field.name for field in dataclasses.fields(kind)}
+
+
+def test_published_values():
+    """What the publication states is what the preset paper does."""
+    paper = load("paper")
+    assert paper.identify.capture_step(50) == 20
+    assert paper.identify.capture_block(30) == 15
+    assert paper.identify.needs_self_attention
+    assert (paper.guide.remove, paper.guide.add, paper.refine.disc_radius) == (10.0, 0.8, 5.0)
+    assert not load("closed").identify.needs_self_attention
+
+
+@pytest.mark.parametrize(
+    ("share", "steps", "index"), [(0.4, 25, 10), (0.29, 100, 29), (1.0, 50, 49), (0.0, 50, 0), (0.4, 1, 0)]
+)
+def test_capture_step_stays_in_the_schedule(share, steps, index):
+    """The captured step exists, and rounding never loses a step that the share names exactly."""
+    assert IdentifyConfig(step=share).capture_step(steps) == index
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "identify.step=1.5",
+        "identify.min_area=0",
+        "identify.dbscan_eps=0",
+        "refine.margin=-1",
+        "guide.strength=inf",
+        "guide.until=nan",
+    ],
+)
+def test_values_out_of_range_are_refused(override):
+    """A bad value is an error that names the key, the value and the rule."""
+    key, value = override.split("=")
+    with pytest.raises(ConfigError, match=rf"method\.{key} = .*{value[-1]}.* must be") as error:
+        load("paper", override)
+    assert "preset paper has" in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["identify.source=attention", "guide.schedule=linear", "identify.stpe=0.4"])
+def test_unknown_words_are_refused(override):
+    """A mistyped choice or key is an error of the merge, before anything runs."""
+    with pytest.raises(OmegaConfBaseException):
+        load("paper", override)
+
+
+def test_choices_are_checked_without_omegaconf():
+    """The dataclass alone refuses a word that isn't a choice."""
+    with pytest.raises(ConfigError, match=r"method\.guide\.tokens = 'word', but it must be one of noun, phrase"):
+        GuideConfig(tokens="word")
+
+
+def test_configs_are_frozen():
+    """A config is a value: stages can't change each other's."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RefineConfig().margin = 3

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayActorError, RayTaskError, RayError
+from ray.exceptions import RayError, RayTaskError
 
 from cluster.gang import Gang, GangSpec
 from cluster.job import ALGORITHM_VERSION, JobConfig, config_hash
 from cluster.promptset import PromptRow, extra_columns, read_prompts
 from cluster.store import Store, row_key, sample_seed
 from numina.correct import Correction, correct
-from numina.errors import GangError, StorageError
+from numina.errors import GangError, InputError
 from pipelines.base import ModelFacts
-from pipelines.generate import Clip, Identified, Timings
+from pipelines.generate import Clip, Identified
 from pipelines.parallel import check_divides
 from pipelines.registry import inspect_model, resolve_device, resolve_dtype
 from pipelines.testbed import WEIGHTS
@@ -244,12 +244,20 @@ class Driver:
                 self._begin(gang, self.pending.popleft())
                 flying += 1
 
-    def _lose_gang(self, gang: Gang, error: RayError) -> None:
-        """Ends a gang that lost a rank, hands its clips back, and puts a fresh one in its place."""
+    def _lose_gang(self, culprit: _Flight, error: RayError) -> None:
+        """Ends a gang that lost a rank, hands its clips back, and puts a fresh one in its place.
+
+        Only the clip whose call failed first is blamed: the others were merely there.
+        """
+        gang = culprit.gang
         gang.end()
         self.gangs.remove(gang)
         for flight in [flight for flight in self.flights.values() if flight.gang is gang]:
-            self._fail(flight, error)
+            if flight is culprit:
+                self._fail(flight, error)
+            else:
+                self._forget(flight)
+                self.pending.append(flight.task)
         if self.pending or self.flights:
             self._start_gang(gang.name)
 
@@ -277,11 +285,13 @@ class Driver:
         try:
             answer = ray.get(reference)
         except RayError as error:
-            if flight.stage == "layout":
-                self._fail(flight, error)
+            if _is_input_error(error):  # every rank refused it alike, before any collective: the gang is well
+                self._fail(flight, error, for_good=True)
+            elif flight.stage == "layout":
                 flight.gang.call("drop", flight.task.key)
+                self._fail(flight, error)
             else:
-                self._lose_gang(flight.gang, error)
+                self._lose_gang(flight, error)
             return
         if not is_answer:
             return
@@ -304,14 +314,17 @@ class Driver:
             flight.stage = "guide"
             self._wait(flight, flight.gang.call("guide", flight.task.key, ray.put(correction.plan)))
 
-    def _fail(self, flight: _Flight, error: RayError) -> None:
-        """Hands a clip back for another try; after the last one it is recorded and the job goes on."""
-        task = flight.task
-        del self.flights[task.key]
+    def _forget(self, flight: _Flight) -> None:
+        del self.flights[flight.task.key]
         for reference in [reference for reference, (other, _) in self.waiting.items() if other is flight]:
             del self.waiting[reference]
+
+    def _fail(self, flight: _Flight, error: RayError, *, for_good: bool = False) -> None:
+        """Hands a clip back for another try; after the last one it is recorded and the job goes on."""
+        task = flight.task
+        self._forget(flight)
         self.attempts[task.key] = self.attempts.get(task.key, 0) + 1
-        if self.attempts[task.key] < self.plan.job.cluster.attempts:
+        if not for_good and self.attempts[task.key] < self.plan.job.cluster.attempts:
             self.pending.append(task)
             return
         record = {"prompt": task.row.prompt, "row": task.row.index, "stage": flight.stage, "error": _reason(error)}
@@ -402,6 +415,10 @@ def identified_counts(task: ClipTask, correction: Correction) -> list[dict[str, 
 def code_version() -> str:
     """The installed version of numina."""
     return version("numina-video")
+
+
+def _is_input_error(error: RayError) -> bool:
+    return isinstance(error, RayTaskError) and isinstance(error.cause, InputError)
 
 
 def _reason(error: BaseException) -> str:

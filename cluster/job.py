@@ -96,6 +96,9 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) ->
     """
     try:
         given = OmegaConf.merge(_load_yaml(config) if config else {}, OmegaConf.from_dotlist(list(overrides)))
+        if missing := OmegaConf.missing_keys(given):
+            asked = ", ".join(f"{key}=…" for key in sorted(missing))
+            raise ConfigError(f"config {str(config)!r} leaves {asked} to you; give a value on the command line")
         preset = OmegaConf.select(given, "method.preset", default=DEFAULT_PRESET)
         method = {"method": _load_yaml(config_folder() / "method" / f"{preset}.yaml")}
         merged = OmegaConf.merge(OmegaConf.structured(JobConfig), method, given)

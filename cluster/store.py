@@ -258,6 +258,10 @@ class Store:
         self._files.create(name, data)
         return name
 
+    def read(self, file_name: str) -> bytes:
+        """A stored file by the name that a row has for it; FileNotFoundError when it is gone."""
+        return self._files.read(file_name)
+
     def commit(self, row: Mapping[str, Any]) -> bool:
         """Make the row visible; True if this call did, False if it was there already (then it stays as it is).
 

@@ -83,12 +83,12 @@ class GuidancePlan:
         strengths = _strengths(self.config)[regions]
         added = np.isin(regions, (Region.ADD_DISC, Region.ADD_COPY))
         strengths = strengths - self.config.other * (added.any(axis=0) & ~added)
-        member = np.zeros((len(self.tokens), text_tokens), dtype=np.float32)
-        for noun, tokens in enumerate(self.tokens):
-            member[noun, list(tokens)] = 1.0
-        padding = len(range(*rows.indices(max(self.rows, rows.stop or 0)))) - regions.shape[1]
-        bias = np.pad(delta * strengths.T.astype(np.float32) @ member, ((0, padding), (0, 0)))
-        return torch.from_numpy(bias).to(device=device, dtype=dtype)
+        per_noun = torch.from_numpy(delta * strengths).float().to(device)  # the small form is what is moved
+        asked = len(range(*rows.indices(max(self.rows, rows.stop or 0))))
+        bias = torch.zeros(asked, text_tokens, device=device)
+        for values, tokens in zip(per_noun, self.tokens, strict=True):
+            bias[: len(values), list(tokens)] += values[:, None]
+        return bias.to(dtype)
 
     def overwrites(self, rows: slice) -> tuple[Overwrite, ...]:
         """Where scores are replaced, not biased. Every shard gets the same sequence, some with no rows of its own."""

@@ -7,7 +7,6 @@ Legend: nouns in prompt order, F frames, H W the token grid of a frame. Two sour
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int16
@@ -15,19 +14,13 @@ from scipy import ndimage
 from sklearn.cluster import DBSCAN, MeanShift, estimate_bandwidth
 
 from numina.config import IdentifyConfig
+from numina.prompts import Target
 from numina.tracks import link_instances
 
 COORDINATE_WEIGHT = 0.5  # of the normalised (row, column) beside the components, for mean shift (published)
 BANDWIDTH_SAMPLES = 1000  # tokens the bandwidth is estimated on, at most (published)
 BANDWIDTH_FALLBACK = 0.5  # where the estimate comes out as 0 (published)
 NEIGHBOURS_8 = np.ones((3, 3), dtype=bool)  # tokens are coarse: instances that touch by a corner are one
-
-
-class HasCount(Protocol):
-    """Anything with an asked count, such as :class:`numina.prompts.Target`."""
-
-    @property
-    def count(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ class Layout:
             return np.array([len(self.instances(noun)) for noun in range(len(self.labels))], dtype=np.int64)
         return np.quantile(self.counts(), 0.5, axis=1, method="lower").astype(np.int64)
 
-    def matches(self, targets: Sequence[HasCount]) -> bool:
+    def matches(self, targets: Sequence[Target]) -> bool:
         """Whether every noun has its asked count in every frame."""
         asked = np.array([target.count for target in targets], dtype=np.int64)
         return bool((self.counts() == asked[:, None]).all())

@@ -23,8 +23,7 @@ PREPOSITIONS = _set(
     outside into onto from to toward towards between among amid before after past upon within without beyond off atop
     underneath amidst alongside during for like via down up out"""
 )
-# Words that end a noun phrase: prepositions, conjunctions, determiners, pronouns, auxiliaries, and common verbs and
-# adverbs that follow a noun in the plural or the past and don't show it by their ending.
+# Words that end a noun phrase: prepositions, conjunctions, determiners, pronouns, auxiliaries and common adverbs.
 BOUNDARIES = (
     PREPOSITIONS
     | DETERMINERS
@@ -32,11 +31,15 @@ BOUNDARIES = (
         """a an and or but nor while as when where which who whom whose then than so if because there here
         is are was were be been being am has have had do does did can could will would shall should may might must not
         he she it they we you i them him us me some any many few several more most no none such
-        each together side slowly quickly gently softly away back forward apart still alone
-        stand sit lie lay run fly swim walk move float play chase jump eat drink sleep rest hang rise fall drift bounce
-        dance climb look gaze ride drive roll spin turn go come cross pass follow perch graze roam gather sway glide
-        sail stood sat ran flew swam lay ate drank slept hung rose fell rode drove went came"""
+        each together side slowly quickly gently softly away back forward apart still alone"""
     )
+)
+# Verbs that follow a noun and look like one: they end a phrase that has its noun already ("two cats turn"), else they
+# are its noun ("one green cross").
+VERBS = _set(
+    """stand sit lie lay run fly swim walk move float play chase jump eat drink sleep rest hang rise fall drift bounce
+    dance climb look gaze ride drive roll spin turn go come cross pass follow perch graze roam gather sway glide
+    sail stood sat ran flew swam lay ate drank slept hung rose fell rode drove went came"""
 )
 ADJECTIVES = _set(
     """red green blue yellow orange purple pink black white grey gray brown golden gold silver cyan magenta violet teal

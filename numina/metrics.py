@@ -54,7 +54,8 @@ def _missing(detected: Detected) -> bool:
     return detected is None or len(detected) == 0
 
 
-def _errors(detected: Detected, asked: Sequence[int]) -> Integer[np.ndarray, "frames nouns"]:
+def _errors(detected: Detected, asked: Sequence[int]) -> Integer[np.ndarray, "judged nouns"]:
+    """detected − asked per frame and noun; a missing clip is judged as one frame where nothing was detected."""
     if len(asked) == 0:
         raise ValueError("asked is empty, but a clip's counts are judged per noun: give one count for each")
     if detected is None or len(detected) == 0:

@@ -235,10 +235,12 @@ def _run(words: list[_Word], start: int) -> list[int]:
         if word.text == "and" and run and plain and follows in lexicon.ADJECTIVES:
             run.append(i)  # "black and white cows"
             continue
-        if word.text in lexicon.BOUNDARIES or _number(words, i) or (run and word.text.endswith("ly") and not plain):
+        if word.text in lexicon.BOUNDARIES or _number(words, i):
+            break
+        if not plain and (word.text in lexicon.VERBS or word.text.endswith("ly")):
             break
         # "-ing" and "-ed" describe a noun that is still to come ("small running dogs") or say what it does.
-        if run and not plain and re.search(r"\w{2}(ing|ed)$", word.text) and word.text not in lexicon.ADJECTIVES:
+        if not plain and re.search(r"\w{2}(ing|ed)$", word.text) and word.text not in lexicon.ADJECTIVES:
             break
         run.append(i)
     while run and words[run[-1]].text == "and":

@@ -45,14 +45,14 @@ class Refinement:
 
     layout: Layout
     regions: Int8[np.ndarray, "nouns frames H W"]  # of Region
-    shortfall: tuple[int, ...]  # per noun: instances that found no room (without tracks: in the worst frame)
+    shortfall: tuple[int, ...]  # per noun: instances missing from the frame that has the fewest; 0 where all are there
 
 
 def refine(layout: Layout, counts: Sequence[int], config: RefineConfig) -> Refinement:
     """Remove the smallest instances or add copies until every noun has its count; deterministic.
 
-    An added instance never overlaps another one, of any noun: where there is no room, none is added and the lack is
-    reported in ``shortfall``. Raises ``ValueError`` if there isn't one count per noun.
+    An added instance never overlaps another one, of any noun: where there is no room, none is added and ``shortfall``
+    reports it. Raises ``ValueError`` if there isn't one count per noun.
     """
     if len(counts) != len(layout.labels) or any(count < 0 for count in counts):
         raise ValueError(
@@ -64,11 +64,11 @@ def refine(layout: Layout, counts: Sequence[int], config: RefineConfig) -> Refin
     labels = layout.labels.copy()
     regions = np.where(labels > 0, Region.KEEP, Region.NONE).astype(np.int8)
     previous: dict[tuple[int, int], Place] = {}
-    shortfall = np.zeros(len(counts), dtype=np.int64)
     for block in blocks:
-        lacking = _refine_block(labels[:, block], regions[:, block], counts, previous, config)
-        shortfall = np.maximum(shortfall, lacking)
-    return Refinement(Layout(labels=labels, tracked=layout.tracked), regions, tuple(shortfall.tolist()))
+        _refine_block(labels[:, block], regions[:, block], counts, previous, config)
+    refined = Layout(labels=labels, tracked=layout.tracked)
+    lacking = np.asarray(counts)[:, None] - refined.counts()
+    return Refinement(refined, regions, tuple(lacking.max(axis=1).tolist()))
 
 
 def _refine_block(
@@ -77,35 +77,30 @@ def _refine_block(
     counts: Sequence[int],
     previous: dict[tuple[int, int], Place],
     config: RefineConfig,
-) -> list[int]:
+) -> None:
     """Refine some frames, in place, as one decision: a label is one instance in all of them.
 
-    ``previous`` has the last place of each noun's 1st, 2nd, … added instance, in the frame before. Returns the
-    shortfall per noun.
+    ``previous`` has the last place of each noun's 1st, 2nd, … added instance, from the blocks before.
     """
     for noun, count in enumerate(counts):  # all removals first: additions must know what stays, of any noun
         _remove_smallest(labels[noun], regions[noun], count)
-    shortfall = []
     for noun, count in enumerate(counts):
         missing = count - len(_by_area(labels[noun]))
+        if missing <= 0:
+            continue
         templates, copied = _templates(labels[noun], config)
-        if missing > 0:
-            _mark_reference(labels[noun], regions[noun])
+        _mark_reference(labels[noun], regions[noun])
         for added in range(missing):
-            last = previous.get((noun, added))
-            path = _find_room(labels, regions, noun, templates, last, config)
+            path = _find_room(labels, regions, noun, templates, previous.get((noun, added)), config)
             if path is None:
-                shortfall.append(missing - added)
-                break
+                break  # what fits nowhere now fits nowhere later: the lack shows in the counts
             _draw(labels[noun], regions[noun], templates, copied, path)
             previous[noun, added] = path[-1]
-        else:
-            shortfall.append(0)
-    return shortfall
 
 
 def _remove_smallest(labels: Labels, regions: Int8[np.ndarray, "frames H W"], count: int) -> None:
-    for label in _by_area(labels)[: max(0, len(_by_area(labels)) - count)]:
+    present = _by_area(labels)
+    for label in present[: max(0, len(present) - count)]:
         regions[labels == label] = Region.REMOVE
         labels[labels == label] = 0
 

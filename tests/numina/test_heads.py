@@ -26,15 +26,11 @@ def oracle_head(attention: np.ndarray, grid: tuple[int, int], config: IdentifyCo
     grey = image @ np.array([0.299, 0.587, 0.114])
     h, w = (max(1, side // config.structure_blocks) for side in grid)
     sums = [
-        grey[i : i + h, j : j + w].sum()
-        for i in range(0, grid[0] - h + 1, h)
-        for j in range(0, grid[1] - w + 1, w)
+        grey[i : i + h, j : j + w].sum() for i in range(0, grid[0] - h + 1, h) for j in range(0, grid[1] - w + 1, w)
     ]
     edges = np.hypot(ndimage.sobel(grey, 0, mode="nearest"), ndimage.sobel(grey, 1, mode="nearest"))
     score = (
-        config.contrast_weight * grey.std()
-        + config.structure_weight * np.var(sums)
-        + config.edge_weight * edges.mean()
+        config.contrast_weight * grey.std() + config.structure_weight * np.var(sums) + config.edge_weight * edges.mean()
     )
     return score, image
 

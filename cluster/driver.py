@@ -8,7 +8,7 @@ Nothing here can't be lost: storage is the truth, and the same job started again
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -118,11 +118,10 @@ def run_job(plan: JobPlan, report: Callable[[JobProgress], None] = lambda progre
     storage is full or lost.
     """
     job = plan.job
-    store = Store(
-        job.output, single_writer=job.single_writer, extra_columns=extra_columns(prompt_path(job.prompts))
-    )
+    store = Store(job.output, single_writer=job.single_writer, extra_columns=extra_columns(prompt_path(job.prompts)))
     tasks = list(plan.tasks())
-    store.open_run(plan.identity(), asked=len(tasks), info={"code_version": code_version(), "parallel": str(job.parallel)})
+    info = {"code_version": code_version(), "parallel": asdict(job.parallel)}
+    store.open_run(plan.identity(), asked=len(tasks), info=info)
     committed = store.committed()
     given_up = set() if job.retry_failed else {key for key in store.failures() if key not in committed}
     pending = [task for task in tasks if task.key not in committed and task.key not in given_up]

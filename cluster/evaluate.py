@@ -31,7 +31,9 @@ class Verdict:
     count_accuracy: float
 
 
-def evaluate(store: Store, judge: Judge, report: Callable[[int, int], None] = lambda done, total: None) -> list[Verdict]:
+def evaluate(
+    store: Store, judge: Judge, report: Callable[[int, int], None] = lambda done, total: None
+) -> list[Verdict]:
     """Judges the rows that have no verdict yet and returns the verdicts of all, in the order of the prompts.
 
     A video that is missing or can't be read scores 0, and its verdict has no detected counts.

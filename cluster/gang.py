@@ -1,4 +1,4 @@
-"""A gang: the ranks that work on one clip together, as Ray actors in one placement group with a process group of their own.
+"""A gang: the ranks that work on one clip together, Ray actors in one placement group with their own process group.
 
 All ranks get the same calls in the same order; rank 0 answers. A gang that lost a rank is ended whole.
 """

@@ -13,20 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as nnf
 from diffusers.models.transformers.transformer_wan import _get_qkv_projections
-from torch import Tensor, nn
+from torch import Tensor
 
 from numina.guidance import GuidancePlan, Overwrite, overwrite_scores, reference_sums
 from pipelines.base import VideoModel
 from pipelines.parallel import Shard
 
+Attention = Any  # diffusers' WanAttention
 Processor = Callable[..., Tensor]
 Rotary = tuple[Tensor, Tensor]
 
 
 def project(
-    attention: nn.Module, hidden: Tensor, text: Tensor | None, rotary: Rotary | None
+    attention: Attention, hidden: Tensor, text: Tensor | None, rotary: Rotary | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values as Wan's own processor makes them: [B, n or T, N, D], normalised and rotated."""
     query, key, value = _get_qkv_projections(attention, hidden, text)
@@ -53,7 +54,7 @@ class Onlooker:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -81,7 +82,7 @@ class GuidedCrossAttention:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -89,7 +90,9 @@ class GuidedCrossAttention:
         **options: Any,
     ) -> Tensor:
         query, key, value = (x.transpose(1, 2) for x in project(attn, hidden_states, encoder_hidden_states, rotary_emb))
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias.to(query.dtype))  # [1, N, n, D]
+        output = nnf.scaled_dot_product_attention(
+            query, key, value, attn_mask=self.bias.to(query.dtype)
+        )  # [1, N, n, D]
         if self.overwrites:
             self._recompute_copies(output[0], query[0], key[0], value[0])
         output = output.transpose(1, 2).flatten(2).type_as(hidden_states)
@@ -122,7 +125,7 @@ def guided(model: VideoModel, shard: Shard, plan: GuidancePlan, delta: float, te
 
 
 @contextmanager
-def processors(replacements: Mapping[nn.Module, Processor]) -> Iterator[None]:
+def processors(replacements: Mapping[Attention, Processor]) -> Iterator[None]:
     """Puts attention processors in place for the duration of the block, and the old ones back after it."""
     before = {attention: attention.processor for attention in replacements}
     for attention, processor in replacements.items():

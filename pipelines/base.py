@@ -5,10 +5,10 @@ Names: F latent frames, H W token grid of a frame, N heads, D head size, T text 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from numina.errors import ConfigError
 
@@ -76,7 +76,8 @@ class ModelFacts:
             if value % stride:
                 near = max(stride, round(value / stride) * stride)
                 raise ConfigError(f"generation.{name} is {value}; {self.name} needs a multiple of {stride}: use {near}")
-        return Grid((generation.num_frames - 1) // time + 1, generation.height // space[0], generation.width // space[1])
+        height, width = generation.height // space[0], generation.width // space[1]
+        return Grid((generation.num_frames - 1) // time + 1, height, width)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class VideoModel(Protocol):
 
     facts: ModelFacts
     device: torch.device
-    transformer: nn.Module
+    transformer: Any  # diffusers' transformer
 
     @property
     def depth(self) -> int: ...
@@ -123,9 +124,9 @@ class VideoModel(Protocol):
     def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         """One forward of the transformer: [1, C, F, h, w] → the same shape."""
 
-    def self_attention(self, block: int) -> nn.Module: ...
+    def self_attention(self, block: int) -> Any: ...
 
-    def cross_attention(self, block: int) -> nn.Module: ...
+    def cross_attention(self, block: int) -> Any: ...
 
     def decode(self, latents: Tensor) -> Tensor:
         """[1, C, F, h, w] → uint8 [num_frames, height, width, 3] on the CPU."""

@@ -124,9 +124,7 @@ class ClipGenerator:
         """Starts again from the same noise under the plan."""
         held = self._held.pop(key)
         with stage(held.timings, "guide", self.model):
-            latents = denoise.guide(
-                self.model, self.shard, held.text, plan, held.seed, self.generation, self.progress
-            )
+            latents = denoise.guide(self.model, self.shard, held.text, plan, held.seed, self.generation, self.progress)
         return self._clip(latents, held.timings)
 
     def drop(self, key: str) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
 from diffusers.models._modeling_parallel import ParallelConfig as DiffusersParallelConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from numina.errors import ConfigError
@@ -36,7 +36,7 @@ class ParallelConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"parallel.{name} is {getattr(self, name)}; it must be at least 1")
         if self.engine == "single" and self.ulysses > 1:
-            raise ConfigError(f"parallel.engine=single runs one rank, parallel.ulysses is {self.ulysses}; use diffusers")
+            raise ConfigError(f"parallel.engine=single is one rank, parallel.ulysses is {self.ulysses}; use diffusers")
 
     @property
     def resolved_engine(self) -> str:
@@ -109,10 +109,10 @@ def parallelize(model: VideoModel, config: ParallelConfig) -> Shard:
     return Shard(dist.get_rank(), config.ulysses, dist.group.WORLD)
 
 
-def _resolve_without_accelerator(transformer: nn.Module) -> None:
+def _resolve_without_accelerator(transformer: Any) -> None:
     """diffusers 0.42 finds a rank's device as `rank % accelerator count`, which divides by zero on a CPU machine."""
 
-    def resolve(self: nn.Module, config: ContextParallelConfig) -> DiffusersParallelConfig:
+    def resolve(self: Any, config: ContextParallelConfig) -> DiffusersParallelConfig:
         mesh = init_device_mesh("cpu", config.mesh_shape, mesh_dim_names=config.mesh_dim_names)
         resolved = DiffusersParallelConfig(context_parallel_config=config)
         resolved.setup(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), mesh=mesh)

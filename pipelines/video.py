@@ -32,12 +32,12 @@ def encode_mp4(video: Video, *, fps: int, crf: int) -> bytes:
 
 def decode_mp4(source: bytes | str | Path) -> Video:
     """All frames of a video file. Raises InputError when there is none to be read."""
-    opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    name = "the video" if isinstance(source, bytes) else str(source)
     try:
-        with av.open(opened) as container:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), "r") as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     except (av.FFmpegError, IndexError) as error:
-        raise InputError(f"{'video' if isinstance(source, bytes) else source} is not a readable video: {error}") from error
+        raise InputError(f"{name} can't be decoded: {error}; generate it again") from error
     if not frames:
-        raise InputError(f"{'video' if isinstance(source, bytes) else source} has no frames")
+        raise InputError(f"{name} has no frames; generate it again")
     return np.stack(frames)

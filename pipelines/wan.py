@@ -9,7 +9,7 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import logging as diffusers_logging
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from numina.errors import ModelError
@@ -107,10 +107,10 @@ class WanModel:
             return_dict=False,
         )[0]
 
-    def self_attention(self, block: int) -> nn.Module:
+    def self_attention(self, block: int) -> Any:
         return self.transformer.blocks[block].attn1
 
-    def cross_attention(self, block: int) -> nn.Module:
+    def cross_attention(self, block: int) -> Any:
         return self.transformer.blocks[block].attn2
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def layout_image(labels: np.ndarray, regions: np.ndarray | None = None) -> Layou
     """Draws instances in their noun's colour with an edge around each. With `regions`, what was removed is hatched red,
     what was added is outlined green, and what it was copied from is outlined white."""
     nouns, frames, height, width = labels.shape
-    scale = int(np.clip(_PICTURE_TOKENS // max(height, width), 2, 8))
+    scale = int(np.clip(_PICTURE_TOKENS // max(height, width), 2, 32))
     picture = np.zeros((frames, height * scale, width * scale), np.uint8)
     for noun in range(nouns):
         instances = _enlarge(labels[noun], scale)

@@ -179,7 +179,9 @@ def main() -> None:
     if options.output:
         options.output.write_text("".join(json.dumps(vars(result)) + "\n" for result in results))
     summarise(results)
-    print(f"{len(prompts)} prompts, {time.perf_counter() - began:.0f} s, {options.workers} workers, torch {torch.__version__}")
+    print(
+        f"{len(prompts)} prompts, {time.perf_counter() - began:.0f} s, {options.workers} workers, torch {torch.__version__}"
+    )
 
 
 if __name__ == "__main__":

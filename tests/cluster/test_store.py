@@ -16,10 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.atomic import PosixFiles
+from cluster.atomic import ObjectFiles, PosixFiles
 from cluster.store import ROW_SCHEMA, Store, canonical_json, row_key, sample_seed
 from numina.errors import OutputError, StorageError
 from numina.prompts import Target
@@ -488,6 +489,40 @@ def test_a_lease_is_a_hint_that_expires(tmp_path: Path) -> None:
     assert b.lease(key, seconds=-1)
     assert not a.leased(key)
     assert a.lease(key)
+
+
+class Answering(MemoryFileSystem):  # type: ignore[misc,unused-ignore]
+    """A bucket whose server answers each put with the next of these HTTP statuses."""
+
+    protocol = "s3"
+    statuses: ClassVar[list[int]] = []
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        status = self.statuses.pop(0)
+        if status == 200:
+            super().pipe_file(path, value)
+            return
+        cause = Exception()
+        cause.response = {"ResponseMetadata": {"HTTPStatusCode": status}}  # type: ignore[attr-defined]
+        raise OSError(errno.EINVAL, "refused") from cause
+
+
+@pytest.mark.parametrize(
+    ("statuses", "made"), [([200], True), ([412], False), ([409, 200], True), ([409, 409, 412], False)]
+)
+def test_s3_answers_are_understood(statuses: list[int], made: bool) -> None:
+    """412 is "it exists", also from servers that don't name the condition; 409 is "try again"."""
+    Answering.statuses = list(statuses)
+    assert ObjectFiles(Answering(), "bucket/out", exclusive=True).create("a", b"1") is made
+    assert Answering.statuses == []
+
+
+@pytest.mark.parametrize("statuses", [[503], [403], [409, 409, 409]])
+def test_s3_refusals_are_lost_storage(statuses: list[int]) -> None:
+    """No other answer is taken for a commit of somebody else."""
+    Answering.statuses = list(statuses)
+    with pytest.raises(StorageError):
+        ObjectFiles(Answering(), "bucket/out", exclusive=True).create("a", b"1")
 
 
 @pytest.fixture(scope="session")

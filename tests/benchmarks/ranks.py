@@ -1,0 +1,100 @@
+"""One rank against two on the embedded model: chosen heads, layouts, and latents under the same plan.
+
+    python -m tests.benchmarks.ranks --prompts 8 [--ranks 2]
+
+Real gloo ranks, float32. Counts frames whose self-attention head differs, nouns whose cross-attention head differs and
+tokens whose label differs; the largest difference of guided latents is given the single rank's plan.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cluster.job import load_job
+from numina.correct import correct
+from numina.guidance import GuidancePlan
+from numina.prompts import Target
+from numina.tokens import locate_tokens
+from pipelines import denoise
+from pipelines.base import VideoModel
+from pipelines.capture import BlockCapture, capturing
+from pipelines.parallel import ParallelConfig, Shard, parallelize
+from pipelines.registry import load_model
+from pipelines.testbed.world import Prompt, heldout_prompts
+
+PRESETS = ("paper", "closed")
+
+
+def measure(
+    model: VideoModel, shard: Shard, prompts: list[Prompt], plans: dict[str, GuidancePlan | None]
+) -> dict[str, Any]:
+    """Heads and labels of both presets, and guided latents of the preset closed, under `plans` where they are given."""
+    found: dict[str, Any] = {}
+    for number, prompt in enumerate(prompts):
+        targets = [Target(target.noun, target.count) for target in prompt.targets]
+        for preset in PRESETS:
+            job = load_job("testbed", [f"method.preset={preset}"])
+            text = model.encode(prompt.text, "", job.generation)
+            spans = locate_tokens(text.prompt, targets, text.offsets)
+            until = job.method.identify.capture_step(job.generation.steps)
+            state = denoise.start(model, number, job.generation)
+            state = denoise.advance(model, state, text, job.generation, until=until)
+            seen = BlockCapture(model.grid(job.generation), shard, spans, job.method.identify)
+            with torch.inference_mode(), capturing(model, seen):
+                model.predict(state.latents, state.scheduler.timesteps[until], text.conditional)
+            correction = correct(seen.result(), targets, spans, job.method)
+            name = f"{number} {preset}"
+            found[f"{name} self heads"] = None if seen.self_heads is None else seen.self_heads.numpy()
+            found[f"{name} cross heads"] = seen.cross_heads.numpy()
+            found[f"{name} labels"] = correction.identified.labels
+            plan = plans.setdefault(name, correction.plan)
+            if preset == "closed" and plan is not None:
+                latents = denoise.guide(model, shard, text, plan, number, job.generation)
+                found[f"{name} latents"] = latents.numpy()
+    return found
+
+
+def work(rank: int, ranks: int, prompts: list[Prompt], plans: dict[str, GuidancePlan | None], folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+    model = load_model("testbed", device="cpu")
+    shard = parallelize(model, ParallelConfig(ulysses=ranks))
+    found = measure(model, shard, prompts, plans)
+    if rank == 0:
+        np.savez(folder / "found.npz", **{name: value for name, value in found.items() if value is not None})
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--ranks", type=int, default=2)
+    options = parser.parse_args()
+    prompts = heldout_prompts(options.prompts, 0)
+    plans: dict[str, GuidancePlan | None] = {}
+    alone = measure(load_model("testbed", device="cpu"), Shard(), prompts, plans)
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(work, (options.ranks, prompts, plans, Path(folder)), nprocs=options.ranks)
+        together = dict(np.load(Path(folder) / "found.npz"))
+    for preset in PRESETS:
+        for what in ("self heads", "cross heads", "labels"):
+            pairs = [
+                (value, together[name])
+                for name, value in alone.items()
+                if name.endswith(f"{preset} {what}") and value is not None
+            ]
+            different = sum(int((one != many).sum()) for one, many in pairs)
+            total = sum(one.size for one, _ in pairs)
+            print(f"{preset:>8}  {what:<12} {different} of {total} differ, 1 against {options.ranks} ranks")
+    largest = [np.abs(value - together[name]).max() for name, value in alone.items() if name.endswith("latents")]
+    print(f"guided latents under the same plan, {len(largest)} clips: largest difference {max(largest):.2e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -217,7 +217,7 @@ def _decoded(column: pa.Field) -> pa.Field:
 
 
 def _is_text(type: pa.DataType) -> bool:
-    return pat.is_string(type) or pat.is_large_string(type) or pat.is_string_view(type)
+    return bool(pat.is_string(type) or pat.is_large_string(type) or pat.is_string_view(type))
 
 
 def _is_targets(type: pa.DataType) -> bool:
@@ -226,7 +226,7 @@ def _is_targets(type: pa.DataType) -> bool:
     if not pat.is_struct(type.value_type):
         return False
     fields = {own.name: _decoded(own).type for own in type.value_type}
-    return _is_text(fields.get("noun", pa.null())) and pat.is_integer(fields.get("count", pa.null()))
+    return _is_text(fields.get("noun", pa.null())) and bool(pat.is_integer(fields.get("count", pa.null())))
 
 
 @dataclass(frozen=True)

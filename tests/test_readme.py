@@ -1,0 +1,57 @@
+"""The README's commands work: each `numina` line runs, or, where it needs a real checkpoint, at least its job loads."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.job import load_job
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BASH = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line]
+NEEDS_WEIGHTS = "/models/"
+
+
+def test_the_two_commands_are_the_makefiles() -> None:
+    """`make demo` and `make test` stand in the README; CI runs both."""
+    ci = (ROOT / ".ci/run").read_text()
+    for command in ("make demo", "make test"):
+        assert command in BASH
+        assert command in ci
+
+
+@pytest.mark.parametrize("line", [line for line in BASH if NEEDS_WEIGHTS in line])
+def test_cluster_commands_name_real_configs_and_keys(line: str) -> None:
+    """Commands that need Wan's weights: their config is shipped and every override is a known key."""
+    words = shlex.split(line)
+    assert words[0] == ".venv/bin/numina"
+    load_job(words[words.index("--config") + 1], [word for word in words if "=" in word])
+
+
+def test_commands_run_in_their_order(tmp_path: Path) -> None:
+    """Every other command, as it stands, in one folder, one after the other."""
+    lines = [line for line in BASH if not line.startswith("make ") and NEEDS_WEIGHTS not in line]
+    assert len(lines) >= 7
+    for line in lines:
+        command = [sys.executable, "-m", "cluster.cli", *shlex.split(line)[1:]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_python_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three lines from Python to an mp4."""
+    [snippet] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert (tmp_path / "video.mp4").stat().st_size > 1000
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link and picture of the README is in the repository."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]

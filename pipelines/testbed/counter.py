@@ -115,7 +115,9 @@ def detect(frame: NDArray[np.uint8]) -> list[Detection]:
 def count(video: NDArray[np.uint8], phrases: Sequence[tuple[str, str]]) -> NDArray[np.int64]:
     """How many objects of each (colour, shape) every frame of uint8 [T, H, W, 3] shows: [T, nouns]."""
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
-        raise ValueError(f"video is {video.dtype} {video.shape}, but must be uint8 [frames, height, width, 3]: convert it")
+        raise ValueError(
+            f"video is {video.dtype} {video.shape}, but must be uint8 [frames, height, width, 3]: convert it"
+        )
     counts = np.zeros((len(video), len(phrases)), dtype=np.int64)
     for index, frame in enumerate(video):
         seen = [(detection.colour, detection.shape) for detection in detect(frame)]

@@ -74,7 +74,7 @@ def counts(videos: NDArray[np.uint8], prompts: Sequence[Prompt]) -> list[NDArray
 
 
 def share_right(counted: Sequence[NDArray[np.int64]], prompts: Sequence[Prompt]) -> dict[str, float]:
-    """CountAcc (share of nouns exactly right in a frame, mean over frames, then prompts), and clips right in all frames."""
+    """CountAcc (share of nouns exactly right in a frame, mean over frames, then prompts), and clips wholly right."""
     right = [
         found == [target.count for target in prompt.targets] for found, prompt in zip(counted, prompts, strict=True)
     ]
@@ -105,7 +105,9 @@ def strata(counted: Sequence[NDArray[np.int64]], prompts: Sequence[Prompt]) -> d
     }
 
 
-def contact_sheet(videos: NDArray[np.uint8], file: Path, *, columns: int = 8, frames: Sequence[int] = (0, 8, 16)) -> None:
+def contact_sheet(
+    videos: NDArray[np.uint8], file: Path, *, columns: int = 8, frames: Sequence[int] = (0, 8, 16)
+) -> None:
     """Writes the chosen frames of each video below one another, up to `columns` videos side by side."""
     columns = min(columns, len(videos))
     rows = []
@@ -124,7 +126,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     sheet: Path | None = None,
 ) -> dict[str, Any]:
-    """All figures of a trained model; `sheet` gets a picture of samples. The prompts' noise seeds count up from `seed`."""
+    """All figures of a trained model; `sheet` gets a picture of samples. Noise seeds count up from `seed`."""
     pipeline = load_pipeline(weights, device=device)
     drawn, truth = clips(prompts, seed, split="all")
     figures: dict[str, Any] = {

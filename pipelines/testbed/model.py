@@ -25,7 +25,13 @@ _SPECIAL = ("<pad>", "</s>", "<unk>")
 def vocabulary() -> list[str]:
     """Every token, in order of its id."""
     words = [*NUMBER_WORDS[1:], *DIGITS[1:], "a", "and", "background"]
-    words += [*COLOURS, *SHAPES, *PLURALS.values(), *BACKGROUNDS, *(word for phrase in MOTIONS for word in phrase.split())]
+    words += [
+        *COLOURS,
+        *SHAPES,
+        *PLURALS.values(),
+        *BACKGROUNDS,
+        *(word for phrase in MOTIONS for word in phrase.split()),
+    ]
     return [*_SPECIAL, *dict.fromkeys(words)]
 
 
@@ -63,16 +69,17 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> UMT5EncoderModel:
     )
 
 
-def build_vae(*, latents_mean: list[float] | None = None, latents_std: list[float] | None = None) -> AutoencoderKLWan:
-    """Wan's causal 3-D autoencoder, 8×8 pixels and 4 frames to a cell, 2.5 M parameters."""
+def build_vae() -> AutoencoderKLWan:
+    """Wan's causal 3-D autoencoder, 8×8 pixels and 4 frames to a cell, 2.5 M parameters; training sets latents_mean and
+    latents_std."""
     return AutoencoderKLWan(
         base_dim=16,
         z_dim=LATENT_CHANNELS,
         dim_mult=[1, 2, 4, 4],
         num_res_blocks=1,
         attn_scales=[],
-        latents_mean=latents_mean or [0.0] * LATENT_CHANNELS,
-        latents_std=latents_std or [1.0] * LATENT_CHANNELS,
+        latents_mean=[0.0] * LATENT_CHANNELS,
+        latents_std=[1.0] * LATENT_CHANNELS,
         scale_factor_temporal=4,
         scale_factor_spatial=8,
     )
@@ -135,7 +142,9 @@ def _edit_json(file: Path, **values: object) -> None:
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def load_pipeline(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> WanPipeline:
+def load_pipeline(
+    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> WanPipeline:
     """Loads a folder of `save_pipeline` (or of Wan's own weights) without touching the network."""
     pipeline = WanPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)

@@ -1,7 +1,7 @@
 """Muon: momentum whose matrix updates are orthogonalised, https://kellerjordan.github.io/posts/muon/.
 
-PyTorch's own takes 2-D parameters only and one at a time; here convolutions are flattened to matrices, and all of one shape
-are orthogonalised together, which is what makes a step of a small model cheap.
+PyTorch's own takes 2-D parameters only and one at a time; here convolutions are flattened to matrices, and all of one
+shape are orthogonalised together, which is what makes a step of a small model cheap.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Nearest semi-orthogonal matrices of [n, rows, columns], by five quintic Newton-Schulz steps (to a few percent)."""
+    """Semi-orthogonal matrices near those of [n, rows, columns], by five quintic Newton-Schulz steps."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.bfloat16() if matrices.is_cuda else matrices
     tall = x.shape[-2] > x.shape[-1]

@@ -1,7 +1,7 @@
 """The counted world: coloured shapes that drift on a plain background, and the prompts that describe them.
 
-Scenes are drawn with a seeded NumPy generator and rendered with PyTorch, by the same functions for training on a GPU and
-for tests on a CPU. Legend: B scenes, N places for a shape (unused ones have kind -1), T frames, H W pixels.
+Scenes are drawn with a seeded NumPy generator and rendered with PyTorch, by the same functions for training on a GPU
+and for tests on a CPU. Legend: B scenes, N places for a shape (unused ones have kind -1), T frames, H W pixels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "blue": (45, 45, 235),
     "magenta": (215, 35, 215),
 }
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {"grey": (128, 128, 128), "black": (32, 32, 32), "white": (208, 208, 208)}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "grey": (128, 128, 128),
+    "black": (32, 32, 32),
+    "white": (208, 208, 208),
+}
 NUMBER_WORDS: tuple[str, ...] = ("zero", "one", "two", "three", "four", "five", "six")
 DIGITS: tuple[str, ...] = ("0", "1", "2", "3", "4", "5", "6")
 MOTIONS: tuple[str, ...] = ("moving on", "drifting on", "floating over")
@@ -133,8 +137,8 @@ def make_prompts(
 ) -> list[Prompt]:
     """Draws prompts, in turn with each number of `nouns` and each of `counts`, so that a set is balanced over both.
 
-    In a pair colours and shapes differ and there are at most MAX_OBJECTS objects. Every combination of a `heldout` prompt
-    is held out, every combination of a `train` prompt is not.
+    In a pair colours and shapes differ and there are at most MAX_OBJECTS objects. Every combination of a `heldout`
+    prompt is held out, every combination of a `train` prompt is not.
     """
     rng = np.random.default_rng(seed)
     prompts = []

@@ -1,3 +1,4 @@
+import dataclasses
 import time
 
 import numpy as np
@@ -106,6 +107,27 @@ def test_tracks_follow_what_moves():
     for number in (1, 2):
         rows = {int(row) for frame in labels for row in np.argwhere(frame == number)[:, 0]}
         assert rows in ({1, 2}, {5, 6})
+
+
+def test_what_is_far_away_is_another_thing():
+    """An instance that vanishes while one shows up elsewhere is not one track that jumped."""
+    scene = Scene((16, 16), 4, 1, (Square(0, 1, 1, 3, 0), Square(0, 11, 11, 3, 0)))
+    capture = scene.capture()
+    capture.responses[0, :2, 11:] = capture.responses[0, 2:, :4] = 0.0
+    assert identify_layout(capture, TRACKS).clip_counts().tolist() == [2]
+    far = dataclasses.replace(TRACKS, link_distance=20.0)
+    assert identify_layout(capture, far).clip_counts().tolist() == [1]
+
+
+def test_lone_tokens_are_out_of_focus():
+    """A cluster whose only tokens in focus stand alone (DBSCAN noise) is no instance."""
+    capture, kinds = blobs()
+    capture.components[0, 0, 15] = (0.9, 0.9, 0.1)
+    capture.responses[0, 0, 0, 15] = 1.0
+    layout = identify_layout(capture, IdentifyConfig(bandwidth_quantile=0.1))
+    np.testing.assert_array_equal(layout.labels[0, 0] > 0, kinds == 1)
+    dense = IdentifyConfig(bandwidth_quantile=0.1, dbscan_min_samples=1)
+    assert identify_layout(capture, dense).labels[0, 0, 0, 15] > 0
 
 
 def blobs() -> tuple[Capture, np.ndarray]:

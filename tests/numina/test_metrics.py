@@ -43,7 +43,7 @@ def test_a_missing_video_scores_zero(missing):
 
 def test_unsigned_counts_don_t_wrap():
     """Detectors may count in unsigned integers: one too few is −1, not 255."""
-    assert signed_bias(np.array([[1]], dtype=np.uint8), (2,)) == -1.0
+    assert signed_bias(np.array([[1]], dtype=np.uint64), (2,)) == -1.0
 
 
 def test_columns_must_be_the_nouns():

@@ -103,6 +103,28 @@ def test_too_few_copies_the_smallest():
         assert (result.regions[0, frame] == Region.ADD_COPY).sum() == 2 * 4
 
 
+def test_additions_keep_away_from_what_is_erased():
+    """Where another noun's instance is being removed nothing is grown, as long as there is other room."""
+    labels = np.zeros((2, 1, 9, 15), dtype=np.int16)
+    labels[0, 0, 3:6, 6:9] = 1  # in the middle, the cheapest place there is
+    config = RefineConfig(disc_radius=1, disc_grid=0)
+    regions = refine(Layout(labels), [0, 1], config).regions
+    assert not (np.isin(regions[1], ADDED) & (regions[0] == Region.REMOVE)).any()
+    full = np.ones((2, 1, 3, 3), dtype=np.int16) * np.array([1, 0], dtype=np.int16)[:, None, None, None]
+    assert refine(Layout(full), [0, 1], config).shortfall == (0, 0)
+
+
+def test_per_frame_additions_stay_near_their_last_place():
+    """Without tracks, each frame is decided alone, but an added instance is drawn to its place in the frame before."""
+    labels = np.zeros((1, 2, 5, 31), dtype=np.int16)
+    labels[0, 0, 2, 28] = labels[0, 1, 2, 2] = 1  # the noun's own centre jumps from right to left
+    result = refine(Layout(labels), [2], CONFIG)
+    free = refine(Layout(labels), [2], RefineConfig(temporal_weight=0))
+    column = [int(np.argwhere(frame == Region.ADD_COPY)[0, 1]) for frame in result.regions[0]]
+    alone = [int(np.argwhere(frame == Region.ADD_COPY)[0, 1]) for frame in free.regions[0]]
+    assert abs(column[1] - column[0]) < 6 < abs(alone[1] - alone[0])
+
+
 def test_nothing_to_copy_gives_discs():
     """A noun without instances gets discs of radius r, one at the frame's centre."""
     config = RefineConfig(disc_radius=2, disc_grid=0)

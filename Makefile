@@ -12,6 +12,8 @@ TORCH_INDEX := $(shell nvidia-smi -L >/dev/null 2>&1 || echo --extra-index-url h
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "numina needs Python 3.11 or newer; name one: make install PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --retries 1 $(TORCH_INDEX) -r requirements.lock
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
@@ -30,6 +32,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy numina pipelines cluster
 
+# The pins that `install` uses. torch is pinned without its build: which one is taken depends on the machine.
 lock: install
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > requirements.lock
 

@@ -1,9 +1,10 @@
 """`numina`: a verb per stage of a dataset's life. Exit status: 0 done, 1 something failed, 2 wrong input."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,7 @@ from numina.errors import InputError, NuminaError
 
 if TYPE_CHECKING:
     from cluster.driver import JobProgress
+    from cluster.evaluate import Verdict
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 prompts_app = typer.Typer(no_args_is_help=True, help="Make and check prompt sets.")
@@ -123,7 +125,7 @@ def evaluate(
     judge: Annotated[str, typer.Option(help="Who counts: `counter`, the embedded model's exact counter.")] = "counter",
 ) -> None:
     """Count what the videos of a dataset show, and print asked, identified and detected counts."""
-    from cluster.evaluate import accuracy_by_strategy, shown_count
+    from cluster.evaluate import accuracy_by_strategy
     from cluster.evaluate import evaluate as judge_all
     from cluster.store import Store
     from pipelines.judges import JUDGES
@@ -132,22 +134,7 @@ def evaluate(
         raise InputError(f"judge {judge!r} isn't known; choose from {', '.join(JUDGES)}")
     with _bar("judging") as bar:
         verdicts = judge_all(Store(output, single_writer=True), JUDGES[judge](), bar)
-    table = Table(title=f"{output}: counts by {judge}")
-    for column in ("prompt", "strategy", "noun", "asked", "identified", "detected", "CountAcc"):
-        table.add_column(column, justify="left" if column in {"prompt", "strategy", "noun"} else "right")
-    previous = None
-    for verdict in verdicts:
-        table.add_row(
-            escape(verdict.prompt) if verdict.prompt != previous else "",
-            verdict.strategy + (" (guided)" if verdict.guided else ""),
-            escape("\n".join(verdict.nouns)),
-            "\n".join(map(str, verdict.asked)),
-            "\n".join(map(str, verdict.identified)) if verdict.identified else "–",
-            "\n".join(map(shown_count, verdict.detected)) if verdict.detected else "no video",
-            f"{verdict.count_accuracy:.2f}",
-        )
-        previous = verdict.prompt
-    console.print(table)
+    console.print(_count_table(verdicts, f"{output}: objects detected by {judge}"))
     for strategy, accuracy in accuracy_by_strategy(verdicts).items():
         say(f"CountAcc {strategy}: {accuracy:.3f}")
 
@@ -157,7 +144,7 @@ def report(output: str) -> None:
     """Write one static page: videos beside their layouts and counts."""
     from cluster.report import build_report
 
-    say(f"report: {build_report(output)}")
+    say(f"report: {Path(output) / build_report(output).name}")
 
 
 @prompts_app.command("check")
@@ -225,6 +212,45 @@ def testbed_train(
 
 
 # --- what a terminal shows ---
+
+
+def _count_table(verdicts: Sequence["Verdict"], title: str) -> Table:
+    """Asked, identified and detected counts: a line per noun, the strategies of a prompt side by side."""
+    from cluster.evaluate import shown_count
+
+    strategies = sorted({verdict.strategy for verdict in verdicts})
+    table = Table(title=title, show_lines=False)
+    for column in ("prompt", "noun"):
+        table.add_column(column)
+    for column in ("asked", *strategies):
+        table.add_column(column, justify="right")
+        if column == "numina":
+            table.add_column("identified", justify="right")
+    for (prompt, _), group in groupby(verdicts, key=lambda verdict: (verdict.prompt, verdict.sample)):
+        by_strategy = {verdict.strategy: verdict for verdict in group}
+        first = next(iter(by_strategy.values()))
+        columns = [[escape(prompt)], map(escape, first.nouns), map(str, first.asked)]
+        for strategy in strategies:
+            verdict = by_strategy.get(strategy)
+            columns.append(_detected(verdict, shown_count))
+            if strategy == "numina":
+                columns.append(map(str, verdict.identified) if verdict and verdict.identified else ["–"])
+        table.add_row(*map("\n".join, columns), end_section=True)
+    return table
+
+
+def _detected(verdict: "Verdict | None", shown_count: Callable[[Sequence[int]], str]) -> list[str]:
+    """A noun's detected count per line, green where all frames have the asked one."""
+    if verdict is None:
+        return ["–"]
+    if verdict.detected is None:
+        return ["[red]no video[/red]"]
+    colours = [
+        "green" if set(frames) == {n} else "red" for n, frames in zip(verdict.asked, verdict.detected, strict=True)
+    ]
+    return [
+        f"[{colour}]{shown_count(frames)}[/{colour}]" for colour, frames in zip(colours, verdict.detected, strict=True)
+    ]
 
 
 def _progress_bar() -> Progress:

@@ -8,6 +8,7 @@ Nothing here can't be lost: storage is the truth, and the same job started again
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -77,7 +78,7 @@ class JobPlan:
             "model": {"name": self.model.name, "revision": self.model.revision},
             "algorithm_version": ALGORITHM_VERSION,
             "seed": self.job.seed,
-            "strategies": {name: self.job.row_config(name, self.dtype) for name in self.job.strategies},
+            **{name: value for name, value in self.job.row_config("numina", self.dtype).items() if name != "strategy"},
         }
 
 
@@ -137,23 +138,19 @@ def run_job(plan: JobPlan, report: Callable[[JobProgress], None] = lambda progre
     return progress
 
 
-class ray_cluster:  # noqa: N801 - a context manager, used like a function
+@contextmanager
+def ray_cluster(plan: JobPlan) -> Iterator[None]:
     """Joins the job's Ray cluster; a local one is started for the job and ended with it."""
-
-    def __init__(self, plan: JobPlan):
-        self.plan = plan
-
-    def __enter__(self) -> None:
-        job = self.plan.job
-        options: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False, "configure_logging": False}
-        if job.cluster.address == "local":
-            ranks = job.parallel.ulysses * job.parallel.gangs
-            options["num_cpus"] = ranks * job.cluster.cpus_per_rank + 1  # ranks sleep while layouts are computed
-        else:
-            options = {"log_to_driver": False}
-        ray.init(address=job.cluster.address, **options)
-
-    def __exit__(self, *error: object) -> None:
+    job = plan.job
+    options: dict[str, Any] = {}
+    if job.cluster.address == "local":
+        ranks = job.parallel.ulysses * job.parallel.gangs
+        # One core more than the ranks take: layouts are short, and ranks sleep where they wait for one.
+        options = {"num_cpus": ranks * job.cluster.cpus_per_rank + 1, "include_dashboard": False}
+    ray.init(address=job.cluster.address, log_to_driver=False, **options)
+    try:
+        yield
+    finally:
         ray.shutdown()
 
 
@@ -380,6 +377,7 @@ class Driver:
             "timings": timings,
             "gpu_seconds": busy * job.parallel.ulysses if self.plan.device == "cuda" else None,
             "retries": self.attempts.get(task.key, 0),
+            "peak_memory_bytes": clip.peak_memory_bytes,
             "extra": task.row.extra,
         }
 

@@ -94,10 +94,6 @@ class Rank:
     def drop(self, key: str) -> None:
         self._ready.drop(key)
 
-    def peak_memory(self) -> int | None:
-        """Bytes of GPU memory held at most since the start; None on a CPU."""
-        return torch.cuda.max_memory_allocated() if self.spec.device == "cuda" else None
-
     @property
     def _ready(self) -> ClipGenerator:
         assert self.generator is not None, "start() comes first"

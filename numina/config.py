@@ -37,14 +37,15 @@ class IdentifyConfig:
     min_focus: float = 0.2  # τ, share of a cluster that must lie in the focus mask (published)
     connected: bool = False  # split clusters into connected components (ours; published: no)
 
-    threshold: float = 0.3  # components: share of the peak response above which a token is part of an instance (ours)
+    threshold: float = 0.5  # components: share of the peak response that makes the core of an instance (ours)
+    extent: float = 0.2  # components: share of the peak response down to which a core's surroundings are its own (ours)
     min_area: int = 1  # tokens, smaller pieces are specks and dropped; 1 keeps all (published)
     tracks: bool = False  # link instances over frames, decide once per clip (ours; published: per frame)
     link_distance: float = 3.0  # tokens, the farthest an instance's centroid may move between two latent frames (ours)
     min_presence: float = 0.5  # share of the frames in which a track must be seen, else it is dropped (ours)
 
     def __post_init__(self) -> None:
-        _share(self, "step", "block", "bandwidth_quantile", "focus", "min_focus", "threshold", "min_presence")
+        _share(self, "step", "block", "bandwidth_quantile", "focus", "min_focus", "threshold", "extent", "min_presence")
         _at_least(self, 0, "contrast_weight", "structure_weight", "edge_weight", "link_distance")
         _at_least(self, 1, "structure_blocks", "dbscan_min_samples", "min_area")
         _above_zero(self, "dbscan_eps")

@@ -23,7 +23,7 @@ def frame_attention(
 ) -> Float[Tensor, "heads tokens tokens"]:
     """Softmax maps of one frame's tokens among themselves, softmax(q kᵀ/√D), in float32."""
     scores = torch.einsum("ihd,jhd->hij", q.float(), k.float()) / q.shape[-1] ** 0.5
-    return scores.softmax(dim=-1)
+    return torch.softmax(scores, dim=-1)
 
 
 def score_heads(

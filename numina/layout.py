@@ -41,7 +41,7 @@ class Layout:
     def instances(self, noun: int) -> Int[np.ndarray, " instances"]:
         """Labels of a noun's instances over the clip, ascending."""
         found = np.unique(self.labels[noun])
-        return found[found > 0].astype(np.int64)
+        return np.asarray(found[found > 0], dtype=np.int64)
 
     def counts(self) -> Int[np.ndarray, "nouns frames"]:
         """Instances per noun and frame."""
@@ -53,7 +53,7 @@ class Layout:
         """Instances per noun in the clip: the number of tracks, or the (lower) median over frames without tracks."""
         if self.tracked:
             return np.array([len(self.instances(noun)) for noun in range(len(self.labels))], dtype=np.int64)
-        return np.quantile(self.counts(), 0.5, axis=1, method="lower").astype(np.int64)
+        return np.asarray(np.quantile(self.counts(), 0.5, axis=1, method="lower"), dtype=np.int64)
 
     def matches(self, targets: Sequence[Target]) -> bool:
         """Whether every noun has its asked count in every frame."""
@@ -87,13 +87,28 @@ def identify_layout(capture: Capture, config: IdentifyConfig) -> Layout:
 def _components(
     relative: Float32[np.ndarray, "nouns frames H W"], config: IdentifyConfig
 ) -> Int16[np.ndarray, "nouns frames H W"]:
-    """Instances as connected components of the tokens where a noun's response is high, and higher than any other's."""
+    """Instances as connected components of the tokens where a noun's response is high, and above any other noun's."""
     strongest = relative.argmax(axis=0)
     labels = np.zeros(relative.shape, dtype=np.int16)
     for noun, frame in np.ndindex(relative.shape[:2]):
-        inside = (relative[noun, frame] >= config.threshold) & (strongest[frame] == noun)
-        labels[noun, frame] = _pieces(inside, config.min_area)
+        response = np.where(strongest[frame] == noun, relative[noun, frame], 0.0)
+        cores = _pieces((response >= config.threshold) & (response > 0), config.min_area)
+        labels[noun, frame] = _grown(cores, (response >= config.extent) & (response > 0))
     return labels
+
+
+def _grown(cores: Int16[np.ndarray, "H W"], extent: Bool[np.ndarray, "H W"]) -> Int16[np.ndarray, "H W"]:
+    """Cores with their surroundings: tokens of ``extent`` that hang together with a core are the nearest core's.
+
+    A high threshold tells neighbours apart but sees only the middle of each; guidance must know the whole of it, lest
+    it suppresses the rim.
+    """
+    if not cores.any():
+        return cores
+    pieces, _ = ndimage.label(extent | (cores > 0), structure=NEIGHBOURS_8)
+    held = np.isin(pieces, pieces[cores > 0])
+    nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
+    return np.where(held, cores[tuple(nearest)], 0).astype(np.int16)
 
 
 def _clusters(
@@ -134,13 +149,13 @@ def _proposals(image: Float32[np.ndarray, "H W 3"], config: IdentifyConfig) -> I
         for cluster in range(1, clusters.max() + 1):
             found = _pieces(clusters == cluster, config.min_area)
             pieces += np.where(found > 0, found + pieces.max(), 0)
-        return pieces
-    return np.where(np.bincount(clusters.ravel())[clusters] >= config.min_area, clusters, 0)
+        return np.asarray(pieces)
+    return np.asarray(np.where(np.bincount(clusters.ravel())[clusters] >= config.min_area, clusters, 0))
 
 
 def _focus_mask(response: Float32[np.ndarray, "H W"], config: IdentifyConfig) -> Bool[np.ndarray, "H W"]:
     """Tokens that look at the noun at least ρ times as much as the frame's peak does, DBSCAN noise dropped."""
-    mask = (response >= config.focus * response.max()) & (response > 0)
+    mask = np.asarray((response >= config.focus * response.max()) & (response > 0))
     if mask.any():
         found = DBSCAN(eps=config.dbscan_eps, min_samples=config.dbscan_min_samples).fit(np.argwhere(mask))
         mask[mask] = found.labels_ >= 0
@@ -152,4 +167,4 @@ def _pieces(mask: Bool[np.ndarray, "H W"], min_area: int) -> Int16[np.ndarray, "
     pieces, _ = ndimage.label(mask, structure=NEIGHBOURS_8)
     large = np.bincount(pieces.ravel()) >= min_area
     large[0] = False
-    return np.where(large, np.cumsum(large), 0)[pieces].astype(np.int16)
+    return np.asarray(np.where(large, np.cumsum(large), 0)[pieces], dtype=np.int16)

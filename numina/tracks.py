@@ -93,4 +93,4 @@ def _fill_gap(image: Int16[np.ndarray, "H W"], taken: Mask, number: int, track: 
 
 def centroid(mask: Mask) -> Float[np.ndarray, "2"]:
     """Mean (row, column) of a mask's tokens."""
-    return np.argwhere(mask).mean(axis=0)
+    return np.asarray(np.argwhere(mask).mean(axis=0))

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -40,6 +40,7 @@ class Clip:
     mp4: bytes
     timings: Timings
     correction: Correction | None = None  # None for plain generation
+    peak_memory_bytes: int | None = None  # of this rank's GPU since the process began; None on a CPU
 
     def save(self, path: str | Path) -> None:
         Path(path).write_bytes(self.mp4)
@@ -142,7 +143,8 @@ class ClipGenerator:
             video = self.model.decode(latents).numpy()
         with stage(timings, "write", self.model):
             mp4 = encode_mp4(video, fps=self.generation.fps, crf=self.generation.crf)
-        return Clip(video, mp4, timings)
+        peak = torch.cuda.max_memory_allocated(self.model.device) if self.model.device.type == "cuda" else None
+        return Clip(video, mp4, timings, peak_memory_bytes=peak)
 
 
 def generate(
@@ -171,7 +173,7 @@ def generate(
     correction = correct(identified.capture, targets, identified.spans, method)
     clip = worker.finish("clip") if correction.plan is None else worker.guide("clip", correction.plan)
     assert clip is not None
-    return Clip(clip.video, clip.mp4, clip.timings, correction)
+    return replace(clip, correction=correction)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """From a model's name to its adapter. `testbed` names the embedded counting model; anything else is a folder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,13 +21,20 @@ def model_folder(path: str) -> Path:
 
 def inspect_model(path: str) -> ModelFacts:
     """What a checkpoint is, without loading it. Raises ModelError for what is missing."""
-    return inspect(model_folder(path))
+    return _named(inspect(model_folder(path)), path)
 
 
 def load_model(path: str, *, dtype: str = "auto", device: str = "auto") -> VideoModel:
     """Loads a checkpoint for this process's device."""
     device = resolve_device(device)
-    return WanModel.load(model_folder(path), dtype=DTYPES[resolve_dtype(dtype, device)], device=device)
+    model = WanModel.load(model_folder(path), dtype=DTYPES[resolve_dtype(dtype, device)], device=device)
+    model.facts = _named(model.facts, path)
+    return model
+
+
+def _named(facts: ModelFacts, path: str) -> ModelFacts:
+    """The embedded model by its name; another one by its folder's."""
+    return replace(facts, name=TESTBED) if path == TESTBED else facts
 
 
 def resolve_device(device: str) -> str:

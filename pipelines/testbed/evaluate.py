@@ -23,7 +23,7 @@ from pipelines.testbed.model import TEXT_TOKENS, load_pipeline
 from pipelines.testbed.world import FRAMES, SIZE, Prompt, clips, heldout_prompts, to_uint8
 
 STEPS = 25
-GUIDANCE_SCALE = 4.5
+GUIDANCE_SCALE = 3.0
 
 
 def generate(

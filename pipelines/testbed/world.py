@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -171,6 +171,25 @@ def _draw_prompt(counts: Sequence[int], split: Split, rng: np.random.Generator) 
 def heldout_prompts(number: int, seed: int) -> list[Prompt]:
     """Prompts of combinations never seen in training, balanced over one and two nouns and over the counts 1 to 6."""
     return make_prompts(number, seed, split="heldout")
+
+
+def miscount(prompts: Sequence[Prompt], share: float, rng: np.random.Generator) -> list[Prompt]:
+    """The same texts, but of a `share` of their targets the video is to show one object more or fewer than they say.
+
+    Captions of the web count as loosely, and models trained on them do: the embedded model is to need correction.
+    """
+    return [replace(prompt, targets=_miscounted(prompt.targets, share, rng)) for prompt in prompts]
+
+
+def _miscounted(targets: tuple[Target, ...], share: float, rng: np.random.Generator) -> tuple[Target, ...]:
+    changed = list(targets)
+    for index, target in enumerate(targets):
+        if rng.random() >= share:
+            continue
+        room = MAX_OBJECTS - sum(other.count for place, other in enumerate(changed) if place != index)
+        near = [count for count in (target.count - 1, target.count + 1) if 1 <= count <= min(MAX_COUNT, room)]
+        changed[index] = replace(target, count=near[rng.integers(len(near))])
+    return tuple(changed)
 
 
 def draw_scenes(prompts: Sequence[Prompt], rng: np.random.Generator, *, frames: int = FRAMES) -> Scenes:

@@ -155,13 +155,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the prompts; a clip's noise is seeded with its number")
     parser.add_argument("--presets", nargs="*", default=["paper", "closed"])
     parser.add_argument("--set", nargs="*", default=[], help="NAME:key=value,… variants of the last preset's method")
+    parser.add_argument(
+        "--overrides", nargs="*", default=[], help="key=value of the whole job, e.g. generation.steps=50"
+    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--model", default="testbed")
     parser.add_argument("--output", type=Path, help="results as JSON lines")
     options = parser.parse_args()
 
-    common = [f"model.path={options.model}"]
+    common = [f"model.path={options.model}", *options.overrides]
     jobs = {name: load_job("testbed", [*common, f"method.preset={name}"]) for name in options.presets}
     for variant in options.set:
         name, _, pairs = variant.partition(":")
@@ -179,9 +182,8 @@ def main() -> None:
     if options.output:
         options.output.write_text("".join(json.dumps(vars(result)) + "\n" for result in results))
     summarise(results)
-    print(
-        f"{len(prompts)} prompts, {time.perf_counter() - began:.0f} s, {options.workers} workers, torch {torch.__version__}"
-    )
+    seconds = time.perf_counter() - began
+    print(f"{len(prompts)} prompts, {seconds:.0f} s, {options.workers} workers, torch {torch.__version__}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from numina.layout import Capture, Layout, identify_layout
 from numina.prompts import Target
 from tests.numina.scenes import Scene, Square, scenes
 
-COMPONENTS = IdentifyConfig(source="components", tokens="phrase", head="mean", threshold=0.5)
-TRACKS = IdentifyConfig(source="components", tokens="phrase", head="mean", threshold=0.5, min_area=2, tracks=True)
+COMPONENTS = IdentifyConfig(source="components", head="mean", extent=0.5)
+TRACKS = IdentifyConfig(source="components", head="mean", extent=0.5, min_area=2, tracks=True)
 
 
 def partition(labels: np.ndarray) -> set[frozenset[int]]:
@@ -73,6 +73,16 @@ def test_a_token_goes_to_the_noun_that_looks_harder():
     labels = identify_layout(Capture(responses, None), COMPONENTS).labels
     assert (labels[0, 0] > 0).sum() == 9
     assert (labels[1, 0] > 0).sum() == 9
+
+
+def test_instances_grow_from_their_cores():
+    """Cores tell neighbours apart; the weaker tokens around go to the nearer core, those elsewhere to none."""
+    response = np.array([[0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [0, 3, 9, 3, 2.5, 3, 9, 3, 0, 3]], dtype=np.float32) / 9
+    capture = Capture(response[None, None], None)
+    config = IdentifyConfig(source="components", threshold=0.5, extent=0.25)
+    assert identify_layout(capture, config).labels[0, 0, 1].tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 0, 0]
+    bare = IdentifyConfig(source="components", threshold=0.5, extent=1.0)
+    assert identify_layout(capture, bare).labels[0, 0, 1].tolist() == [0, 0, 1, 0, 0, 0, 2, 0, 0, 0]
 
 
 def test_tracks_bridge_a_gap_and_drop_a_flash():

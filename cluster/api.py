@@ -12,8 +12,8 @@ from functools import lru_cache
 from cluster.job import load_job
 from numina.prompts import Target
 from pipelines.base import VideoModel
+from pipelines.clip import Clip
 from pipelines.denoise import Progress
-from pipelines.generate import Clip
 from pipelines.generate import generate as generate_clip
 from pipelines.registry import load_model
 

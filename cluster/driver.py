@@ -5,13 +5,15 @@
 Nothing here can't be lost: storage is the truth, and the same job started again goes on where it ended.
 """
 
+from __future__ import annotations
+
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -21,14 +23,17 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.gang import Gang, GangSpec
 from cluster.job import ALGORITHM_VERSION, JobConfig, config_hash
 from cluster.promptset import PromptRow, extra_columns, read_prompts
-from cluster.store import Store, row_key, sample_seed
-from numina.correct import Correction, correct
+from cluster.rows import row_key, sample_seed
+from cluster.store import Store
 from numina.errors import GangError, InputError
 from pipelines.base import ModelFacts
-from pipelines.generate import Clip, Identified
+from pipelines.clip import Clip, Identified
 from pipelines.parallel import check_divides
 from pipelines.registry import inspect_model, resolve_device, resolve_dtype
 from pipelines.testbed import WEIGHTS
+
+if TYPE_CHECKING:
+    from numina.correct import Correction
 
 LAYOUT_CPUS = 0.5  # a layout task is short; two of them share a core
 
@@ -157,6 +162,8 @@ def ray_cluster(plan: JobPlan) -> Iterator[None]:
 @ray.remote(num_cpus=LAYOUT_CPUS)
 def lay_out(identified: Identified, task: ClipTask, job: JobConfig) -> tuple[Correction, float]:
     """Layout, refinement and plan of one clip, on any CPU of the cluster; and the seconds it took."""
+    from numina.correct import correct  # scikit-learn takes a second to import, and only layout tasks need it
+
     began = time.perf_counter()
     correction = correct(identified.capture, task.row.targets, identified.spans, job.method)
     return correction, time.perf_counter() - began

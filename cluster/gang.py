@@ -3,11 +3,13 @@
 All ranks get the same calls in the same order; rank 0 answers. A gang that lost a rank is ended whole.
 """
 
+from __future__ import annotations
+
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -19,12 +21,15 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from numina.config import MethodConfig
 from numina.errors import GangError
-from numina.guidance import GuidancePlan
 from numina.prompts import Target
 from pipelines.base import GenerationConfig
-from pipelines.generate import Clip, ClipGenerator, Identified
+from pipelines.clip import Clip, Identified
 from pipelines.parallel import ParallelConfig, parallelize
 from pipelines.registry import load_model
+
+if TYPE_CHECKING:
+    from numina.guidance import GuidancePlan
+    from pipelines.generate import ClipGenerator
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # a rank that is silent for longer than any step is lost
 
@@ -58,6 +63,8 @@ class Rank:
 
     def start(self, address: str) -> None:
         """Joins the process group and loads the model."""
+        from pipelines.generate import ClipGenerator  # seconds to import, in ranks only
+
         if self.spec.device == "cpu":
             torch.set_num_threads(self.spec.cpus_per_rank)
         ranks = self.spec.parallel.ulysses

@@ -28,7 +28,7 @@ import pyarrow.types as pat
 from fsspec.core import url_to_fs
 
 from cluster.atomic import open_files
-from cluster.store import ROW_SCHEMA, TARGETS, canonical_json, plain_value
+from cluster.rows import ROW_SCHEMA, TARGETS, canonical_json, plain_value
 from numina.errors import PromptError, PromptSetError
 from numina.prompts import Target, check_targets, parse_targets
 

@@ -17,16 +17,14 @@ the commit. Nothing here is kept in memory between calls: storage is the truth.
 import hashlib
 import io
 import json
-import math
 import re
 import time
 import uuid
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -35,113 +33,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.atomic import Files, check_promise, open_files
+from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, canonical, canonical_json, check_row, plain_value
 from numina.errors import OutputError
-from numina.prompts import Target
 
 FORMAT = "numina-output/1"
-STAGES = ("encode", "identify", "layout", "guide", "denoise", "decode", "write")
-
-TARGETS = pa.list_(pa.struct([("noun", pa.string()), ("count", pa.int32())]))
-IDENTIFIED = pa.list_(pa.struct([("noun", pa.string()), ("frames", pa.list_(pa.int32())), ("count", pa.int32())]))
-DETECTED = pa.list_(pa.struct([("noun", pa.string()), ("frames", pa.list_(pa.int32()))]))
-
-ROW_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("id", pa.string()),
-        ("file_name", pa.string()),
-        ("prompt", pa.string()),
-        ("negative_prompt", pa.string()),
-        ("targets", TARGETS),
-        ("strategy", pa.string()),
-        ("sample", pa.int32()),
-        ("seed", pa.int64()),
-        ("model", pa.string()),
-        ("model_revision", pa.string()),
-        ("code_version", pa.string()),
-        ("config_hash", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("num_frames", pa.int32()),
-        ("fps", pa.float64()),
-        ("steps", pa.int32()),
-        ("guidance_scale", pa.float64()),
-        ("engine", pa.string()),
-        ("ulysses", pa.int32()),
-        ("ring", pa.int32()),
-        ("cfg", pa.int32()),
-        ("cache", pa.string()),
-        ("identified", IDENTIFIED),
-        ("guided", pa.bool_()),
-        ("shortfall", pa.list_(pa.int32())),
-        ("layout_file", pa.string()),
-        ("timings", pa.struct([(stage, pa.float64()) for stage in STAGES])),
-        ("gpu_seconds", pa.float64()),
-        ("retries", pa.int32()),
-        ("peak_memory_bytes", pa.int64()),
-        ("video_sha256", pa.string()),
-        ("committed_at", pa.timestamp("us", tz="UTC")),
-    ]
-)
-"""The columns of every row; the prompt set's own columns follow them. A missing one is null, unless REQUIRED."""
-
-REQUIRED = ("key", "file_name", "prompt", "targets", "strategy", "seed", "video_sha256")
-
-EVALUATION_SCHEMA = pa.schema(
-    [("key", pa.string()), ("judge", pa.string()), ("detected", DETECTED), ("count_accuracy", pa.float64())]
-)
-"""The columns that every judge's verdicts have; a judge may add its own."""
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _JUDGE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-_SEEDS = 2**63
 _RECENT_SECONDS = 3600.0
 _READERS = 16
-
-
-def canonical_json(value: Any) -> str:
-    """JSON in which equal values have equal text: keys sorted, 5.0 written 5, tuples as lists, enums as their value.
-
-    Raises ValueError for NaN and infinities, TypeError for what JSON can't hold.
-    """
-    return json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def row_key(
-    *,
-    prompt: str,
-    negative_prompt: str | None,
-    targets: Sequence[Target],
-    seed: int,
-    config: Mapping[str, Any],
-    model_revision: str,
-    algorithm_version: str | int,
-) -> str:
-    """32 hex digits that name one video by all that decides its pixels, and by nothing else.
-
-    `config` is the resolved generation, method and strategy configuration; batch, worker count and parallel degrees
-    don't belong in it. `seed` is the sample's own (see `sample_seed`).
-    """
-    content = {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "targets": [[target.noun, target.count] for target in targets],
-        "seed": seed,
-        "config": config,
-        "model_revision": model_revision,
-        "algorithm_version": algorithm_version,
-    }
-    return hashlib.blake2b(canonical_json(content).encode(), digest_size=16).hexdigest()
-
-
-def sample_seed(row_seed: int | None, id: str | None, prompt: str, index: int, job_seed: int) -> int:
-    """The seed of a row's sample number `index`, in [0, 2**63): the row's own seed + index, or else one that depends
-    on the id (the prompt, where there is no id), the index and the job's seed alone."""
-    if row_seed is not None:
-        return (row_seed + index) % _SEEDS
-    name = ["prompt", prompt] if id is None else ["id", id]
-    content = canonical_json([*name, index, job_seed]).encode()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") % _SEEDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +204,7 @@ class Store:
     def _row_table(self, row: Mapping[str, Any]) -> pa.Table:
         own = {name: plain_value(value) for name, value in row.items() if name != "extra"}
         extra = {**dict.fromkeys(self._extra_columns.names), **dict(row.get("extra") or {})}
-        _check_row(own, extra)
+        check_row(own, extra)
         own["committed_at"] = own.get("committed_at") or datetime.now(UTC)
         known = pa.Table.from_pylist([own], schema=ROW_SCHEMA)
         for name, value in extra.items():
@@ -423,24 +323,8 @@ class Store:
 _ABSENT = object()
 
 
-def _canonical(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return _canonical(value.value)
-    if isinstance(value, Mapping):
-        if not all(isinstance(name, str) for name in value):
-            raise TypeError(f"keys of a configuration must be strings, got {sorted(map(repr, value))}")
-        return {name: _canonical(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_canonical(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} has no canonical form: a key needs finite numbers")
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
 def _json(value: Any) -> bytes:
-    return (json.dumps(_canonical(value), sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(canonical(value), sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -478,27 +362,6 @@ def _lease_name(key: str) -> str:
 
 def _stem(name: str) -> str:
     return name.rsplit("/", 1)[-1].split(".", 1)[0]
-
-
-def _check_row(row: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-    missing = [name for name in REQUIRED if row.get(name) is None]
-    unknown = sorted(row.keys() - set(ROW_SCHEMA.names))
-    taken = sorted(extra.keys() & set(ROW_SCHEMA.names))
-    stages = sorted((row.get("timings") or {}).keys() - set(STAGES))
-    if missing or unknown or taken or stages:
-        raise ValueError(
-            f"a row lacks {missing}, has the unknown columns {unknown} (a prompt set's own go under 'extra'), "
-            f"extra columns with a name of the output's own {taken}, unknown timings {stages} (known: {list(STAGES)})"
-        )
-
-
-def plain_value(value: Any) -> Any:
-    """Dataclasses and tuples as the dicts and lists that pyarrow knows."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, (list, tuple)):
-        return [plain_value(item) for item in value]
-    return value
 
 
 def _parquet(table: pa.Table) -> bytes:

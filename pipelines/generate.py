@@ -4,53 +4,20 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from numina.config import MethodConfig
-from numina.correct import Correction, correct
+from numina.correct import correct
 from numina.guidance import GuidancePlan
-from numina.layout import Capture
 from numina.prompts import Target, check_targets, parse_targets
 from numina.tokens import TokenSpans, locate_tokens
 from pipelines import denoise
 from pipelines.base import GenerationConfig, Text, VideoModel
+from pipelines.clip import Clip, Identified, Timings
 from pipelines.parallel import Shard
-from pipelines.video import Video, encode_mp4
-
-Timings = dict[str, float]  # stage → seconds
-
-
-@dataclass(frozen=True)
-class Identified:
-    """What leaves the gang after identification: some hundred kB, whatever the model's size."""
-
-    capture: Capture
-    spans: tuple[TokenSpans, ...]
-    timings: Timings
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A finished clip: uint8 frames [num_frames, height, width, 3], its mp4 and what it cost."""
-
-    video: Video
-    mp4: bytes
-    timings: Timings
-    correction: Correction | None = None  # None for plain generation
-    peak_memory_bytes: int | None = None  # of this rank's GPU since the process began; None on a CPU
-
-    def save(self, path: str | Path) -> None:
-        Path(path).write_bytes(self.mp4)
-
-    def summary(self) -> str:
-        """What happened, in one line."""
-        if self.correction is None:
-            return "generated without NUMINA"
-        counts = ", ".join(map(str, self.correction.identified.clip_counts()))
-        return f"identified counts {counts}: {'right, no second run' if self.correction.plan is None else 'guided'}"
+from pipelines.video import encode_mp4
 
 
 @dataclass

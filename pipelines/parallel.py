@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import ContextParallelConfig
-from diffusers.models._modeling_parallel import ParallelConfig as DiffusersParallelConfig
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -98,6 +96,8 @@ class Shard:
 
 def parallelize(model: VideoModel, config: ParallelConfig) -> Shard:
     """Spreads a loaded model's tokens over the ranks of the initialised default process group."""
+    from diffusers import ContextParallelConfig  # seconds to import, and only ranks need it
+
     if config.ulysses == 1:
         return Shard()
     if dist.get_world_size() != config.ulysses:
@@ -112,7 +112,9 @@ def parallelize(model: VideoModel, config: ParallelConfig) -> Shard:
 def _resolve_without_accelerator(transformer: Any) -> None:
     """diffusers 0.42 finds a rank's device as `rank % accelerator count`, which divides by zero on a CPU machine."""
 
-    def resolve(self: Any, config: ContextParallelConfig) -> DiffusersParallelConfig:
+    from diffusers.models._modeling_parallel import ParallelConfig as DiffusersParallelConfig
+
+    def resolve(self: Any, config: Any) -> Any:
         mesh = init_device_mesh("cpu", config.mesh_shape, mesh_dim_names=config.mesh_dim_names)
         resolved = DiffusersParallelConfig(context_parallel_config=config)
         resolved.setup(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), mesh=mesh)

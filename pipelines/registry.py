@@ -7,8 +7,8 @@ import torch
 
 from numina.errors import ConfigError
 from pipelines.base import ModelFacts, VideoModel
+from pipelines.checkpoint import inspect
 from pipelines.testbed import WEIGHTS
-from pipelines.wan import WanModel, inspect
 
 TESTBED = "testbed"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -26,6 +26,8 @@ def inspect_model(path: str) -> ModelFacts:
 
 def load_model(path: str, *, dtype: str = "auto", device: str = "auto") -> VideoModel:
     """Loads a checkpoint for this process's device."""
+    from pipelines.wan import WanModel  # diffusers takes seconds to import, and only ranks need it
+
     device = resolve_device(device)
     model = WanModel.load(model_folder(path), dtype=DTYPES[resolve_dtype(dtype, device)], device=device)
     model.facts = _named(model.facts, path)

@@ -1,6 +1,8 @@
 """The design's one-way imports: cluster → pipelines → numina, Ray in cluster only, xfuser and deepspeed lazily."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,3 +47,15 @@ def test_no_other_top_level_folders() -> None:
     made = {"out", "build", "dist"}
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))}
     assert folders - made <= {"numina", "pipelines", "cluster", "configs", "slurm", "tests"}
+
+
+def test_the_driver_loads_no_model_library() -> None:
+    """Planning and resuming start in seconds: the model libraries are for ranks, scikit-learn is for layout tasks."""
+    heavy = "{'diffusers', 'transformers', 'sklearn'} & set(sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, cluster.cli, cluster.driver, cluster.planner; print({heavy})"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "set()"

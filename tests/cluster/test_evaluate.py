@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cluster.evaluate import Verdict, accuracy_by_strategy, evaluate, shown_count
-from cluster.store import Store, row_key
+from cluster.rows import row_key
+from cluster.store import Store
 from numina.errors import InputError
 from numina.prompts import Target
 from pipelines.judges import ExactCounter

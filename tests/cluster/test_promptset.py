@@ -18,7 +18,7 @@ from cluster.promptset import (
     read_prompts,
     write_targets,
 )
-from cluster.store import TARGETS
+from cluster.rows import TARGETS
 from numina.errors import PromptSetError
 from numina.prompts import Target
 

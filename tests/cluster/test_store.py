@@ -21,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.atomic import ObjectFiles, PosixFiles
-from cluster.store import ROW_SCHEMA, Store, canonical_json, row_key, sample_seed
+from cluster.rows import ROW_SCHEMA, canonical_json, row_key, sample_seed
+from cluster.store import Store
 from numina.errors import OutputError, StorageError
 from numina.prompts import Target
 
@@ -64,7 +65,7 @@ class TestRowKey:
     def test_it_is_the_same_in_another_process(self) -> None:
         """The key doesn't depend on the process, its hash seed or the order of a mapping."""
         turned = {**self.CONTENT, "config": {"method": {"name": "closed"}, "generation": {"shift": 5, "steps": 50}}}
-        code = f"from cluster.store import row_key; from numina.prompts import Target; print(row_key(**{turned!r}))"
+        code = f"from cluster.rows import row_key; from numina.prompts import Target; print(row_key(**{turned!r}))"
         environment = {**os.environ, "PYTHONHASHSEED": "99"}
         command = [sys.executable, "-c", code]
         printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.strip()

@@ -10,7 +10,8 @@ import torch
 
 from numina.errors import ConfigError, ModelError
 from pipelines import denoise
-from pipelines.wan import WanModel, inspect
+from pipelines.checkpoint import inspect
+from pipelines.wan import WanModel
 from tests.pipelines.conftest import GENERATION, PROMPT
 
 

@@ -175,7 +175,6 @@ class _Flight:
 
     task: ClipTask
     gang: Gang
-    began: float
     stage: str = "identify"
     correction: Correction | None = None
     layout_seconds: float = 0.0
@@ -207,8 +206,7 @@ class Driver:
         """Generates and commits all tasks."""
         self.pending.extend(tasks)
         try:
-            for number in range(self.plan.job.parallel.gangs):
-                self._start_gang(f"gang-{number}")
+            self._start_gangs([f"gang-{number}" for number in range(self.plan.job.parallel.gangs)])
             while self.pending or self.flights:
                 self._fill_gangs()
                 self._show()
@@ -222,22 +220,20 @@ class Driver:
 
     # --- gangs ---
 
-    def _start_gang(self, name: str) -> None:
-        """Starts a gang, with a second try for a lost race for its port. Raises GangError."""
+    def _start_gangs(self, names: Sequence[str]) -> None:
+        """Starts gangs side by side: loading a model takes minutes. Raises GangError when one can't stand."""
         timeout = self.plan.job.cluster.start_timeout
-        self.progress.gangs[name] = "starting"
+        self.progress.gangs |= dict.fromkeys(names, "starting")
         self.report(self.progress)
-        for attempt in (1, 2):
-            gang = Gang(name, self.spec)
+        starting = []
+        for name in names:
+            self.gangs.append(Gang(name, self.spec))
+            starting.append((self.gangs[-1], self.gangs[-1].start(timeout)))
+        for gang, references in starting:
             try:
-                ray.get(gang.start(timeout), timeout=timeout)
+                ray.get(references, timeout=timeout)
             except RayError as error:
-                gang.end()
-                if attempt == 2:
-                    raise GangError(f"{name} could not start: {_reason(error)}") from error
-            else:
-                self.gangs.append(gang)
-                return
+                raise GangError(f"{gang.name} could not start: {_reason(error)}") from error
 
     def _fill_gangs(self) -> None:
         """Keeps `clips_in_flight` clips in every gang, so that none waits for a layout."""
@@ -262,12 +258,12 @@ class Driver:
                 self._forget(flight)
                 self.pending.append(flight.task)
         if self.pending or self.flights:
-            self._start_gang(gang.name)
+            self._start_gangs([gang.name])
 
     # --- one clip ---
 
     def _begin(self, gang: Gang, task: ClipTask) -> None:
-        flight = _Flight(task, gang, time.perf_counter())
+        flight = _Flight(task, gang)
         self.flights[task.key] = flight
         row = task.row
         if task.strategy == "baseline":

@@ -5,7 +5,6 @@ All ranks get the same calls in the same order; rank 0 answers. A gang that lost
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -53,15 +52,15 @@ class Rank:
         self.spec = spec
         self.rank = rank
         self.generator: ClipGenerator | None = None
+        self.meeting: dist.TCPStore | None = None
 
-    def rendezvous(self) -> str:
-        """An address on this host where the gang's ranks can meet."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
-        return f"tcp://{ray.util.get_node_ip_address()}:{port}"
+    def rendezvous(self) -> tuple[str, int]:
+        """Host and port where the gang's ranks can meet; on rank 0, which holds the port from here on."""
+        host = ray.util.get_node_ip_address()
+        self.meeting = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        return host, self.meeting.port
 
-    def start(self, address: str) -> None:
+    def start(self, host: str, port: int) -> None:
         """Joins the process group and loads the model."""
         from pipelines.generate import ClipGenerator  # seconds to import, in ranks only
 
@@ -69,9 +68,10 @@ class Rank:
             torch.set_num_threads(self.spec.cpus_per_rank)
         ranks = self.spec.parallel.ulysses
         if ranks > 1:
+            meeting = self.meeting or dist.TCPStore(host, port, is_master=False)
             backend = "nccl" if self.spec.device == "cuda" else "gloo"
             dist.init_process_group(
-                backend, init_method=address, rank=self.rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT
+                backend, store=meeting, rank=self.rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT
             )
         model = load_model(self.spec.model_path, dtype=self.spec.dtype, device=self.spec.device)
         shard = parallelize(model, self.spec.parallel)
@@ -140,8 +140,8 @@ class Gang:
                 f"{self.name} found no place within {timeout:.0f} s: it needs {need}, the cluster has free"
                 f" {ray.available_resources()}; use fewer ranks (parallel.ulysses) or gangs (parallel.gangs)"
             )
-        address = ray.get(self.ranks[0].rendezvous.remote())
-        return [rank.start.remote(address) for rank in self.ranks]
+        host, port = ray.get(self.ranks[0].rendezvous.remote())
+        return [rank.start.remote(host, port) for rank in self.ranks]
 
     def call(self, method: str, *arguments: Any) -> list[ObjectRef]:
         """The same call on every rank; the first reference is rank 0's, the one with the answer."""

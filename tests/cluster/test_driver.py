@@ -76,6 +76,17 @@ def test_a_prompt_set_grows_and_only_new_rows_are_made(tiny_job: Job) -> None:
     assert (rest.done, rest.generated) == (2, 1)
 
 
+def test_two_gangs_share_the_prompts(tiny_job: Job) -> None:
+    """Data parallelism: gangs work side by side, every video is made once, and equal to what one gang of two makes."""
+    two = run_job(prepare(tiny_job("parallel.gangs=2", "parallel.ulysses=1")))
+    assert (two.generated, two.failed) == (4, 0)
+    assert set(two.gangs) == {"gang-0", "gang-1"}
+    side_by_side = {row["key"]: row["identified"] for row in Store(tiny_job().output).rows().to_pylist()}
+    alone = tiny_job("parallel.ulysses=2", f"output={tiny_job().output}-alone")
+    run_job(prepare(alone))
+    assert {row["key"]: row["identified"] for row in Store(alone.output).rows().to_pylist()} == side_by_side
+
+
 def test_another_configuration_in_the_same_output_is_refused(tiny_job: Job, tmp_path: Path) -> None:
     """The error shows what differs, and nothing is written."""
     Store(tiny_job().output).open_run(prepare(tiny_job()).identity())

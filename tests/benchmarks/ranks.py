@@ -91,7 +91,8 @@ def main() -> None:
             ]
             different = sum(int((one != many).sum()) for one, many in pairs)
             total = sum(one.size for one, _ in pairs)
-            print(f"{preset:>8}  {what:<12} {different} of {total} differ, 1 against {options.ranks} ranks")
+            if total:
+                print(f"{preset:>8}  {what:<12} {different} of {total} differ, 1 against {options.ranks} ranks")
     largest = [np.abs(value - together[name]).max() for name, value in alone.items() if name.endswith("latents")]
     print(f"guided latents under the same plan, {len(largest)} clips: largest difference {max(largest):.2e}")
 

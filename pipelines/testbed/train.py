@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
+from pipelines.testbed.autoencoder import train_vae
 from pipelines.testbed.evaluate import counts, evaluate, reconstruct, share_right
 from pipelines.testbed.model import (
     LATENT_CHANNELS,
@@ -28,10 +27,9 @@ from pipelines.testbed.model import (
     load_pipeline,
     save_pipeline,
 )
-from pipelines.testbed.muon import Muon
+from pipelines.testbed.schedule import Clock, Log, open_log, optimizers_for, ramp, take_step
 from pipelines.testbed.world import (
     COLOURS,
-    FRAMES,
     MAX_COUNT,
     SHAPES,
     clips,
@@ -41,176 +39,11 @@ from pipelines.testbed.world import (
     render,
 )
 
-Log = Callable[..., None]
-
 FLOW_SHIFT = 3.0
 PROMPT_DROPOUT = 0.1
 EMA_DECAY = 0.999
 MISCOUNTED = 0.4
 """Share of a prompt's targets of which the training clip shows one object more or fewer than the prompt says."""
-LATENT_NOISE = 0.05
-"""Standard deviation of what is added to the latents while the autoencoder trains, in place of posterior sampling."""
-
-
-def _open_log(file: Path) -> Log:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    begun = time.monotonic()
-
-    def log(stage: str, **values: Any) -> None:
-        rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
-        line = json.dumps({"seconds": round(time.monotonic() - begun, 1), "stage": stage, **rounded})
-        with file.open("a") as stream:
-            stream.write(line + "\n")
-        print(line, flush=True)
-
-    return log
-
-
-class _Clock:
-    """Share of a stage's time that is used, by which its schedules run."""
-
-    def __init__(self, minutes: float) -> None:
-        self.seconds = minutes * 60
-        self.begun = time.monotonic()
-
-    def restart(self) -> None:
-        """Forgets what has passed: compilation is not training."""
-        self.begun = time.monotonic()
-
-    @property
-    def progress(self) -> float:
-        return (time.monotonic() - self.begun) / self.seconds
-
-
-def _optimizers(matrices: Sequence[nn.Parameter], others: Sequence[nn.Parameter]) -> list[torch.optim.Optimizer]:
-    fused = others[0].is_cuda
-    return [
-        Muon(matrices, lr=0.01),
-        torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=fused),
-    ]
-
-
-def _step(optimizers: Iterable[torch.optim.Optimizer], scale: float) -> None:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("full_lr", group["lr"]) * scale
-        optimizer.step()
-
-
-def _ramp(step: int, progress: float, decay_from: float) -> float:
-    """Learning rate relative to its full value: 50 steps up, then level, then straight down to nothing."""
-    return min((step + 1) / 50, 1.0) * min(1.0, max(0.0, (1 - progress) / (1 - decay_from)))
-
-
-def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """What `vae.decode` does, without its final clamp, which would leave overshooting pixels without a gradient."""
-    vae.clear_cache()
-    states = vae.post_quant_conv(latents)
-    chunks = []
-    for index in range(states.shape[2]):
-        vae._conv_idx = [0]
-        chunk = states[:, :, index : index + 1]
-        chunks.append(vae.decoder(chunk, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0))
-    vae.clear_cache()
-    return torch.cat(chunks, 2)
-
-
-def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """L1 + 2·MSE; shapes and what is within four pixels of one weigh up to nine times as much as the empty ground.
-
-    The surroundings weigh as much as the shapes themselves: otherwise a blob costs less than a cross. The first frame,
-    which the causal decoder makes by a path of its own, counts for four.
-    """
-    colour = target.amax(1) - target.amin(1)
-    weight = 1 + 4 * functional.max_pool2d(colour, 9, stride=1, padding=4)[:, None]
-    weight = torch.cat([4 * weight[:, :, :1], weight[:, :, 1:]], 2)
-    error = output - target
-    return ((error.abs() + 2 * error.square()) * weight).sum() / (weight.sum() * target.shape[1])
-
-
-class _CapturedPass:
-    """A forward and backward pass as one CUDA graph: its many small kernels take longer to launch than to run."""
-
-    def __init__(
-        self, loss: Callable[[Tensor, Tensor], Tensor], inputs: tuple[Tensor, Tensor], module: nn.Module
-    ) -> None:
-        self.inputs = tuple(tensor.clone() for tensor in inputs)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                loss(*self.inputs).backward()
-        torch.cuda.current_stream().wait_stream(stream)
-        # Without gradients at hand the captured pass writes new ones instead of adding, so none need be cleared later.
-        module.zero_grad(set_to_none=True)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.loss = loss(*self.inputs)
-            self.loss.backward()
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        for kept, tensor in zip(self.inputs, inputs, strict=True):
-            kept.copy_(tensor)
-        self.graph.replay()
-        return self.loss
-
-
-def train_vae(
-    vae: AutoencoderKLWan,
-    *,
-    minutes: float,
-    single_frames: float = 0.2,
-    rng: np.random.Generator,
-    device: torch.device,
-    log: Log,
-    frame_batch: int = 16,
-    clip_batch: int = 8,
-) -> AutoencoderKLWan:
-    """Trains the autoencoder, on single frames for a share of the time and then on whole clips.
-
-    Whole clips, because the causal decoder hands features from frame to frame: trained on 9, its later ones decay.
-    """
-    vae.to(device).train()
-    matrices = [
-        parameter for parameter in vae.parameters() if parameter.ndim >= 4 and min(parameter.flatten(1).shape) > 1
-    ]
-    known = {id(parameter) for parameter in matrices}
-    optimizers = _optimizers(matrices, [parameter for parameter in vae.parameters() if id(parameter) not in known])
-
-    def loss_of(video: Tensor, noise: Tensor) -> Tensor:
-        latents = vae.encode(video).latent_dist.mean
-        # The small second term only keeps the latents' scale from drifting.
-        return reconstruction_loss(decode(vae, latents + noise), video) + 1e-4 * latents.square().mean()
-
-    captured: dict[bool, _CapturedPass] = {}
-    clock, step = _Clock(minutes), 0
-    while (progress := clock.progress) < 1:
-        single = progress < single_frames
-        # Crowded clips: most of a frame is empty, and teaches nothing about shapes.
-        prompts = make_prompts(frame_batch if single else clip_batch, rng, nouns=(1, 2, 2, 2), split="train")
-        scenes = draw_scenes(prompts, rng)
-        if single:
-            video = render(scenes, frames=rng.choice(FRAMES, 8, replace=False).tolist(), device=device)
-            video = video.transpose(1, 2).flatten(0, 1)[:, :, None]
-        else:
-            video = render(scenes, device=device)
-        latent_frames = 1 + (video.shape[2] - 1) // 4
-        noise = LATENT_NOISE * torch.randn(len(video), LATENT_CHANNELS, latent_frames, 16, 16, device=device)
-        if device.type == "cuda":
-            if single not in captured:
-                captured.clear()
-                captured[single] = _CapturedPass(loss_of, (video, noise), vae)
-            loss = captured[single](video, noise)
-        else:
-            vae.zero_grad()
-            loss = loss_of(video, noise)
-            loss.backward()
-        _step(optimizers, _ramp(step, progress, 0.5))
-        if step % 50 == 0:
-            log("vae", step=step, single=single, loss=loss.item())
-        step += 1
-    log("vae", step=step)
-    return vae.eval()
 
 
 def teach_reading(
@@ -248,7 +81,7 @@ def teach_reading(
         loss = torch.stack([functional.cross_entropy(*pair) for pair in zip(answers, right, strict=True)]).sum()
         optimizer.zero_grad()
         loss.backward()
-        _step([optimizer], _ramp(step, step / steps, 0.5))
+        take_step([optimizer], ramp(step, step / steps, 0.5))
         if step % 100 == 99:
             accuracy = [
                 (answer.argmax(-1) == label).float().mean().item() for answer, label in zip(answers, right, strict=True)
@@ -348,12 +181,12 @@ def train_dit(
     matrices = [parameter for parameter in transformer.blocks.parameters() if parameter.ndim == 2]
     known = {id(parameter) for parameter in matrices}
     parameters = [*transformer.parameters(), *text_encoder.parameters()]
-    optimizers = _optimizers(matrices, [parameter for parameter in parameters if id(parameter) not in known])
+    optimizers = optimizers_for(matrices, [parameter for parameter in parameters if id(parameter) not in known])
     average = [parameter.detach().clone() for parameter in parameters]
     if device.type == "cuda":
         transformer.compile_repeated_blocks()
     losses: list[Tensor] = []
-    clock, step = _Clock(minutes), 0
+    clock, step = Clock(minutes), 0
     while (progress := clock.progress) < 1:
         ids, mask, latents = pool.draw(batch)
         clean = (latents - mean) / std
@@ -367,7 +200,7 @@ def train_dit(
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
-        _step(optimizers, _ramp(step, progress, 0.5))
+        take_step(optimizers, ramp(step, progress, 0.5))
         torch._foreach_lerp_(average, parameters, 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
         losses.append(loss.detach())
         if step == 2:
@@ -402,7 +235,7 @@ def train(
     alike but not equal.
     """
     output.mkdir(parents=True, exist_ok=True)
-    log = _open_log(output / "training.jsonl")
+    log = open_log(output / "training.jsonl")
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if on.type == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -418,7 +251,7 @@ def train(
         small: dict[str, int] = {} if on.type == "cuda" else {"frame_batch": 2, "clip_batch": 2}
         train_vae(pipeline.vae, minutes=minutes_vae, rng=rng, device=on, log=log, **small)
     pipeline.vae.to(on).eval().requires_grad_(False)
-    drawn, truth = clips(24, seed, split="train")
+    drawn, truth = clips(24 if on.type == "cuda" else 1, seed, split="train")
     log("reconstruction", **share_right(counts(reconstruct(pipeline.vae, truth), drawn), drawn))
     steps = 600 if on.type == "cuda" else 20
     teach_reading(pipeline.tokenizer, pipeline.text_encoder, steps=steps, rng=rng, device=on, log=log)

@@ -1,0 +1,45 @@
+"""The recipe runs from nothing to a loadable folder; what it learns in seconds is not judged here."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.checkpoint import inspect
+from pipelines.testbed.train import train
+from pipelines.testbed.world import MAX_COUNT, MAX_OBJECTS, make_prompts, miscount
+
+
+def test_the_recipe_runs_through_all_its_stages(tmp_path: Path) -> None:
+    """Autoencoder, reading, clips, miscounted clips, saved weights; every stage is in the log, in this order."""
+    train(tmp_path, minutes_vae=0.01, minutes_dit=0.01, minutes_miscounted=0.01, device="cpu", prompts=0)
+    assert inspect(tmp_path / "weights").heads == 4
+    stages = [json.loads(line)["stage"] for line in (tmp_path / "training.jsonl").read_text().splitlines()]
+    assert [stage for stage, before in zip(stages, [None, *stages], strict=False) if stage != before] == [
+        "start",
+        "vae",
+        "reconstruction",
+        "pool",
+        "dit",
+        "pool",
+        "dit",
+        "saved",
+    ]
+
+
+def test_miscounted_prompts_keep_their_text_and_miss_by_one() -> None:
+    """The asked share of targets is off by one; texts stay, and no scene gets more than the world holds."""
+    prompts = make_prompts(400, 0)
+    shown = miscount(prompts, 0.4, np.random.default_rng(0))
+    assert [prompt.text for prompt in shown] == [prompt.text for prompt in prompts]
+    differences = Counter(
+        after.count - before.count
+        for prompt, other in zip(prompts, shown, strict=True)
+        for before, after in zip(prompt.targets, other.targets, strict=True)
+    )
+    assert set(differences) == {-1, 0, 1}
+    assert 0.35 < 1 - differences[0] / sum(differences.values()) < 0.45
+    assert all(1 <= target.count <= MAX_COUNT for prompt in shown for target in prompt.targets)
+    assert max(sum(target.count for target in prompt.targets) for prompt in shown) <= MAX_OBJECTS
+    assert miscount(prompts, 0.0, np.random.default_rng(0)) == prompts

@@ -42,7 +42,9 @@ def estimate(plan: JobPlan, gpu: str = "h100") -> Estimate:
         (
             row.milliseconds / 1000
             for row in table.forward
-            if (row.depth, row.heads, row.tokens, row.ranks) == (model.depth, model.heads, tokens, job.parallel.ulysses)
+            if plan.device == "cuda"
+            and (row.depth, row.heads, row.tokens, row.ranks)
+            == (model.depth, model.heads, tokens, job.parallel.ulysses)
         ),
         None,
     )

@@ -50,5 +50,6 @@ def test_what_was_not_measured_gets_no_time() -> None:
     """Another shape, degree or model: no number rather than a guess."""
     assert estimate(plan("generation.height=720", "generation.width=1280")).seconds_per_video is None
     assert estimate(plan("parallel.ulysses=5")).hours is None
+    assert estimate(replace(plan(), device="cpu")).hours is None
     unknown = replace(plan(), model=replace(WAN_14B, depth=30))
     assert estimate(unknown).measured_on is None

@@ -38,13 +38,12 @@ def estimate(plan: JobPlan, gpu: str = "h100") -> Estimate:
     job, model = plan.job, plan.model
     tokens = model.grid(job.generation).tokens
     table = OmegaConf.load(config_folder() / "measured" / f"{gpu}.yaml")
+    shape = (model.depth, model.heads, tokens, job.parallel.ulysses)
     forward = next(
         (
             row.milliseconds / 1000
             for row in table.forward
-            if plan.device == "cuda"
-            and (row.depth, row.heads, row.tokens, row.ranks)
-            == (model.depth, model.heads, tokens, job.parallel.ulysses)
+            if plan.device == "cuda" and (row.depth, row.heads, row.tokens, row.ranks) == shape
         ),
         None,
     )

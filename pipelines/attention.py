@@ -1,7 +1,8 @@
 """Attention processors that look on (capture) and that bias cross-attention (guidance).
 
-Both wrap the processor that is installed when they come, so they must come after an engine has put in its own. Each is
-in place for one forward only, the conditional pass: outside it nothing of the model is changed.
+Capture wraps the processor that is installed when it comes, so it must come after an engine has put in its own.
+Guidance takes the place of cross-attention's, which is local to a rank. Each is in place for one forward only, the
+conditional pass: outside it nothing of the model is changed.
 
 Names: n tokens of this rank's shard, T text tokens, N heads, D head size.
 """
@@ -90,9 +91,8 @@ class GuidedCrossAttention:
         **options: Any,
     ) -> Tensor:
         query, key, value = (x.transpose(1, 2) for x in project(attn, hidden_states, encoder_hidden_states, rotary_emb))
-        output = nnf.scaled_dot_product_attention(
-            query, key, value, attn_mask=self.bias.to(query.dtype)
-        )  # [1, N, n, D]
+        mask = self.bias.to(query.dtype)
+        output = nnf.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # [1, N, n, D]
         if self.overwrites:
             self._recompute_copies(output[0], query[0], key[0], value[0])
         output = output.transpose(1, 2).flatten(2).type_as(hidden_states)

@@ -26,7 +26,7 @@ class Identified:
 
 @dataclass(frozen=True)
 class Clip:
-    """A finished clip: uint8 frames [num_frames, height, width, 3], its mp4 and what it cost."""
+    """A finished clip: uint8 frames [num_frames, height, width, 3] (none where only the mp4 travels), and its cost."""
 
     video: Video
     mp4: bytes

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.driver import JobProgress, prepare, run_job
 from cluster.job import JobConfig
+from cluster.promptset import make_prompts
 from cluster.store import Store
 from numina.errors import ConfigError, ModelError, OutputError, PromptSetError
 from pipelines.video import decode_mp4
@@ -114,12 +115,10 @@ def test_bad_input_is_refused_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_poison_prompt_is_recorded_and_the_job_goes_on(tiny_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_poison_prompt_is_recorded_and_the_job_goes_on(tiny_job: Job) -> None:
     """A prompt that the model can't take (its noun is cut off) fails with its reason; the others are made."""
     job = tiny_job("parallel.ulysses=1", "strategies=[numina]")
     long = " ".join(["red"] * 30)
-    from cluster.promptset import make_prompts
-
     path = str(Path(job.output).parent / "poison.parquet")
     make_prompts(
         [
@@ -135,3 +134,7 @@ def test_a_poison_prompt_is_recorded_and_the_job_goes_on(tiny_job: Job, monkeypa
     assert "cut off" in records[0]["error"]
     resumed = run_job(prepare(tiny_job("parallel.ulysses=1", "strategies=[numina]", f"prompts={path}")))
     assert (resumed.generated, resumed.failed) == (0, 1)
+    again = ["parallel.ulysses=1", "strategies=[numina]", f"prompts={path}", "retry_failed=true"]
+    assert run_job(prepare(tiny_job(*again))).failed == 1
+    [records] = Store(job.output).failures().values()
+    assert len(records) == 2  # tried once more, and said so

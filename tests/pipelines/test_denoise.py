@@ -1,5 +1,7 @@
 """Two-phase generation: looking on changes nothing, going on repeats nothing, guidance starts from the same noise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -80,18 +82,13 @@ def test_guidance_changes_the_clip_from_the_same_noise(
     assert not torch.allclose(once, plain, atol=1e-4)
 
 
-def test_guidance_leaves_the_unconditional_pass_alone(tiny_model: WanModel, text: Text, plain: torch.Tensor) -> None:
-    """With the guidance scale at 0 only the unconditional pass counts, and a plan can't reach it."""
-    from dataclasses import replace
-
-    off = replace(GENERATION, guidance_scale=1.0)
-    only_unconditional = tiny_model.encode("", "", GENERATION)
-    swapped = Text(text.prompt, text.conditional, only_unconditional.conditional, text.offsets)
+def test_guidance_leaves_the_unconditional_pass_alone(tiny_model: WanModel, text: Text) -> None:
+    """At guidance scale 0 the clip is the unconditional pass alone, and no plan can reach it."""
+    unconditional_only = replace(GENERATION, guidance_scale=0.0)
     spans = locate_tokens(text.prompt, TARGETS, text.offsets)
-    none = replace(off, guidance_scale=0.0)
-    guided = denoise.guide(tiny_model, Shard(), swapped, some_plan(spans, GuideConfig()), 1, none)
-    unguided = denoise.finish(tiny_model, denoise.start(tiny_model, 1, none), swapped, none)
-    assert torch.equal(guided, unguided)
+    guided = denoise.guide(tiny_model, Shard(), text, some_plan(spans, GuideConfig()), 1, unconditional_only)
+    start = denoise.start(tiny_model, 1, unconditional_only)
+    assert torch.equal(guided, denoise.finish(tiny_model, start, text, unconditional_only))
 
 
 def test_until_ends_guidance(tiny_model: WanModel, text: Text) -> None:

@@ -12,7 +12,7 @@ from numina.errors import ConfigError
 
 _SHARE_SLACK = 1e-9  # 0.29 * 100 is 28.999…: without it a share that means a whole number would round down
 
-TokenSet = Literal["noun", "phrase"]
+TokenSet = Literal["noun", "phrase", "first"]  # all mentions of the noun, with their modifiers, or the first mention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,7 @@ class IdentifyConfig:
 
     threshold: float = 0.5  # components: share of the peak response that makes the core of an instance (ours)
     extent: float = 0.2  # components: share of the peak response down to which a core's surroundings are its own (ours)
+    exclusive: bool = True  # a token belongs to one noun at most; False: each noun is read alone (released code)
     min_area: int = 1  # tokens, smaller pieces are specks and dropped; 1 keeps all (published)
     tracks: bool = False  # link instances over frames, decide once per clip (ours; published: per frame)
     link_distance: float = 3.0  # tokens, the farthest an instance's centroid may move between two latent frames (ours)
@@ -50,7 +51,7 @@ class IdentifyConfig:
         _at_least(self, 1, "structure_blocks", "dbscan_min_samples", "min_area")
         _above_zero(self, "dbscan_eps")
         _one_of(self, "source", "clusters", "components")
-        _one_of(self, "tokens", "noun", "phrase")
+        _one_of(self, "tokens", "noun", "phrase", "first")
         _one_of(self, "head", "peak_frame", "peak_clip", "mean")
 
     def capture_step(self, steps: int) -> int:
@@ -79,9 +80,11 @@ class RefineConfig:
     temporal_weight: float = 8.0  # λt, cost per squared token of movement between latent frames (published)
     max_move: float = 2.0  # tokens per axis an added track may move between latent frames (ours; per frame: any)
     margin: int = 1  # tokens kept free around an added instance, so that it stays countable (ours); 0: may touch
+    placement: Literal["room", "released"] = "room"  # room: never on another instance; released: the authors' code
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "disc_radius", "disc_grid", "center_weight", "temporal_weight", "max_move", "margin")
+        _one_of(self, "placement", "room", "released")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,17 +96,20 @@ class GuideConfig:
     keep: float = 0.0  # κ, × δ onto the scores of kept instances (ours; published: none)
     elsewhere: float = 0.0  # β, × δ off the scores of every row without an instance of the noun (ours; published: none)
     other: float = 0.0  # o, × δ off the other nouns' scores where an instance is added (ours; published: none)
-    overwrite: bool = True  # added copies take the mean score of their reference, weighted by δ (published)
+    overwrite: Literal["none", "head", "global"] = "head"  # copies take their reference's mean score (published: head)
     tokens: TokenSet = "noun"  # whose columns are biased: the noun's tokens (published) or its whole phrase's
     schedule: Literal["tanh", "constant"] = "tanh"  # δ over the steps (published: tanh)
+    unit: Literal["score", "deviation"] = "score"  # of the strengths: scores, or standard deviations of scores (ours)
     strength: float = 1.75  # δ while on, for the constant schedule (ours: the tanh schedule's first value)
     until: float = 1.0  # share of the steps that are guided (published: all)
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "remove", "add", "keep", "elsewhere", "other", "strength")
         _share(self, "until")
-        _one_of(self, "tokens", "noun", "phrase")
+        _one_of(self, "tokens", "noun", "phrase", "first")
         _one_of(self, "schedule", "tanh", "constant")
+        _one_of(self, "overwrite", "none", "head", "global")
+        _one_of(self, "unit", "score", "deviation")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,7 @@ class GuidancePlan:
 
     def overwrites(self, rows: slice) -> tuple[Overwrite, ...]:
         """Where scores are replaced, not biased. Every shard gets the same sequence, some with no rows of its own."""
-        if not self.config.overwrite:
+        if self.config.overwrite == "none":
             return ()
         found = []
         shard = range(*rows.indices(self.rows))
@@ -166,7 +166,7 @@ def _strengths(config: GuideConfig) -> Float[np.ndarray, " regions"]:
     strengths[Region.KEEP] = strengths[Region.REFERENCE] = config.keep
     strengths[Region.REMOVE] = -config.remove
     strengths[Region.ADD_DISC] = config.add
-    strengths[Region.ADD_COPY] = 0.0 if config.overwrite else config.add  # an overwritten score takes no bias
+    strengths[Region.ADD_COPY] = 0.0 if config.overwrite != "none" else config.add  # an overwritten score takes no bias
     return strengths
 
 

@@ -15,10 +15,11 @@ Offsets = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True)
 class TokenSpans:
-    """Indices of one noun's text tokens over all its mentions, ascending: of the noun alone, and of its phrases."""
+    """Indices of one noun's text tokens, ascending: over all its mentions, of the noun alone and of its phrases."""
 
     noun: tuple[int, ...]
     phrase: tuple[int, ...]
+    first: tuple[int, ...]  # of the noun's first mention alone
 
 
 def locate_tokens(prompt: str, targets: Sequence[Target], offsets: Offsets) -> tuple[TokenSpans, ...]:
@@ -37,6 +38,7 @@ def _locate(prompt: str, target: Target, offsets: Offsets) -> TokenSpans:
     return TokenSpans(
         noun=_covering(offsets, [mention.noun for mention in mentions]),
         phrase=_covering(offsets, [mention.phrase for mention in mentions]),
+        first=_covering(offsets, [mention.noun for mention in mentions[:1]]),
     )
 
 

@@ -47,7 +47,7 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 class Onlooker:
-    """Hands queries and keys [n, N, D] of one call to `see`; the wrapped processor computes the block's output."""
+    """Hands queries [B, n, N, D] and keys of one call to `see`; the wrapped processor computes the block's output."""
 
     def __init__(self, inner: Processor, see: Callable[[Tensor, Tensor], None]):
         self.inner = inner
@@ -64,7 +64,7 @@ class Onlooker:
     ) -> Tensor:
         output = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, **options)
         query, key, _ = project(attn, hidden_states, encoder_hidden_states, rotary_emb)
-        self.see(query[0], key[0])
+        self.see(query, key)
         return output
 
 

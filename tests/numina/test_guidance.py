@@ -15,7 +15,7 @@ from numina.refine import Refinement, Region
 from numina.tokens import TokenSpans
 
 CLOSED = GuideConfig(
-    remove=10, add=6, keep=2, elsewhere=6, other=4, overwrite=False, tokens="phrase", schedule="constant", until=0.8
+    remove=10, add=6, keep=2, elsewhere=6, other=4, overwrite="none", tokens="phrase", schedule="constant", until=0.8
 )
 PAPER = GuideConfig()
 TEXT = 7
@@ -49,7 +49,7 @@ def oracle_bias(plan: GuidancePlan, delta: float) -> np.ndarray:
             REFERENCE: config.keep,
             REMOVE: -config.remove,
             DISC: config.add,
-            COPY: 0.0 if config.overwrite else config.add,
+            COPY: 0.0 if config.overwrite != "none" else config.add,
         }[Region(region)]
         others = [flat[other, row] for other in range(len(flat)) if other != noun]
         if region not in (DISC, COPY) and any(other in (DISC, COPY) for other in others):
@@ -63,7 +63,7 @@ def biased_attention(q, k, v, plan: GuidancePlan, delta: float) -> torch.Tensor:
     q, k, v = q.double(), k.double(), v.double()
     scores = torch.einsum("ihd,jhd->hij", q, k) / q.shape[-1] ** 0.5
     guided = scores + torch.from_numpy(oracle_bias(plan, delta))
-    if plan.config.overwrite and delta:
+    if plan.config.overwrite != "none" and delta:
         per_frame = plan.regions[0, 0].size
         flat = plan.regions.reshape(len(plan.regions), -1)
         for noun, row in np.argwhere(flat == COPY):
@@ -199,7 +199,7 @@ def test_plan_takes_the_configured_tokens():
     """noun or phrase: the spans' tokens in the layout's order; a span too few is an error."""
     labels = np.zeros((2, 1, 2, 2), dtype=np.int16)
     refinement = Refinement(Layout(labels), labels.astype(np.int8), (0, 0))
-    spans = [TokenSpans(noun=(3,), phrase=(2, 3)), TokenSpans(noun=(6,), phrase=(6,))]
+    spans = [TokenSpans(noun=(3,), phrase=(2, 3), first=(3,)), TokenSpans(noun=(6,), phrase=(6,), first=(6,))]
     assert plan_guidance(refinement, spans, PAPER).tokens == ((3,), (6,))
     assert plan_guidance(refinement, spans, CLOSED).tokens == ((2, 3), (6,))
     with pytest.raises(ValueError, match="1 token spans for 2 nouns"):

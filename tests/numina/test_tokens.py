@@ -18,8 +18,8 @@ def word_offsets(prompt: str, length: int = 24) -> list[tuple[int, int]]:
 def test_all_mentions_and_whole_phrases():
     """Every occurrence counts, in singular and plural; the phrase adds the modifiers, not the numeral."""
     birds, cats = locate_tokens(PROMPT, parse_targets(PROMPT), word_offsets(PROMPT))
-    assert birds == TokenSpans(noun=(3,), phrase=(1, 2, 3))
-    assert cats == TokenSpans(noun=(6, 9), phrase=(6, 9))
+    assert birds == TokenSpans(noun=(3,), phrase=(1, 2, 3), first=(3,))
+    assert cats == TokenSpans(noun=(6, 9), phrase=(6, 9), first=(6,))
 
 
 def test_pieces_of_a_word_all_count():

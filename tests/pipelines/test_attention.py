@@ -59,7 +59,7 @@ def by_the_book(attn: torch.nn.Module, hidden: torch.Tensor, text: torch.Tensor,
     "config",
     [
         GuideConfig(),
-        GuideConfig(overwrite=False, add=6, keep=2, elsewhere=6, other=4),
+        GuideConfig(overwrite="none", add=6, keep=2, elsewhere=6, other=4),
         GuideConfig(overwrite=True, keep=1, elsewhere=2, other=3),
     ],
     ids=["paper", "closed", "overwrite and closed"],

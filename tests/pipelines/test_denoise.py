@@ -65,12 +65,12 @@ def some_plan(spans: tuple, config: GuideConfig) -> GuidancePlan:
 def test_a_plan_without_strength_changes_nothing(tiny_model: WanModel, text: Text, plain: torch.Tensor) -> None:
     """Zero bias through the guided processor is the unguided model, to float32 rounding."""
     spans = locate_tokens(text.prompt, TARGETS, text.offsets)
-    nothing = some_plan(spans, GuideConfig(remove=0, add=0, overwrite=False))
+    nothing = some_plan(spans, GuideConfig(remove=0, add=0, overwrite="none"))
     guided = denoise.guide(tiny_model, Shard(), text, nothing, 1, GENERATION)
     torch.testing.assert_close(guided, plain, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("config", [GuideConfig(), GuideConfig(overwrite=False)], ids=["overwrite", "add"])
+@pytest.mark.parametrize("config", [GuideConfig(), GuideConfig(overwrite="none")], ids=["overwrite", "add"])
 def test_guidance_changes_the_clip_from_the_same_noise(
     tiny_model: WanModel, text: Text, plain: torch.Tensor, config: GuideConfig
 ) -> None:
@@ -95,7 +95,7 @@ def test_until_ends_guidance(tiny_model: WanModel, text: Text) -> None:
     """Steps past `until` run unguided: the two runs differ only if those steps were guided."""
     spans = locate_tokens(text.prompt, TARGETS, text.offsets)
     seen: list[int] = []
-    constant = GuideConfig(schedule="constant", until=0.5, overwrite=False)
+    constant = GuideConfig(schedule="constant", until=0.5, overwrite="none")
     cross = tiny_model.cross_attention(0)
     original = cross.processor
 
@@ -104,7 +104,7 @@ def test_until_ends_guidance(tiny_model: WanModel, text: Text) -> None:
         seen.append(done)
 
     half = denoise.guide(tiny_model, Shard(), text, some_plan(spans, constant), 1, GENERATION, watch)
-    full_config = GuideConfig(schedule="constant", until=1.0, overwrite=False)
+    full_config = GuideConfig(schedule="constant", until=1.0, overwrite="none")
     full = denoise.guide(tiny_model, Shard(), text, some_plan(spans, full_config), 1, GENERATION)
     assert seen == list(range(1, GENERATION.steps + 1))
     assert not torch.equal(half, full)

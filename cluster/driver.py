@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,12 +28,13 @@ from cluster.rows import row_key, sample_seed
 from cluster.store import Store
 from numina.errors import GangError, InputError
 from pipelines.base import ModelFacts
-from pipelines.clip import Clip, Identified
+from pipelines.clip import Clip, Identified, Request
 from pipelines.parallel import check_divides
 from pipelines.registry import inspect_model, resolve_device, resolve_dtype
 from pipelines.testbed import WEIGHTS
 
 if TYPE_CHECKING:
+    from numina.config import MethodConfig
     from numina.correct import Correction
 
 LAYOUT_CPUS = 0.5  # a layout task is short; two of them share a core
@@ -61,7 +63,7 @@ class JobPlan:
 
     def tasks(self) -> Iterator[ClipTask]:
         """All videos of the job, in the order of the prompt set."""
-        configs = {strategy: self.job.row_config(strategy, self.dtype) for strategy in self.job.strategies}
+        configs = {strategy: self.job.row_config(strategy, self.dtype) for strategy in self.job.all_strategies}
         for row in self.rows:
             for sample in range(self.job.samples):
                 seed = sample_seed(row.seed, row.id, row.prompt, sample, self.job.seed)
@@ -83,7 +85,7 @@ class JobPlan:
             "model": {"name": self.model.name, "revision": self.model.revision},
             "algorithm_version": ALGORITHM_VERSION,
             "seed": self.job.seed,
-            **{name: value for name, value in self.job.row_config("numina", self.dtype).items() if name != "strategy"},
+            **self.job.identity(self.dtype),
         }
 
 
@@ -160,24 +162,35 @@ def ray_cluster(plan: JobPlan) -> Iterator[None]:
 
 
 @ray.remote(num_cpus=LAYOUT_CPUS)
-def lay_out(identified: Identified, task: ClipTask, job: JobConfig) -> tuple[Correction, float]:
-    """Layout, refinement and plan of one clip, on any CPU of the cluster; and the seconds it took."""
+def lay_out(
+    identified: Sequence[Identified | InputError], tasks: Sequence[ClipTask], method: MethodConfig
+) -> list[tuple[Correction, float] | InputError]:
+    """Layout, refinement and plan of a batch's clips, on any CPU of the cluster; and the seconds each took."""
     from numina.correct import correct  # scikit-learn takes a second to import, and only layout tasks need it
 
-    began = time.perf_counter()
-    correction = correct(identified.capture, task.row.targets, identified.spans, job.method)
-    return correction, time.perf_counter() - began
+    answers: list[tuple[Correction, float] | InputError] = []
+    for seen, task in zip(identified, tasks, strict=True):
+        if isinstance(seen, InputError):
+            answers.append(seen)
+            continue
+        began = time.perf_counter()
+        correction = correct(seen.capture, task.row.targets, seen.spans, method)
+        answers.append((correction, time.perf_counter() - began))
+    return answers
 
 
 @dataclass
 class _Flight:
-    """A clip on its way through a gang."""
+    """A batch of clips of one strategy on its way through a gang. Batches part where some counts were right."""
 
-    task: ClipTask
+    tasks: list[ClipTask]
     gang: Gang
     stage: str = "identify"
-    correction: Correction | None = None
-    layout_seconds: float = 0.0
+    corrections: dict[str, tuple[Correction, float]] = field(default_factory=dict)  # key → with its seconds
+
+    @property
+    def keys(self) -> list[str]:
+        return [task.key for task in self.tasks]
 
 
 class Driver:
@@ -190,8 +203,8 @@ class Driver:
         self.report = report
         self.pending: deque[ClipTask] = deque()
         self.attempts: dict[str, int] = {}
-        self.flights: dict[str, _Flight] = {}
-        self.waiting: dict[ObjectRef, tuple[_Flight, bool]] = {}  # reference → its clip, and whether it is the answer
+        self.flights: list[_Flight] = []
+        self.waiting: dict[ObjectRef, tuple[_Flight, bool]] = {}  # reference → its batch, and whether it is the answer
         self.gangs: list[Gang] = []
         self.spec = GangSpec(
             model_path=plan.job.model.path,
@@ -236,43 +249,58 @@ class Driver:
                 raise GangError(f"{gang.name} could not start: {_reason(error)}") from error
 
     def _fill_gangs(self) -> None:
-        """Keeps `clips_in_flight` clips in every gang, so that none waits for a layout."""
+        """Keeps `clips_in_flight` batches in every gang, so that none waits for a layout."""
         for gang in self.gangs:
-            flying = sum(flight.gang is gang for flight in self.flights.values())
+            flying = sum(flight.gang is gang for flight in self.flights)
             while self.pending and flying < self.plan.job.cluster.clips_in_flight:
-                self._begin(gang, self.pending.popleft())
+                self._begin(gang, self._next_batch())
                 flying += 1
+
+    def _next_batch(self) -> list[ClipTask]:
+        """The next tasks of one strategy. What failed before goes alone, so that it can spoil nothing but itself."""
+        first = self.pending.popleft()
+        size = 1 if self.attempts.get(first.key) else self.plan.job.parallel.batch
+        window = list(islice(self.pending, (size - 1) * len(self.plan.job.all_strategies)))
+        alike = [task for task in window if task.strategy == first.strategy and not self.attempts.get(task.key)]
+        batch = [first, *alike[: size - 1]]
+        chosen = {task.key for task in batch}
+        for _ in window:
+            self.pending.popleft()
+        self.pending.extendleft(reversed([task for task in window if task.key not in chosen]))
+        return batch
 
     def _lose_gang(self, culprit: _Flight, error: RayError) -> None:
         """Ends a gang that lost a rank, hands its clips back, and puts a fresh one in its place.
 
-        Only the clip whose call failed first is blamed: the others were merely there.
+        Only the batch whose call failed first is blamed: the others were merely there.
         """
         gang = culprit.gang
         gang.end()
         self.gangs.remove(gang)
-        for flight in [flight for flight in self.flights.values() if flight.gang is gang]:
+        for flight in [flight for flight in self.flights if flight.gang is gang]:
             if flight is culprit:
                 self._fail(flight, error)
             else:
                 self._forget(flight)
-                self.pending.append(flight.task)
+                self.pending.extend(flight.tasks)
         if self.pending or self.flights:
             self._start_gangs([gang.name])
 
-    # --- one clip ---
+    # --- one batch ---
 
-    def _begin(self, gang: Gang, task: ClipTask) -> None:
-        flight = _Flight(task, gang)
-        self.flights[task.key] = flight
-        row = task.row
-        if task.strategy == "baseline":
+    def _begin(self, gang: Gang, tasks: list[ClipTask]) -> None:
+        flight = _Flight(tasks, gang)
+        self.flights.append(flight)
+        requests = [
+            Request(task.key, task.row.prompt, task.row.negative_prompt, task.seed, tuple(task.row.targets))
+            for task in tasks
+        ]
+        method = self.plan.job.methods[tasks[0].strategy]
+        if method is None:
             flight.stage = "denoise"
-            self._wait(flight, gang.call("plain", row.prompt, row.negative_prompt, task.seed))
+            self._wait(flight, gang.call("plain", requests))
         else:
-            method = self.plan.job.method
-            call = ("identify", task.key, row.prompt, row.negative_prompt, row.targets, task.seed, method)
-            self._wait(flight, gang.call(*call))
+            self._wait(flight, gang.call("identify", requests, method))
 
     def _wait(self, flight: _Flight, references: Sequence[ObjectRef]) -> None:
         """Waits for all ranks: one that fails alone would leave the others in a collective for ever."""
@@ -287,67 +315,81 @@ class Driver:
             if _is_input_error(error):  # every rank refused it alike, before any collective: the gang is well
                 self._fail(flight, error, for_good=True)
             elif flight.stage == "layout":
-                flight.gang.call("drop", flight.task.key)
+                flight.gang.call("drop", flight.keys)
                 self._fail(flight, error)
             else:
                 self._lose_gang(flight, error)
             return
         if not is_answer:
             return
-        if isinstance(answer, Identified):
+        if flight.stage == "identify":
             flight.stage = "layout"
-            self._wait(flight, [lay_out.remote(reference, flight.task, self.plan.job)])
-        elif isinstance(answer, Clip):
-            self._commit(flight, answer)
+            method = self.plan.job.methods[flight.tasks[0].strategy]
+            self._wait(flight, [lay_out.remote(reference, flight.tasks, method)])
+        elif flight.stage == "layout":
+            self._second_phase(flight, answer)
         else:
-            flight.correction, flight.layout_seconds = answer
-            self._second_phase(flight)
+            self.flights.remove(flight)
+            for task, clip in zip(flight.tasks, answer, strict=True):
+                self._commit(flight, task, clip)
 
-    def _second_phase(self, flight: _Flight) -> None:
-        correction = flight.correction
-        assert correction is not None
-        if correction.plan is None:
-            flight.stage = "finish"
-            self._wait(flight, flight.gang.call("finish", flight.task.key))
-        else:
-            flight.stage = "guide"
-            self._wait(flight, flight.gang.call("guide", flight.task.key, ray.put(correction.plan)))
+    def _second_phase(self, flight: _Flight, answers: Sequence[tuple[Correction, float] | InputError]) -> None:
+        """The clips whose counts were right go on, the others start again: the batch parts."""
+        self.flights.remove(flight)
+        right, wrong = _Flight([], flight.gang, "finish"), _Flight([], flight.gang, "guide")
+        for task, answer in zip(flight.tasks, answers, strict=True):
+            if isinstance(answer, InputError):
+                self._give_up(task, flight.stage, answer)
+                continue
+            part = right if answer[0].plan is None else wrong
+            part.tasks.append(task)
+            part.corrections[task.key] = answer
+        if right.tasks:
+            self.flights.append(right)
+            self._wait(right, right.gang.call("finish", right.keys))
+        if wrong.tasks:
+            self.flights.append(wrong)
+            plans = ray.put([correction.plan for correction, _ in wrong.corrections.values()])
+            self._wait(wrong, wrong.gang.call("guide", wrong.keys, plans))
 
     def _forget(self, flight: _Flight) -> None:
-        del self.flights[flight.task.key]
+        self.flights.remove(flight)
         for reference in [reference for reference, (other, _) in self.waiting.items() if other is flight]:
             del self.waiting[reference]
 
     def _fail(self, flight: _Flight, error: RayError, *, for_good: bool = False) -> None:
-        """Hands a clip back for another try; after the last one it is recorded and the job goes on."""
-        task = flight.task
+        """Hands a batch's clips back for another try; after the last one they are recorded and the job goes on."""
         self._forget(flight)
-        self.attempts[task.key] = self.attempts.get(task.key, 0) + 1
-        if not for_good and self.attempts[task.key] < self.plan.job.cluster.attempts:
-            self.pending.append(task)
-            return
-        record = {"prompt": task.row.prompt, "row": task.row.index, "stage": flight.stage, "error": _reason(error)}
+        for task in flight.tasks:
+            self.attempts[task.key] = self.attempts.get(task.key, 0) + 1
+            if for_good or self.attempts[task.key] >= self.plan.job.cluster.attempts:
+                self._give_up(task, flight.stage, error)
+            else:
+                self.pending.append(task)
+
+    def _give_up(self, task: ClipTask, stage: str, error: BaseException) -> None:
+        record = {"prompt": task.row.prompt, "row": task.row.index, "stage": stage, "error": _reason(error)}
         self.store.fail(task.key, record)
         self.progress.failed += 1
 
-    def _commit(self, flight: _Flight, clip: Clip) -> None:
-        task, correction = flight.task, flight.correction
+    def _commit(self, flight: _Flight, task: ClipTask, clip: Clip) -> None:
+        correction, seconds = flight.corrections.get(task.key, (None, 0.0))
         file_name, digest = self.store.put_video(task.key, clip.mp4)
-        row = self._row(flight, clip) | {"file_name": file_name, "video_sha256": digest}
+        row = self._row(task, clip, correction, seconds) | {"file_name": file_name, "video_sha256": digest}
         if correction is not None:
             row["layout_file"] = self.store.put_layout(task.key, layout_arrays(task, correction))
         self.store.commit(row)
-        del self.flights[task.key]
         self.progress.done += 1
         self.progress.generated += 1
         self.progress.guided += bool(row["guided"])
 
-    def _row(self, flight: _Flight, clip: Clip) -> dict[str, Any]:
+    def _row(
+        self, task: ClipTask, clip: Clip, correction: Correction | None, layout_seconds: float
+    ) -> dict[str, Any]:
         """The row's columns, without the names of its files."""
-        job, task, correction = self.plan.job, flight.task, flight.correction
-        generation, timings = job.generation, dict(clip.timings)
+        job, generation, timings = self.plan.job, self.plan.job.generation, dict(clip.timings)
         if correction is not None:
-            timings["layout"] = flight.layout_seconds
+            timings["layout"] = layout_seconds
         busy = sum(seconds for stage, seconds in timings.items() if stage != "layout")
         refinement = correction.refinement if correction else None
         return {
@@ -386,7 +428,7 @@ class Driver:
 
     def _show(self) -> None:
         for gang in self.gangs:
-            stages = [flight.stage for flight in self.flights.values() if flight.gang is gang]
+            stages = [flight.stage for flight in self.flights if flight.gang is gang]
             self.progress.gangs[gang.name] = " + ".join(stages) or "idle"
         self.report(self.progress)
 

@@ -19,10 +19,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from numina.config import MethodConfig
-from numina.errors import GangError
-from numina.prompts import Target
+from numina.errors import GangError, InputError
 from pipelines.base import GenerationConfig
-from pipelines.clip import Clip, Identified
+from pipelines.clip import Clip, Identified, Request
 from pipelines.parallel import ParallelConfig, parallelize
 from pipelines.registry import load_model
 
@@ -77,29 +76,21 @@ class Rank:
         shard = parallelize(model, self.spec.parallel)
         self.generator = ClipGenerator(model, self.spec.generation, shard)
 
-    def identify(
-        self,
-        key: str,
-        prompt: str,
-        negative_prompt: str | None,
-        targets: Sequence[Target],
-        seed: int,
-        method: MethodConfig,
-    ) -> Identified | None:
-        identified = self._ready.identify(key, prompt, negative_prompt, targets, seed, method)
+    def identify(self, requests: Sequence[Request], method: MethodConfig) -> list[Identified | InputError] | None:
+        identified = self._ready.identify(requests, method)
         return identified if self.rank == 0 else None
 
-    def plain(self, prompt: str, negative_prompt: str | None, seed: int) -> Clip | None:
-        return _without_frames(self._ready.plain(prompt, negative_prompt, seed))
+    def plain(self, requests: Sequence[Request]) -> list[Clip] | None:
+        return _without_frames(self._ready.plain(requests))
 
-    def finish(self, key: str) -> Clip | None:
-        return _without_frames(self._ready.finish(key))
+    def finish(self, keys: Sequence[str]) -> list[Clip] | None:
+        return _without_frames(self._ready.finish(keys))
 
-    def guide(self, key: str, plan: GuidancePlan) -> Clip | None:
-        return _without_frames(self._ready.guide(key, plan))
+    def guide(self, keys: Sequence[str], plans: Sequence[GuidancePlan]) -> list[Clip] | None:
+        return _without_frames(self._ready.guide(keys, plans))
 
-    def drop(self, key: str) -> None:
-        self._ready.drop(key)
+    def drop(self, keys: Sequence[str]) -> None:
+        self._ready.drop(keys)
 
     @property
     def _ready(self) -> ClipGenerator:
@@ -107,9 +98,9 @@ class Rank:
         return self.generator
 
 
-def _without_frames(clip: Clip | None) -> Clip | None:
+def _without_frames(clips: list[Clip] | None) -> list[Clip] | None:
     """What travels to the driver, which stores the mp4 alone: the frames of a 480p clip would be 97 MB."""
-    return clip and replace(clip, video=clip.video[:0])
+    return clips and [replace(clip, video=clip.video[:0]) for clip in clips]
 
 
 class Gang:

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -61,6 +62,7 @@ class JobConfig:
     prompts: str = "testbed:demo"  # Parquet file, folder or glob, on any fsspec filesystem; testbed:demo is shipped
     output: str = "out/dataset"  # folder or URL of the dataset
     strategies: list[str] = field(default_factory=lambda: ["numina"])  # a row each: baseline (plain), numina
+    variants: dict[str, Any] = field(default_factory=dict)  # more strategies: name → changes of `method`; lists make a grid
     samples: int = 1  # videos per prompt and strategy
     seed: int = 0  # of rows that have none, together with their id or prompt
     limit: int | None = None  # first rows only, for a first look
@@ -76,17 +78,39 @@ class JobConfig:
     def __post_init__(self) -> None:
         for strategy in self.strategies:
             _one_of("strategies", strategy, STRATEGIES)
-        if not self.strategies or len(set(self.strategies)) < len(self.strategies):
+        if not (self.strategies or self.variants) or len(set(self.strategies)) < len(self.strategies):
             raise ConfigError(f"strategies is {self.strategies}; give each of {', '.join(STRATEGIES)} at most once")
+        for name, variant in self.variants.items():
+            if name in STRATEGIES or not isinstance(variant, MethodConfig):
+                raise ConfigError(f"variants.{name} takes another name than {', '.join(STRATEGIES)}, and a mapping of `method`")
         if self.samples < 1 or (self.limit is not None and self.limit < 1):
             raise ConfigError(f"samples is {self.samples} and limit is {self.limit}; both must be at least 1")
 
+    @property
+    def methods(self) -> dict[str, MethodConfig | None]:
+        """What each strategy and variant does; None generates without NUMINA."""
+        known = {"baseline": None, "numina": self.method}
+        return {name: known[name] for name in self.strategies} | self.variants
+
+    @property
+    def all_strategies(self) -> list[str]:
+        """The strategies and the variants: what a row's column `strategy` may say."""
+        return list(self.methods)
+
     def row_config(self, strategy: str, dtype: str) -> dict[str, Any]:
         """What decides a row's pixels, next to its prompt, targets, seed and model: this enters its key."""
-        method = asdict(self.method) if strategy == "numina" else None
+        chosen = self.methods[strategy]
+        method = asdict(chosen) if chosen else None
         if method:
             del method["preset"]  # a label
-        return {"strategy": strategy, "generation": asdict(self.generation), "method": method, "dtype": dtype}
+        kind = "numina" if method else "baseline"  # a variant with numina's settings is numina
+        return {"strategy": kind, "generation": asdict(self.generation), "method": method, "dtype": dtype}
+
+    def identity(self, dtype: str) -> dict[str, Any]:
+        """The settings that an output belongs to; strategies and variants may be added to it later."""
+        method = asdict(self.method)
+        del method["preset"]
+        return {"generation": asdict(self.generation), "method": method, "dtype": dtype}
 
 
 def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) -> JobConfig:
@@ -100,15 +124,60 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) ->
             asked = ", ".join(f"{key}=…" for key in sorted(missing))
             raise ConfigError(f"config {str(config)!r} leaves {asked} to you; give a value on the command line")
         preset = OmegaConf.select(given, "method.preset", default=DEFAULT_PRESET)
-        method = {"method": _load_yaml(config_folder() / "method" / f"{preset}.yaml")}
+        method = {"method": _load_yaml(_preset_file(preset))}
+        variants = OmegaConf.to_container(given.pop("variants", None) or OmegaConf.create({}))
         merged = OmegaConf.merge(OmegaConf.structured(JobConfig), method, given)
-        job = OmegaConf.to_object(merged)
+        methods = _variants(variants, merged.method, given.get("method"))
+        job = OmegaConf.to_object(OmegaConf.merge(merged, {"variants": methods}))
     except (ConfigAttributeError, ConfigKeyError) as error:
         raise _unknown_key(str(error.full_key)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(job, JobConfig)
     return job
+
+
+def _variants(variants: Any, method: DictConfig, given: DictConfig | None) -> dict[str, DictConfig]:
+    """The method of every variant: the job's own with the variant's changes; lists among those span a grid.
+
+    A variant that names a `preset` starts from that preset and what the job says about `method`.
+    """
+    methods = {}
+    for name, changes in (variants or {}).items():
+        if not isinstance(changes, dict):
+            raise ConfigError(f"variants.{name} is {changes!r}; give a mapping like `method`, e.g. {{guide: {{add: 6}}}}")
+        base = method
+        if preset := changes.get("preset"):
+            own = OmegaConf.masked_copy(given, [key for key in given if key != "preset"]) if given else {}
+            base = OmegaConf.merge(OmegaConf.structured(MethodConfig), _load_yaml(_preset_file(preset)), own)
+        for label, point in _grid(changes):
+            try:
+                methods[f"{name}:{label}" if label else name] = OmegaConf.merge(base, point)
+            except (ConfigAttributeError, ConfigKeyError) as error:
+                raise _unknown_key("method." + str(error.full_key).removeprefix("method.")) from error
+    return methods
+
+
+def _grid(changes: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every combination of the lists in nested settings, with the values that name it."""
+    axes = {key: value for key, value in _leaves(changes) if isinstance(value, list)}
+    for values in product(*axes.values()):
+        point = OmegaConf.create(changes)
+        for key, value in zip(axes, values, strict=True):
+            OmegaConf.update(point, key, value)
+        yield ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in zip(axes, values, strict=True)), point
+
+
+def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _preset_file(preset: str) -> Path:
+    return config_folder() / "method" / f"{preset}.yaml"
 
 
 def config_folder() -> Path:

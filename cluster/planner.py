@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from cluster.driver import JobPlan
 from cluster.job import config_folder
+from numina.config import MethodConfig
 
 GIB = 2**30
 
@@ -47,10 +48,10 @@ def estimate(plan: JobPlan, gpu: str = "h100") -> Estimate:
         ),
         None,
     )
-    generation = job.generation
+    generation, methods = job.generation, job.methods.values()
     passes = 2 if generation.guidance_scale > 1 else 1
-    phases = {"baseline": 1.0, "numina": 1.0 + job.method.identify.step}
-    steps = generation.steps * sum(phases[strategy] for strategy in job.strategies) / len(job.strategies)
+    phases = [generation.steps + (_identify_steps(method, generation.steps) if method else 0) for method in methods]
+    steps = sum(phases) / len(phases)
     return Estimate(
         gangs=job.parallel.gangs,
         ranks_per_gang=job.parallel.ulysses,
@@ -61,3 +62,9 @@ def estimate(plan: JobPlan, gpu: str = "h100") -> Estimate:
         seconds_per_video=forward * passes * steps if forward else None,
         measured_on=str(table.machine) if forward else None,
     )
+
+
+def _identify_steps(method: MethodConfig, steps: int) -> int:
+    """Denoising steps until the layout is known."""
+    kept = method.identify.schedule(steps)
+    return kept.index(method.identify.capture_step(steps)) + 1

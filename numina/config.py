@@ -20,6 +20,7 @@ class IdentifyConfig:
     """Where attention is read and how it becomes instances (arXiv 2604.08546 §3.2)."""
 
     step: float = 0.4  # t*, share of the steps (published: step 20 of 50)
+    stride: int = 1  # every how many steps one is run, up to t* (published: 1); above 1 the plain clip changes a little
     block: float = 0.5  # l*, share of the depth (published: block 15 of 30)
     source: Literal["clusters", "components"] = "clusters"  # clusters: self-attention PCA + mean shift (published)
     tokens: TokenSet = "noun"  # whose response is read: the noun's tokens (published) or its whole phrase's
@@ -48,7 +49,7 @@ class IdentifyConfig:
     def __post_init__(self) -> None:
         _share(self, "step", "block", "bandwidth_quantile", "focus", "min_focus", "threshold", "extent", "min_presence")
         _at_least(self, 0, "contrast_weight", "structure_weight", "edge_weight", "link_distance")
-        _at_least(self, 1, "structure_blocks", "dbscan_min_samples", "min_area")
+        _at_least(self, 1, "structure_blocks", "dbscan_min_samples", "min_area", "stride")
         _above_zero(self, "dbscan_eps")
         _one_of(self, "source", "clusters", "components")
         _one_of(self, "tokens", "noun", "phrase", "first")
@@ -57,6 +58,11 @@ class IdentifyConfig:
     def capture_step(self, steps: int) -> int:
         """Index (from 0) of the denoising step whose attention is read, for a schedule of ``steps`` steps."""
         return min(steps - 1, int(self.step * steps + _SHARE_SLACK))
+
+    def schedule(self, steps: int) -> list[int]:
+        """Steps that are run, of ``steps``: every ``stride``-th up to the captured one, and all from there on."""
+        reference = self.capture_step(steps)
+        return [*range(0, reference, self.stride), *range(reference, steps)]
 
     def capture_block(self, depth: int) -> int:
         """Index (from 0) of the transformer block whose attention is read, for a model of ``depth`` blocks."""

@@ -11,16 +11,25 @@ own rows and its own kernel need. All rules apply before the softmax, to the con
     none                                 − β·δ
     any, where another noun is added     − o·δ, on top of the above
 
-Legend: rows = F·H·W latent tokens in (frame, row, column) order, text = text tokens, N heads, D head size, δ = δ(t).
+Where nouns share a token their additions add up; an overwritten score takes none, and of two overwrites the later
+noun's holds. With ``plan.scales`` every addition (no overwrite) is multiplied by the transformer block's scale.
+
+The text tokens are put in another order, the nouns' last: attention doesn't care, and all that changes is then one
+slice of *tail* columns, of a width that doesn't depend on the prompt.
+
+Legend: B clips of a batch, n rows of this shard (of F·H·W latent tokens in (frame, row, column) order), T text tokens,
+E tail columns, R rows to compute again, N heads, D head size, δ = δ(t). Methods that torch.compile traces have plain
+``Tensor`` in their signatures: it can't trace jaxtyping's checks, which the tests switch on.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int8, Int64
+import torch.nn.functional as nnf
+from jaxtyping import Bool, Float, Int8, Int64
 from torch import Tensor
 
 from numina.config import GuideConfig
@@ -28,6 +37,10 @@ from numina.refine import Refinement, Region
 from numina.tokens import TokenSpans
 
 PUBLISHED_STEPS = 50  # the schedule that δ(t) is written for
+HIDDEN = -1e4  # a score that no softmax shows; not −∞, of which a kernel's tile of masked columns may make NaN
+SPARSE = 1 / 3  # share of rows up to which computing them again is cheaper than a mask over all (facts.md)
+TAIL_STEP = 16  # tail columns come in multiples of this: a prompt's nouns seldom have more tokens
+NOUN_STEP = 4  # references are padded to those of a multiple of this many nouns
 
 
 def intensity(step: int, steps: int, config: GuideConfig) -> float:
@@ -44,131 +57,370 @@ def intensity(step: int, steps: int, config: GuideConfig) -> float:
 
 
 @dataclass(frozen=True)
-class Overwrite:
-    """The copies of one noun in one frame, and the reference they take their scores from; rows of one shard."""
-
-    noun: int
-    frame: int
-    tokens: tuple[int, ...]
-    reference: Int64[np.ndarray, " reference"]  # rows, counted from the shard's first
-    copies: Int64[np.ndarray, " copies"]
-
-
-@dataclass(frozen=True)
 class GuidancePlan:
     """All a rank needs to guide: what travels to the gang. A few kB once compressed, whatever the model's size."""
 
     regions: Int8[np.ndarray, "nouns frames H W"]  # of Region
     tokens: tuple[tuple[int, ...], ...]  # per noun, the text tokens whose columns are biased
     config: GuideConfig
+    scales: tuple[float, ...] = ()  # per transformer block, what its additions are multiplied by; empty: 1 for all
 
     @property
     def rows(self) -> int:
         """Rows of the whole clip, F·H·W."""
         return int(np.prod(self.regions.shape[1:]))
 
-    def bias(
-        self,
-        delta: float,
-        rows: slice,
-        text_tokens: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> Float[Tensor, "rows text"]:
-        """What is added to the scores q·k/√D of these rows, before the softmax; linear in ``delta``.
 
-        Rows past the clip's end (padding of a sequence shard) get 0.
-        """
-        regions = self._shard(rows)
-        strengths = _strengths(self.config)[regions]
-        added = np.isin(regions, (Region.ADD_DISC, Region.ADD_COPY))
-        strengths = strengths - self.config.other * (added.any(axis=0) & ~added)
-        per_noun = torch.from_numpy(delta * strengths).float().to(device)  # the small form is what is moved
-        asked = len(range(*rows.indices(max(self.rows, rows.stop or 0))))
-        bias = torch.zeros(asked, text_tokens, device=device)
-        for values, tokens in zip(per_noun, self.tokens, strict=True):
-            bias[: len(values), list(tokens)] += values[:, None]
-        return bias.to(dtype)
-
-    def overwrites(self, rows: slice) -> tuple[Overwrite, ...]:
-        """Where scores are replaced, not biased. Every shard gets the same sequence, some with no rows of its own."""
-        if self.config.overwrite == "none":
-            return ()
-        found = []
-        shard = range(*rows.indices(self.rows))
-        per_frame = self.rows // self.regions.shape[1]
-        for noun, frame in np.argwhere((self.regions == Region.ADD_COPY).any(axis=(2, 3))).tolist():
-            of_frame = self.regions[noun, frame].ravel()
-            reference, copies = (
-                np.flatnonzero(of_frame == region) + frame * per_frame - shard.start
-                for region in (Region.REFERENCE, Region.ADD_COPY)
-            )
-            found.append(Overwrite(noun, frame, self.tokens[noun], _within(reference, shard), _within(copies, shard)))
-        return tuple(found)
-
-    def _shard(self, rows: slice) -> Int8[np.ndarray, "nouns rows"]:
-        if rows.step not in (None, 1):
-            raise ValueError(f"rows = {rows}, but a shard is a contiguous run: use a step of 1")
-        return self.regions.reshape(len(self.regions), -1)[:, rows]
-
-
-def plan_guidance(refinement: Refinement, spans: Sequence[TokenSpans], config: GuideConfig) -> GuidancePlan:
+def plan_guidance(
+    refinement: Refinement, spans: Sequence[TokenSpans], config: GuideConfig, scales: tuple[float, ...] = ()
+) -> GuidancePlan:
     """The plan for a refined layout; ``spans`` are the nouns' text tokens, in the layout's order."""
     tokens = tuple(getattr(span, config.tokens) for span in spans)
     if len(tokens) != len(refinement.regions):
         raise ValueError(f"{len(tokens)} token spans for {len(refinement.regions)} nouns: give one for each")
-    return GuidancePlan(regions=refinement.regions, tokens=tokens, config=config)
+    return GuidancePlan(regions=refinement.regions, tokens=tokens, config=config, scales=scales)
 
 
-def reference_sums(
-    values: Float[Tensor, "heads rows features"], overwrites: Sequence[Overwrite]
-) -> tuple[Float[Tensor, "overwrites heads features"], Float[Tensor, " overwrites"]]:
-    """Sum of ``values`` over each reference's rows in this shard, in float32, and how many rows that were.
+@dataclass(eq=False)
+class Bias:
+    """What is added to the tail columns of some rows, as a mask over all columns; linear in δ·scale."""
 
-    Shards all-reduce both and divide: the mean of the whole reference. ``values`` are scores [heads, rows, text], or
-    queries [heads, rows, D]: a mean score is the mean query's score, and a query is smaller.
+    strengths: Float[Tensor, "clips 1 rows tail"]
+    kept: Float[Tensor, "clips 1 rows text"] | None  # the mask at the δ last set; None where each block has its scale
+
+    def set(self, delta: float) -> None:
+        """Brings the kept mask to δ, in place."""
+        if self.kept is not None:
+            self.kept[..., -self.strengths.shape[-1] :] = self.strengths * delta
+
+    def mask(self, amount: Tensor, key: Tensor) -> Tensor:
+        """[B, 1, rows, T] in the dtype of ``key`` [B, T, N, D]; ``amount`` is δ·scale."""
+        if self.kept is not None:
+            return self.kept.to(key.dtype)
+        return _before_tail(self.strengths * amount, key)
+
+
+@dataclass(eq=False)
+class Copies:
+    """Rows of which some take scores from reference instances; the others are biased."""
+
+    per_head: bool  # overwrite "head": m per head and token; "global": one m for the reference
+    strengths: Float[Tensor, "clips 1 rows tail"]
+    source: Int64[Tensor, "clips 1 rows tail"]  # the reference; one past the last where there is none
+    copied: Bool[Tensor, "clips 1 rows tail"]  # whether there is one
+    reference_rows: Int64[Tensor, "clips rows"]  # this shard's, of all references, counted through the batch
+    membership: Float[Tensor, "clips references rows"]  # 1 where the row is the reference's
+    share: Float[Tensor, "clips references 1"]  # 1 / rows of the reference, in all shards
+    tokens: Float[Tensor, "clips references tail"]  # 1 / tokens of the reference's noun, on these tokens
+
+    def mean_scores(self, query: Tensor, key: Tensor, sum_over_ranks: Callable[[Tensor], Tensor]) -> Tensor:
+        """Mean scores q·k/√D of the references on the tail columns: [B, N, references, E], float32.
+
+        A mean score is the mean query's score, and queries are all that ranks have to add up: every rank must call
+        this, whatever rows it holds. A shard's sum is rounded to the model's dtype, as every single query already is.
+        """
+        rows = take(query, self.reference_rows).flatten(2)
+        sums = sum_over_ranks((self.membership.to(query.dtype) @ rows).float())
+        means = (sums * self.share).unflatten(2, query.shape[2:])
+        return torch.einsum("brhd,behd->bhre", means, self._tail(key).float()) / query.shape[-1] ** 0.5
+
+    def apply(
+        self, chosen: Tensor, key: Tensor, value: Tensor, means: Tensor, delta: Tensor, amount: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mask, keys and values with which plain attention of the ``chosen`` queries [B, R, N, D] is the guided one."""
+        biased = self.strengths * amount
+        if self.per_head:
+            return self._stand_ins(key, value, means, delta, biased)
+        mean = (means.mean(dim=1) * self.tokens).sum(dim=-1)  # m, one for a reference
+        given = nnf.pad(mean * delta, (0, 1)).gather(1, self.source.flatten(1)).view_as(self.source)
+        own = chosen.flatten(2) @ self._tail(key).flatten(2).mT  # over all heads' channels: their sum
+        own_mean = own.float().unsqueeze(1) / (key.shape[2] * key.shape[3] ** 0.5)
+        return _before_tail(torch.where(self.copied, given - own_mean, biased), key), key, value
+
+    def _stand_ins(
+        self, key: Tensor, value: Tensor, means: Tensor, delta: Tensor, biased: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Hides overwritten columns and appends E others, whose key is 0: they score what the mask says, per head.
+
+        A negative mean m becomes m/δ: m·δ, as published, pushes it the wrong way, down while δ > 1 should strengthen.
+        So a larger δ is always a larger score.
+        """
+        weighted = torch.where(means >= 0, means * delta, means / delta)
+        weighted = nnf.pad(weighted, (0, 0, 0, 1), value=HIDDEN)  # for what copies nothing
+        text, tail = key.shape[1], self.source.shape[-1]
+        mask = key.new_zeros(*means.shape[:2], self.source.shape[2], text + tail)
+        mask[..., text - tail : text] = biased.masked_fill(self.copied, HIDDEN)
+        mask[..., text:] = weighted.gather(2, self.source.expand(-1, means.shape[1], -1, -1))
+        return mask, nnf.pad(key, (0, 0, 0, 0, 0, tail)), torch.cat([value, self._tail(value)], dim=1)
+
+    def _tail(self, text: Tensor) -> Tensor:
+        return text[:, -self.source.shape[-1] :]
+
+
+@dataclass(eq=False)
+class ShardGuidance:
+    """Plans of a batch of clips, made ready on the device for one shard's rows; once per batch.
+
+    Where most rows change, ``bias`` is a mask over all of them; else, and for copies, ``rows`` are computed again and
+    put in their place. Whatever varies from prompt to prompt is in tensors of padded length, marked as dynamic, and δ
+    is a tensor too: what torch.compile has made of one prompt serves the next.
     """
-    sums = values.new_zeros(len(overwrites), values.shape[0], values.shape[2], dtype=torch.float32)
-    for i, overwrite in enumerate(overwrites):
-        sums[i] = values[:, torch.from_numpy(overwrite.reference).to(values.device)].float().sum(dim=1)
-    counts = torch.tensor([float(len(overwrite.reference)) for overwrite in overwrites], device=values.device)
-    return sums, counts
+
+    order: Int64[Tensor, "clips text"]  # the text tokens, counted through the batch, each clip's tail last
+    delta: Float[Tensor, ""]
+    scales: tuple[Float[Tensor, "clips 1 1 1"], ...]  # per transformer block; empty: 1 for all
+    bias: Bias | None  # of all rows
+    rows: Int64[Tensor, "clips chosen"] | None  # to compute again, counted through the batch
+    row_bias: Bias | None  # of these, where nothing is overwritten
+    copies: Copies | None  # of these, where something may be
+    at: float = 0.0  # δ, as the host knows it
+
+    @classmethod
+    def prepare(
+        cls,
+        plans: Sequence[GuidancePlan],
+        rows: slice,
+        text_tokens: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "ShardGuidance":
+        """For the rows of one shard, of clips of one size under one config; ``dtype`` is that of the model's queries.
+
+        Rows past the clips' end (padding of a sequence shard) get no bias. Raises ``ValueError`` where plans don't fit
+        together, or a noun's token isn't among the text tokens.
+        """
+        _check(plans, rows, text_tokens)
+        tail = min(text_tokens, _padded(max(len(_special_tokens(plan)) for plan in plans), TAIL_STEP))
+        nouns = _padded(max(len(plan.tokens) for plan in plans), NOUN_STEP)
+        clips = [_ClipRules.of(plan, rows, text_tokens, tail, nouns) for plan in plans]
+        # Normal tensors, wherever this is called: inference tensors can't be set again outside inference mode, and
+        # torch.compile would tell them apart.
+        with torch.inference_mode(False):
+            return cls._ready(clips, plans, _Target(text_tokens, torch.device(device), dtype))
+
+    @classmethod
+    def _ready(cls, clips: "list[_ClipRules]", plans: Sequence[GuidancePlan], target: "_Target") -> "ShardGuidance":
+        overwrite, scaled = plans[0].config.overwrite, bool(plans[0].scales)
+        changed, copied = np.stack([clip.changed for clip in clips]), np.stack([clip.copied for clip in clips])
+        dense = bool(changed.mean() > SPARSE)
+        bias, rows, row_bias, copies = None, None, None, None
+        if dense:
+            bias = target.bias(np.stack([clip.strengths for clip in clips]), scaled)
+        if not dense or overwrite != "none":  # every shard has a part in the references, also one without copies
+            again = copied if dense else changed
+            in_references = np.stack([clip.membership.any(axis=0) for clip in clips])
+            # One length for all lists: where lengths happen to be equal, torch.compile takes them for the same.
+            most = int(max(again.sum(axis=1).max(), in_references.sum(axis=1).max()))
+            length = _padded(most, _row_step(again.shape[1]))
+            chosen = _row_lists(again, length)
+            rows = target.dynamic(_through_batch(chosen, again.shape[1]), 1)
+            strengths = np.stack([clip.strengths[own] for clip, own in zip(clips, chosen, strict=True)])
+            if overwrite == "none":
+                row_bias = target.bias(strengths, scaled, dynamic=True)
+            else:
+                source = np.stack([clip.source[own] for clip, own in zip(clips, chosen, strict=True)])
+                copies = target.copies(clips, strengths, source, _row_lists(in_references, length), overwrite == "head")
+        return cls(
+            order=target.tensor(_through_batch(np.stack([clip.order for clip in clips]), target.text_tokens)),
+            delta=torch.zeros((), device=target.device),
+            scales=tuple(
+                target.tensor(np.array(block, dtype=np.float32)[:, None, None, None])
+                for block in zip(*(plan.scales for plan in plans), strict=True)
+            ),
+            bias=bias,
+            rows=rows,
+            row_bias=row_bias,
+            copies=copies,
+        )
+
+    def set(self, delta: float) -> None:
+        """Sets δ for the forwards to come; masks are written only where it is another one."""
+        if delta == self.at:
+            return
+        self.at = delta
+        self.delta.fill_(delta)
+        for bias in (self.bias, self.row_bias):
+            if bias is not None:
+                bias.set(delta)
+
+    def arrange(self, text: Tensor) -> Tensor:
+        """The text's states [B, T, C] with each clip's tail last."""
+        return text.flatten(0, 1).index_select(0, self.order.flatten()).view_as(text)
 
 
-def overwrite_scores(
-    scores: Float[Tensor, "heads rows text"],
-    means: Float[Tensor, "overwrites heads text"],
-    overwrites: Sequence[Overwrite],
-    delta: float,
-) -> Float[Tensor, "heads rows text"]:
-    """Scores q·k/√D with those of the copies, on the noun's tokens, replaced by their reference's weighted mean.
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """[B, n, …] at rows [B, R] counted through the batch: [B, R, …]."""
+    return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
-    The publication weights a mean m by δ as m·δ, which pushes a negative m the wrong way: down while δ > 1 should
-    strengthen, up while δ < 1 should weaken. Here a negative m becomes m/δ: a larger δ is always a larger score.
-    With δ = 0 guidance is off, and nothing changes.
-    """
-    if delta == 0.0:
-        return scores
-    scores = scores.clone()
-    for mean, overwrite in zip(means, overwrites, strict=True):
-        columns = torch.tensor(overwrite.tokens, device=scores.device)
-        rows = torch.from_numpy(overwrite.copies).to(scores.device)
-        weighted = mean[:, columns]
-        weighted = torch.where(weighted >= 0, weighted * delta, weighted / delta).to(scores.dtype)
-        scores[:, rows[:, None], columns] = weighted[:, None]
-    return scores
+
+def _before_tail(values: Tensor, key: Tensor) -> Tensor:
+    """A mask [B, 1, rows, T] of its tail columns [B, 1, rows, E], for ``key`` [B, T, N, D]."""
+    return nnf.pad(values.to(key.dtype), (key.shape[1] - values.shape[-1], 0))
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where prepared tensors go."""
+
+    text_tokens: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+    def dynamic(self, values: np.ndarray, dim: int) -> Tensor:
+        return _dynamic(self.tensor(values), dim)
+
+    def bias(self, strengths: Float[np.ndarray, "clips rows tail"], scaled: bool, *, dynamic: bool = False) -> Bias:
+        """A mask is kept unless it is another one in every block."""
+        values = self.tensor(strengths[:, None])
+        kept = None
+        if not scaled:
+            kept = torch.zeros(*values.shape[:3], self.text_tokens, device=self.device, dtype=self.dtype)
+        for varying in (values, kept):
+            if dynamic and varying is not None:
+                _dynamic(varying, 2)
+        return Bias(values, kept)
+
+    def copies(
+        self,
+        clips: "list[_ClipRules]",
+        strengths: Float[np.ndarray, "clips rows tail"],
+        source: Int64[np.ndarray, "clips rows tail"],
+        reference_rows: Int64[np.ndarray, "clips rows"],
+        per_head: bool,
+    ) -> Copies:
+        sizes = np.stack([clip.reference_sizes for clip in clips])
+        membership = np.stack([clip.membership[:, own] for clip, own in zip(clips, reference_rows, strict=True)])
+        # What pads a list is in it already, and must not count twice.
+        listed = np.array([clip.membership.any(axis=0).sum() for clip in clips])
+        membership &= (np.arange(reference_rows.shape[1]) < listed[:, None])[:, None]
+        return Copies(
+            per_head=per_head,
+            strengths=self.dynamic(strengths[:, None], 2),
+            source=self.dynamic(np.where(source < 0, sizes.shape[1], source)[:, None], 2),
+            copied=self.dynamic(source[:, None] >= 0, 2),
+            reference_rows=self.dynamic(_through_batch(reference_rows, clips[0].membership.shape[1]), 1),
+            membership=_dynamic(self.tensor(membership).to(self.dtype), 2),
+            share=self.tensor((1 / np.maximum(sizes, 1)).astype(np.float32)[..., None]),
+            tokens=self.tensor(np.stack([clip.reference_tokens for clip in clips])),
+        )
+
+
+@dataclass(frozen=True)
+class _ClipRules:
+    """One clip's rules on a shard's rows and the tail columns. A reference is numbered noun · F + frame."""
+
+    order: Int64[np.ndarray, " text"]
+    strengths: Float[np.ndarray, "rows tail"]  # what δ is multiplied by
+    source: Int64[np.ndarray, "rows tail"]  # the reference whose score is taken, −1: none
+    membership: Bool[np.ndarray, "references rows"]  # of the shard's rows
+    reference_sizes: Int64[np.ndarray, " references"]  # rows in all shards
+    reference_tokens: Float[np.ndarray, "references tail"]  # 1 / tokens of its noun, on these
+
+    @property
+    def copied(self) -> Bool[np.ndarray, " rows"]:
+        return np.asarray((self.source >= 0).any(axis=1))
+
+    @property
+    def changed(self) -> Bool[np.ndarray, " rows"]:
+        return np.asarray(self.copied | (self.strengths != 0).any(axis=1))
+
+    @classmethod
+    def of(cls, plan: GuidancePlan, rows: slice, text_tokens: int, tail: int, nouns: int) -> "_ClipRules":
+        """The table of the module's docstring, row by row and token by token, with references of ``nouns`` nouns."""
+        special = _special_tokens(plan)
+        order = np.concatenate([np.setdiff1d(np.arange(text_tokens), special), special])
+        of_noun = np.stack([np.isin(order[text_tokens - tail :], tokens) for tokens in plan.tokens])  # [nouns, tail]
+        frames, length = plan.regions.shape[1], rows.stop - rows.start
+        own = np.arange(rows.start, max(rows.start, min(rows.stop, plan.rows)))
+        regions = plan.regions.reshape(len(plan.regions), -1)[:, own]  # [nouns, rows]
+        numbers = np.arange(len(regions))[:, None] * frames + own // (plan.rows // frames)
+
+        by_frame = np.zeros((nouns, frames), dtype=np.int64)
+        if plan.config.overwrite != "none":
+            copied_frames = (plan.regions == Region.ADD_COPY).any(axis=(2, 3))
+            by_frame[: len(regions)] = (plan.regions == Region.REFERENCE).sum(axis=(2, 3)) * copied_frames
+        sizes = by_frame.ravel()
+        exists = sizes[numbers] > 0
+        source = np.full((length, tail), -1)
+        for noun, copies in enumerate((regions == Region.ADD_COPY) & exists):
+            source[np.ix_(np.flatnonzero(copies), of_noun[noun])] = numbers[noun, copies, None]
+        membership = np.zeros((len(sizes), length), dtype=bool)
+        noun_of, row = np.nonzero((regions == Region.REFERENCE) & exists)
+        membership[numbers[noun_of, row], row] = True
+
+        added = (regions == Region.ADD_DISC) | (regions == Region.ADD_COPY)
+        per_noun = _strengths(plan.config)[regions] - plan.config.other * (added.any(axis=0) & ~added)
+        strengths = np.zeros((length, tail), dtype=np.float32)
+        strengths[: len(own)] = per_noun.T @ of_noun
+        strengths[source >= 0] = 0.0
+
+        tokens = np.zeros((nouns, tail), dtype=np.float32)
+        tokens[: len(of_noun)] = of_noun / np.maximum(of_noun.sum(axis=1, keepdims=True), 1)
+        return cls(order, strengths, source, membership, sizes, tokens.repeat(frames, axis=0))
+
+
+def _check(plans: Sequence[GuidancePlan], rows: slice, text_tokens: int) -> None:
+    if rows.step not in (None, 1):
+        raise ValueError(f"rows = {rows}, but a shard is a contiguous run: use a step of 1")
+    for plan in plans:
+        if (plan.config, plan.regions.shape[1:], len(plan.scales)) != (
+            plans[0].config,
+            plans[0].regions.shape[1:],
+            len(plans[0].scales),
+        ):
+            raise ValueError("plans of one batch differ in config, grid or number of scales: prepare them apart")
+        beyond = _special_tokens(plan)[_special_tokens(plan) >= text_tokens].tolist()
+        if beyond:
+            raise ValueError(
+                f"text tokens {beyond} of a plan, but the text has {text_tokens}: encode it as it was located"
+            )
 
 
 def _strengths(config: GuideConfig) -> Float[np.ndarray, " regions"]:
-    """What δ is multiplied by, per region."""
+    """What δ is multiplied by, per region; for copies, where nothing is overwritten."""
     strengths = np.zeros(len(Region))
     strengths[Region.NONE] = -config.elsewhere
     strengths[Region.KEEP] = strengths[Region.REFERENCE] = config.keep
     strengths[Region.REMOVE] = -config.remove
-    strengths[Region.ADD_DISC] = config.add
-    strengths[Region.ADD_COPY] = 0.0 if config.overwrite != "none" else config.add  # an overwritten score takes no bias
+    strengths[Region.ADD_DISC] = strengths[Region.ADD_COPY] = config.add
     return strengths
 
 
-def _within(rows: Int64[np.ndarray, " n"], shard: range) -> Int64[np.ndarray, " m"]:
-    return rows[(rows >= 0) & (rows < len(shard))]
+def _special_tokens(plan: GuidancePlan) -> Int64[np.ndarray, " special"]:
+    """Text tokens of any noun, ascending."""
+    return np.unique(np.array([token for tokens in plan.tokens for token in tokens], dtype=np.int64))
+
+
+def _padded(count: int, step: int) -> int:
+    """The next multiple of ``step``, at least one."""
+    return max(1, math.ceil(count / step)) * step
+
+
+def _row_step(rows: int) -> int:
+    """Lists of rows come in multiples of this: about 1/64 of the shard, a power of two from 8 to 512."""
+    return max(8, min(512, 1 << (rows // 32).bit_length() >> 1))
+
+
+def _row_lists(rows: Bool[np.ndarray, "clips rows"], length: int) -> Int64[np.ndarray, "clips length"]:
+    """Per clip the rows that are set, padded with one of them (row 0 if there is none): what is written to a row
+    twice is the same value.
+    """
+    lists = np.zeros((len(rows), length), dtype=np.int64)
+    for padded, chosen in zip(lists, map(np.flatnonzero, rows), strict=True):
+        padded[:] = chosen[0] if len(chosen) else 0
+        padded[: len(chosen)] = chosen
+    return lists
+
+
+def _through_batch(numbers: Int64[np.ndarray, "clips length"], per_clip: int) -> Int64[np.ndarray, "clips length"]:
+    """Numbers within a clip as numbers within the batch, clip after clip."""
+    return numbers + np.arange(len(numbers))[:, None] * per_clip
+
+
+def _dynamic(x: Tensor, dim: int) -> Tensor:
+    """Tells torch.compile that this length varies from prompt to prompt."""
+    torch._dynamo.maybe_mark_dynamic(x, dim)
+    return x

@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int16
+from jaxtyping import Bool, Float, Float32, Int, Int16
 from scipy import ndimage
-from sklearn.cluster import DBSCAN, MeanShift, estimate_bandwidth
 
 from numina.config import IdentifyConfig
+from numina.meanshift import estimate_bandwidth, mean_shift
 from numina.prompts import Target
 from numina.tracks import link_instances
 
 COORDINATE_WEIGHT = 0.5  # of the normalised (row, column) beside the components, for mean shift (published)
 BANDWIDTH_SAMPLES = 1000  # tokens the bandwidth is estimated on, at most (published)
 BANDWIDTH_FALLBACK = 0.5  # where the estimate comes out as 0 (published)
+NO_CONTRAST = 1e-6  # share of a response's peak, a few roundings of float32: what varies less is flat
 NEIGHBOURS_8 = np.ones((3, 3), dtype=bool)  # tokens are coarse: instances that touch by a corner are one
 
 
@@ -62,26 +63,66 @@ class Layout:
 
 
 def identify_layout(capture: Capture, config: IdentifyConfig) -> Layout:
-    """Read the instances of every noun off a clip's attention; a token belongs to one noun at most.
+    """Read the instances of every noun off a clip's attention.
 
-    Raises ``ValueError`` where ``source`` is "clusters" and the capture has no self-attention components.
+    A token belongs to one noun at most, unless ``exclusive`` is off. A frame's response without contrast (the same on
+    all tokens, and so always in a frame of one token) says nothing about where a noun is, and holds no instance of it.
+    Raises ``ValueError`` for a capture without nouns, frames or tokens or with NaN or infinite values, and where
+    ``source`` is "clusters" and the capture has no self-attention components.
     """
-    # A response says nothing across nouns: each is taken relative to its own peak over the clip.
-    peaks = capture.responses.max(axis=(1, 2, 3), keepdims=True)
-    relative = capture.responses / np.maximum(peaks, np.finfo(np.float32).tiny)
+    _check(capture)
     if config.source == "components":
-        labels = _components(relative, config)
+        labels = _components(_relative(capture.responses), config)
     elif capture.components is None:
         raise ValueError(
             "source = clusters reads self-attention, but the capture has none: capture it, or use components"
         )
     else:
-        labels = _clusters(relative, capture.components, config)
+        labels = _clusters(capture.responses, capture.components, config)
     if config.tracks:
         for noun in range(len(labels)):
-            others = np.any(np.delete(labels, noun, axis=0) > 0, axis=0)
+            others = np.any(np.delete(labels, noun, axis=0) > 0, axis=0) & config.exclusive
             labels[noun] = link_instances(labels[noun], others, config)
     return Layout(labels=labels, tracked=config.tracks)
+
+
+def _check(capture: Capture) -> None:
+    """Raise a ``ValueError`` that says what of the capture can't be read.
+
+    No ``InputError``: nobody asked for this, the model or its attention kernel computed it, and a retry may not.
+    """
+    if not capture.responses.size:
+        nouns, frames, height, width = capture.responses.shape
+        raise ValueError(
+            f"the capture has {nouns} nouns, {frames} frames, {height} x {width} tokens: give at least one of each"
+        )
+    finite = np.isfinite(capture.responses).all(axis=(2, 3))
+    if not finite.all():
+        noun, frame = np.argwhere(~finite)[0].tolist()
+        raise ValueError(
+            f"the response to noun {noun} in frame {frame} (both from 0) has NaN or infinite values: "
+            "cross-attention broke down; try another seed or a wider number format"
+        )
+    if capture.components is not None and not np.isfinite(capture.components).all():
+        frame = int(np.argwhere(~np.isfinite(capture.components))[0, 0])
+        raise ValueError(
+            f"the self-attention components of frame {frame} (from 0) have NaN or infinite values: "
+            "self-attention broke down; try another seed or a wider number format"
+        )
+
+
+def _relative(
+    responses: Float32[np.ndarray, "nouns frames H W"],
+) -> Float32[np.ndarray, "nouns frames H W"]:
+    """Responses as shares of each noun's own peak over the clip: across nouns their sizes say nothing."""
+    peaks = responses.max(axis=(1, 2, 3), keepdims=True)
+    return np.asarray(responses / np.maximum(peaks, np.finfo(np.float32).tiny))
+
+
+def _contrasted(response: Float32[np.ndarray, "H W"]) -> bool:
+    """Whether a response tells tokens apart at all."""
+    peak = float(response.max())
+    return peak - float(response.min()) > NO_CONTRAST * peak
 
 
 def _components(
@@ -91,7 +132,11 @@ def _components(
     strongest = relative.argmax(axis=0)
     labels = np.zeros(relative.shape, dtype=np.int16)
     for noun, frame in np.ndindex(relative.shape[:2]):
-        response = np.where(strongest[frame] == noun, relative[noun, frame], 0.0)
+        response = relative[noun, frame]
+        if not _contrasted(response):
+            continue
+        if config.exclusive:
+            response = np.where(strongest[frame] == noun, response, 0.0)
         cores = _pieces((response >= config.threshold) & (response > 0), config.min_area)
         labels[noun, frame] = _grown(cores, (response >= config.extent) & (response > 0))
     return labels
@@ -112,24 +157,38 @@ def _grown(cores: Int16[np.ndarray, "H W"], extent: Bool[np.ndarray, "H W"]) -> 
 
 
 def _clusters(
-    relative: Float32[np.ndarray, "nouns frames H W"],
+    responses: Float32[np.ndarray, "nouns frames H W"],
     components: Float32[np.ndarray, "frames H W 3"],
     config: IdentifyConfig,
 ) -> Int16[np.ndarray, "nouns frames H W"]:
-    """Instances as clusters of the self-attention image, each kept for the noun whose focus mask holds most of it."""
-    labels = np.zeros(relative.shape, dtype=np.int16)
+    """Instances as clusters of the self-attention image, each kept for the noun whose focus mask holds most of it.
+
+    Not ``exclusive``: for every noun whose focus mask holds enough of it. Numbered in the clusters' own order.
+    """
+    relative = _relative(responses)
+    labels = np.zeros(responses.shape, dtype=np.int16)
     for frame, image in enumerate(components):
         proposals = _proposals(image, config)
         areas = np.bincount(proposals.ravel())
-        focus = np.stack([_focus_mask(response, config) for response in relative[:, frame]])
+        focus = [_focus_mask(response, config) for response in responses[:, frame]]
         shares = np.stack([np.bincount(proposals[mask], minlength=len(areas)) / np.maximum(areas, 1) for mask in focus])
-        meant = np.stack([np.bincount(proposals.ravel(), r.ravel()) / np.maximum(areas, 1) for r in relative[:, frame]])
-        for proposal in range(1, len(areas)):
-            # Several nouns may claim a cluster: the larger share in focus decides, then the stronger response.
-            noun = max(range(len(relative)), key=lambda i: (shares[i, proposal], meant[i, proposal], -i))
-            if areas[proposal] and shares[noun, proposal] >= config.min_focus:
-                labels[noun, frame][proposals == proposal] = labels[noun, frame].max() + 1
+        kept = (shares >= config.min_focus) & (areas > 0) & (np.arange(len(areas)) > 0)
+        kept &= [[_contrasted(response)] for response in responses[:, frame]]
+        if config.exclusive:
+            meant = [np.bincount(proposals.ravel(), r.ravel()) / np.maximum(areas, 1) for r in relative[:, frame]]
+            kept &= _strongest_claim(np.where(kept, shares, -1.0), np.stack(meant))
+        numbers = np.where(kept, np.cumsum(kept, axis=1), 0)
+        labels[:, frame] = numbers[:, proposals]
     return labels
+
+
+def _strongest_claim(
+    shares: Float[np.ndarray, "nouns proposals"], meant: Float[np.ndarray, "nouns proposals"]
+) -> Bool[np.ndarray, "nouns proposals"]:
+    """Which noun gets a proposal: the one with the larger share in focus, then with the stronger mean response."""
+    most = shares == shares.max(axis=0)
+    winner = np.where(most, meant, -np.inf).argmax(axis=0)  # the first of equals
+    return np.asarray(np.arange(len(shares))[:, None] == winner)
 
 
 def _proposals(image: Float32[np.ndarray, "H W 3"], config: IdentifyConfig) -> Int[np.ndarray, "H W"]:
@@ -140,10 +199,8 @@ def _proposals(image: Float32[np.ndarray, "H W 3"], config: IdentifyConfig) -> I
     features = (
         np.concatenate([image, COORDINATE_WEIGHT * places], axis=-1).reshape(height * width, 5).astype(np.float64)
     )
-    samples = min(BANDWIDTH_SAMPLES, len(features))
-    bandwidth = estimate_bandwidth(features, quantile=config.bandwidth_quantile, n_samples=samples, random_state=0)
-    shift = MeanShift(bandwidth=bandwidth if bandwidth > 0 else BANDWIDTH_FALLBACK, bin_seeding=True).fit(features)
-    clusters = shift.labels_.reshape(height, width).astype(np.int64) + 1
+    bandwidth = estimate_bandwidth(features, config.bandwidth_quantile, BANDWIDTH_SAMPLES)
+    clusters = mean_shift(features, bandwidth if bandwidth > 0 else BANDWIDTH_FALLBACK).reshape(height, width) + 1
     if config.connected:
         pieces = np.zeros_like(clusters)
         for cluster in range(1, clusters.max() + 1):
@@ -154,12 +211,22 @@ def _proposals(image: Float32[np.ndarray, "H W 3"], config: IdentifyConfig) -> I
 
 
 def _focus_mask(response: Float32[np.ndarray, "H W"], config: IdentifyConfig) -> Bool[np.ndarray, "H W"]:
-    """Tokens that look at the noun at least ρ times as much as the frame's peak does, DBSCAN noise dropped."""
+    """Tokens that look at the noun at least ρ times as much as the frame's peak does, less those that stand alone."""
     mask = np.asarray((response >= config.focus * response.max()) & (response > 0))
-    if mask.any():
-        found = DBSCAN(eps=config.dbscan_eps, min_samples=config.dbscan_min_samples).fit(np.argwhere(mask))
-        mask[mask] = found.labels_ >= 0
-    return mask
+    return dense_tokens(mask, config.dbscan_eps, config.dbscan_min_samples)
+
+
+def dense_tokens(mask: Bool[np.ndarray, "H W"], eps: float, min_samples: int) -> Bool[np.ndarray, "H W"]:
+    """The tokens of a mask that DBSCAN puts into some cluster; the others are its noise.
+
+    A core token has ``min_samples`` tokens of the mask within ``eps`` of it, itself included; what lies within ``eps``
+    of a core is in its cluster. Which cluster doesn't matter here, so on a grid this is a correlation and a dilation.
+    """
+    reach = int(min(eps, max(mask.shape)))  # the disc never needs to be larger than the frame
+    row, column = np.ogrid[-reach : reach + 1, -reach : reach + 1]
+    near = row**2 + column**2 <= eps**2
+    within = ndimage.correlate(mask.astype(np.int32), near.astype(np.int32), mode="constant")
+    return np.asarray(mask & ndimage.binary_dilation(mask & (within >= min_samples), structure=near))
 
 
 def _pieces(mask: Bool[np.ndarray, "H W"], min_area: int) -> Int16[np.ndarray, "H W"]:

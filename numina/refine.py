@@ -52,13 +52,20 @@ def refine(layout: Layout, counts: Sequence[int], config: RefineConfig) -> Refin
     """Remove the smallest instances or add copies until every noun has its count; deterministic.
 
     An added instance never overlaps another one, of any noun: where there is no room, none is added and ``shortfall``
-    reports it. Raises ``ValueError`` if there isn't one count per noun.
+    reports it. With ``placement`` "released" it may, see ``refine_released``. Raises ``ValueError`` if there isn't one
+    count per noun, and for a layout without frames.
     """
     if len(counts) != len(layout.labels) or any(count < 0 for count in counts):
         raise ValueError(
             f"counts = {list(counts)} for {len(layout.labels)} nouns: give one count of at least 0 for each"
         )
     frames = layout.labels.shape[1]
+    if not layout.labels.size:
+        raise ValueError(f"a layout of shape {layout.labels.shape}: give at least one noun, one frame and one token")
+    if config.placement == "released":
+        from numina.released import refine_released  # it is made of this module's parts
+
+        return refine_released(layout, counts, config)
     # With tracks the clip is one decision; without, every frame is, and added instances only stay near their last.
     blocks = [slice(0, frames)] if layout.tracked else [slice(frame, frame + 1) for frame in range(frames)]
     labels = layout.labels.copy()
@@ -83,9 +90,9 @@ def _refine_block(
     ``previous`` has the last place of each noun's 1st, 2nd, … added instance, from the blocks before.
     """
     for noun, count in enumerate(counts):  # all removals first: additions must know what stays, of any noun
-        _remove_smallest(labels[noun], regions[noun], count)
+        remove_smallest(labels[noun], regions[noun], count)
     for noun, count in enumerate(counts):
-        missing = count - len(_by_area(labels[noun]))
+        missing = count - len(by_area(labels[noun]))
         if missing <= 0:
             continue
         templates, copied = _templates(labels[noun], config)
@@ -98,21 +105,22 @@ def _refine_block(
             previous[noun, added] = path[-1]
 
 
-def _remove_smallest(labels: Labels, regions: Int8[np.ndarray, "frames H W"], count: int) -> None:
-    present = _by_area(labels)
+def remove_smallest(labels: Int16[np.ndarray, "*clip"], regions: Int8[np.ndarray, "*clip"], count: int) -> None:
+    """Mark all but the ``count`` largest instances for removal, in place."""
+    present = by_area(labels)
     for label in present[: max(0, len(present) - count)]:
         regions[labels == label] = Region.REMOVE
         labels[labels == label] = 0
 
 
-def _by_area(labels: Labels) -> list[int]:
+def by_area(labels: Int16[np.ndarray, "..."]) -> list[int]:
     """Labels of the instances in these frames, smallest first; of equal ones the lower label."""
     areas = np.bincount(labels.ravel())
     return sorted((label for label in range(1, len(areas)) if areas[label]), key=lambda label: (areas[label], label))
 
 
 def _mark_reference(labels: Labels, regions: Int8[np.ndarray, "frames H W"]) -> None:
-    for label in _by_area(labels)[:1]:
+    for label in by_area(labels)[:1]:
         regions[labels == label] = Region.REFERENCE
 
 
@@ -121,15 +129,19 @@ def _templates(labels: Labels, config: RefineConfig) -> tuple[list[Template], li
 
     The smallest instance's mask; in frames without it, its mask in the nearest frame; a disc if there are no instances.
     """
-    smallest = _by_area(labels)[:1]
+    smallest = by_area(labels)[:1]
     if not smallest:
         return [disc(disc_radius(labels.shape[1:], config))] * len(labels), [False] * len(labels)
     masks = labels == smallest[0]
     seen = np.flatnonzero(masks.any(axis=(1, 2)))
     nearest = [int(seen[np.abs(seen - frame).argmin()]) for frame in range(len(labels))]
-    boxes = [ndimage.find_objects(masks[frame].astype(np.int8))[0] for frame in nearest]
-    templates = [masks[frame][box] for frame, box in zip(nearest, boxes, strict=True)]
+    templates = [bounded(masks[frame]) for frame in nearest]
     return templates, [frame == shown for frame, shown in enumerate(nearest)]
+
+
+def bounded(mask: Mask) -> Template:
+    """A mask that isn't empty, cut to its bounding box."""
+    return np.asarray(mask[ndimage.find_objects(mask.astype(np.int8))[0]])
 
 
 def disc_radius(grid: tuple[int, ...], config: RefineConfig) -> int:

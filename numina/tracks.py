@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, Int16
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 
 from numina.config import IdentifyConfig
 
@@ -62,14 +63,18 @@ def _build_tracks(labels: Labels, link_distance: float) -> list[_Track]:
 
 
 def _link_costs(before: list[Mask], now: list[Mask], link_distance: float) -> Float[np.ndarray, "before now"]:
-    """Cost of each pair being the same instance: centroid distance in tokens, less up to one token for overlap."""
-    costs = np.full((len(before), len(now)), _NEVER)
-    for i, j in np.ndindex(costs.shape):
-        distance = float(np.linalg.norm(centroid(before[i]) - centroid(now[j])))
-        overlap = (before[i] & now[j]).sum() / (before[i] | now[j]).sum()
-        if distance <= link_distance or overlap > 0.5:
-            costs[i, j] = distance - overlap
-    return costs
+    """Cost of each pair being the same instance: centroid distance in tokens, less up to one token for overlap.
+
+    All pairs at once: where responses are noise there are a hundred pieces in a frame, and thousands of tracks.
+    """
+    if not before or not now:
+        return np.full((len(before), len(now)), _NEVER)
+    old, new = np.stack(before), np.stack(now)
+    shared = np.tensordot(old.astype(np.float32), new.astype(np.float32), axes=((1, 2), (1, 2)))  # counts: exact
+    areas = np.add.outer(old.sum(axis=(1, 2)), new.sum(axis=(1, 2)))
+    overlap = shared / (areas - shared)
+    distance = cdist(_centroids(old), _centroids(new))
+    return np.where((distance <= link_distance) | (overlap > 0.5), distance - overlap, _NEVER)
 
 
 def _fill_gap(image: Int16[np.ndarray, "H W"], taken: Mask, number: int, track: _Track, frame: int) -> None:
@@ -94,3 +99,9 @@ def _fill_gap(image: Int16[np.ndarray, "H W"], taken: Mask, number: int, track: 
 def centroid(mask: Mask) -> Float[np.ndarray, "2"]:
     """Mean (row, column) of a mask's tokens."""
     return np.asarray(np.argwhere(mask).mean(axis=0))
+
+
+def _centroids(masks: Bool[np.ndarray, "masks H W"]) -> Float[np.ndarray, "masks 2"]:
+    rows, columns = masks.sum(axis=2), masks.sum(axis=1)
+    moments = np.stack([rows @ np.arange(rows.shape[1]), columns @ np.arange(columns.shape[1])], axis=1)
+    return np.asarray(moments / rows.sum(axis=1)[:, None])

@@ -4,21 +4,19 @@ Capture wraps the processor that is installed when it comes, so it must come aft
 Guidance takes the place of cross-attention's, which is local to a rank. Each is in place for one forward only, the
 conditional pass: outside it nothing of the model is changed.
 
-Names: n tokens of this rank's shard, T text tokens, N heads, D head size.
+Names: B clips of a batch, n tokens of this rank's shard, R rows to compute again, T text tokens, N heads, D head size.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as nnf
 from diffusers.models.transformers.transformer_wan import _get_qkv_projections
 from torch import Tensor
 
-from numina.guidance import GuidancePlan, Overwrite, overwrite_scores, reference_sums
+from numina.guidance import ShardGuidance, take
 from pipelines.base import VideoModel
 from pipelines.parallel import Shard
 
@@ -69,16 +67,15 @@ class Onlooker:
 
 
 class GuidedCrossAttention:
-    """Cross-attention with a guidance plan's bias on this rank's rows (arXiv 2604.08546 §3.4).
+    """Cross-attention under a batch's guidance, in one block, on this rank's rows (arXiv 2604.08546 §3.4).
 
-    The additive part is one mask over all rows; rows that copy a reference instance are computed once more with their
-    scores overwritten, and put in their place.
+    One graph serves every prompt, step and block under torch.compile: all that varies is in tensors, and nothing here
+    asks for a value on the host.
     """
 
-    def __init__(self, bias: Tensor, overwrites: tuple[Overwrite, ...], delta: float, shard: Shard):
-        self.bias = bias  # [n, T]
-        self.overwrites = overwrites
-        self.delta = delta
+    def __init__(self, guidance: ShardGuidance, block: int, shard: Shard):
+        self.guidance = guidance
+        self.scale = guidance.scales[block] if guidance.scales else None
         self.shard = shard
 
     def __call__(
@@ -90,37 +87,47 @@ class GuidedCrossAttention:
         rotary_emb: Rotary | None = None,
         **options: Any,
     ) -> Tensor:
-        query, key, value = (x.transpose(1, 2) for x in project(attn, hidden_states, encoder_hidden_states, rotary_emb))
-        mask = self.bias.to(query.dtype)
-        output = nnf.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # [1, N, n, D]
-        if self.overwrites:
-            self._recompute_copies(output[0], query[0], key[0], value[0])
-        output = output.transpose(1, 2).flatten(2).type_as(hidden_states)
-        return attn.to_out[1](attn.to_out[0](output))
+        guidance = self.guidance
+        query, key, value = project(attn, hidden_states, guidance.arrange(encoder_hidden_states), rotary_emb)
+        amount = guidance.delta if self.scale is None else guidance.delta * self.scale
+        mask = None if guidance.bias is None else guidance.bias.mask(amount, key)
+        output = attend(query, key, value, mask).flatten(2)  # [B, n, N·D]
+        if guidance.rows is not None:
+            again = self._attend_again(take(query, guidance.rows), query, key, value, amount)
+            output.view(-1, output.shape[2]).index_copy_(0, guidance.rows.flatten(), again.flatten(2).flatten(0, 1))
+        return attn.to_out[1](attn.to_out[0](output.type_as(hidden_states)))
 
-    def _recompute_copies(self, output: Tensor, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """Overwrites the scores of copies [N, copies, T] with their reference's mean; `output` [N, n, D] in place."""
-        sums, counts = reference_sums(query, self.overwrites)
-        mean_query = self.shard.sum(sums) / self.shard.sum(counts).clamp_min(1)[:, None, None]  # [overwrites, N, D]
-        keys = key.float().mT / query.shape[-1] ** 0.5  # [N, D, T]
-        means = torch.einsum("ohd,hdt->oht", mean_query, keys)
-        rows = np.unique(np.concatenate([overwrite.copies for overwrite in self.overwrites]))
-        if not len(rows):
-            return
-        index = torch.from_numpy(rows).to(query.device)
-        scores = query[:, index].float() @ keys + self.bias[index]
-        among = [replace(over, copies=np.searchsorted(rows, over.copies)) for over in self.overwrites]
-        weights = overwrite_scores(scores, means, among, self.delta).softmax(dim=-1)
-        output[:, index] = (weights @ value.float()).to(output.dtype)
+    def _attend_again(self, chosen: Tensor, query: Tensor, key: Tensor, value: Tensor, amount: Tensor) -> Tensor:
+        """The `chosen` rows' queries [B, R, N, D] under their own mask."""
+        guidance = self.guidance
+        if guidance.row_bias is not None:
+            return attend(chosen, key, value, guidance.row_bias.mask(amount, key))
+        assert guidance.copies is not None
+        means = guidance.copies.mean_scores(query, key, self.shard.sum)
+        mask, key, value = guidance.copies.apply(chosen, key, value, means, guidance.delta, amount)
+        return attend(chosen, key, value, mask)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of [B, n, N, D] to [B, T, N, D] in any kernel that takes the mask [B, 1 or N, n, T]: [B, n, N, D]."""
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    return nnf.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
 @contextmanager
-def guided(model: VideoModel, shard: Shard, plan: GuidancePlan, delta: float, text_tokens: int) -> Iterator[None]:
-    """Biases the cross-attention of all blocks by the plan at intensity `delta`."""
-    rows = shard.rows(plan.rows)
-    bias = plan.bias(delta, rows, text_tokens, device=model.device)
-    processor = GuidedCrossAttention(bias, plan.overwrites(rows), delta, shard)
-    with processors({model.cross_attention(block): processor for block in range(model.depth)}):
+def guided(model: VideoModel, shard: Shard, guidance: ShardGuidance, delta: float) -> Iterator[None]:
+    """Guides the cross-attention of all blocks at intensity `delta`; at 0 the model stays as it is.
+
+    `guidance` must have been prepared for the rows of `shard`. Every rank of the shard's group must take part.
+    """
+    if delta == 0.0:
+        yield
+        return
+    if guidance.scales and len(guidance.scales) != model.depth:
+        raise ValueError(f"{len(guidance.scales)} scales for a model of {model.depth} blocks: give one for each")
+    guidance.set(delta)
+    blocks = range(model.depth)
+    with processors({model.cross_attention(block): GuidedCrossAttention(guidance, block, shard) for block in blocks}):
         yield
 
 

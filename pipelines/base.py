@@ -1,6 +1,7 @@
 """What every video model offers the method: the one protocol behind which families differ.
 
-Names: F latent frames, H W token grid of a frame, N heads, D head size, T text tokens, C latent channels.
+Names: B clips of a batch, F latent frames, H W token grid of a frame, N heads, D head size, T text tokens, C latent
+channels.
 """
 
 from collections.abc import Sequence
@@ -114,22 +115,26 @@ class VideoModel(Protocol):
 
     def grid(self, generation: GenerationConfig) -> Grid: ...
 
-    def encode(self, prompt: str, negative_prompt: str, generation: GenerationConfig) -> Text: ...
+    def encode(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str], generation: GenerationConfig
+    ) -> list[Text]: ...
 
-    def noise(self, seed: int, generation: GenerationConfig) -> Tensor:
-        """Seeded noise [1, C, F, h, w], float32, drawn on the CPU so that any number of ranks starts from the same."""
+    def noise(self, seeds: Sequence[int], generation: GenerationConfig) -> Tensor:
+        """Seeded noise [B, C, F, h, w], float32, each clip's drawn on the CPU from its own seed: any number of ranks,
+        and any batch, starts from the same."""
 
-    def scheduler(self, generation: GenerationConfig) -> Scheduler: ...
+    def scheduler(self, generation: GenerationConfig, kept: Sequence[int] | None = None) -> Scheduler:
+        """The sampler at its start; with only the `kept` steps of its schedule (ascending indices) where given."""
 
     def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """One forward of the transformer: [1, C, F, h, w] → the same shape."""
+        """One forward of the transformer: [B, C, F, h, w], a timestep for all of them, [B, T, text_dim] → velocities."""
 
     def self_attention(self, block: int) -> Any: ...
 
     def cross_attention(self, block: int) -> Any: ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[1, C, F, h, w] → uint8 [num_frames, height, width, 3] on the CPU."""
+        """[B, C, F, h, w] → uint8 [B, num_frames, height, width, 3] on the CPU."""
 
 
 def prompt_offsets(offsets: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:

@@ -1,7 +1,7 @@
-"""Identification's look into one block: per frame the best self-attention head, per noun the best cross-attention head.
+"""Identification's look into a block: per frame the best self-attention head, per noun the best cross-attention head.
 
 Only what clustering needs leaves the ranks: three components per token and one map per noun, never all heads' maps.
-Names: F frames, n tokens of a frame, N heads, D head size, R ranks.
+Names: B clips, F frames, n tokens of a frame, N heads, D head size, R ranks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,65 +11,89 @@ import torch
 from torch import Tensor
 
 from numina.config import IdentifyConfig
-from numina.heads import cross_response, frame_attention, score_heads, select_response
+from numina.heads import cross_response, score_heads, select_response
 from numina.layout import Capture
 from numina.tokens import TokenSpans
 from pipelines.attention import Onlooker, processors
-from pipelines.base import Grid, VideoModel
+from pipelines.base import GenerationConfig, Grid, VideoModel
 from pipelines.parallel import Shard
 
 
 class BlockCapture:
-    """Collects what one forward shows; `result()` is the same on every rank and for any number of ranks."""
+    """Collects what one block shows in one forward, for a batch; the same on every rank and any number of ranks."""
 
-    def __init__(self, grid: Grid, shard: Shard, spans: Sequence[TokenSpans], config: IdentifyConfig):
+    def __init__(self, grid: Grid, shard: Shard, spans: Sequence[Sequence[TokenSpans]], config: IdentifyConfig):
         self.grid = grid
         self.shard = shard
-        self.tokens = [span.phrase if config.tokens == "phrase" else span.noun for span in spans]
+        self.tokens = [[getattr(span, config.tokens) for span in clip] for clip in spans]
         self.config = config
-        self.components: Tensor | None = None  # [F, H, W, 3]
-        self.self_heads: Tensor | None = None  # [F], the chosen head of each frame
-        self.responses: Tensor | None = None  # [nouns, F, H, W]
-        self.cross_heads: Tensor | None = None  # [nouns, F], -1 for the mean of all
+        self.components: Tensor | None = None  # [B, F, H, W, 3]
+        self.self_heads: Tensor | None = None  # [B, F], the chosen head of each frame
+        self.responses: list[Tensor] = []  # per clip [nouns, F, H, W]
+        self.cross_heads: list[Tensor] = []  # per clip [nouns, F], -1 for the mean of all
 
     def see_self_attention(self, query: Tensor, key: Tensor) -> None:
-        """Own rows [n/R, N, D] → each rank scores its own heads on whole frames; the winners' owners fill them in."""
-        heads = query.shape[1]
-        query, key = self.shard.swap_rows_for_heads(query), self.shard.swap_rows_for_heads(key)
-        plane = (self.grid.height, self.grid.width)
-        scores, components = [], []
-        for q, k in zip(query.chunk(self.grid.frames), key.chunk(self.grid.frames), strict=True):
-            frame_scores, frame_components = score_heads(frame_attention(q, k), plane, self.config)
-            scores.append(frame_scores)
-            components.append(frame_components)
-        best = self.shard.gather(torch.stack(scores), dim=1).argmax(dim=1)  # [F]
-        own = self.shard.heads(heads)
-        winners = torch.zeros(self.grid.frames, *plane, 3, device=query.device)
-        for frame, head in enumerate(best.tolist()):
-            if own.start <= head < own.stop:
-                winners[frame] = components[frame][head - own.start]
-        self.components, self.self_heads = self.shard.sum(winners), best
+        """Own rows [B, n/R, N, D] → each rank scores its own heads on whole frames; the winners' owners fill them in."""
+        own = self.shard.heads(query.shape[2])
+        query, key = (self._by_frame(self.shard.swap_rows_for_heads(x)) for x in (query, key))
+        scores, components = score_heads(query, key, (self.grid.height, self.grid.width), self.config)
+        best = self.shard.gather(scores, dim=1).argmax(dim=1)  # [B·F]
+        mine = (best >= own.start) & (best < own.stop)
+        frames = torch.arange(len(best), device=best.device)
+        winners = components[frames, (best - own.start).clamp(0, own.stop - own.start - 1)]
+        winners = torch.where(mine[:, None, None, None], winners, 0.0)
+        self.components = self.shard.sum(winners).unflatten(0, (-1, self.grid.frames))
+        self.self_heads = best.unflatten(0, (-1, self.grid.frames))
+
+    def _by_frame(self, x: Tensor) -> Tensor:
+        """[B, F·n, N, D] → [B·F, N, n, D]."""
+        return x.unflatten(1, (self.grid.frames, -1)).flatten(0, 1).transpose(1, 2)
 
     def see_cross_attention(self, query: Tensor, key: Tensor) -> None:
-        """Own rows [n/R, N, D] against all text → every noun's map of the whole clip."""
-        own = cross_response(query, key, self.tokens)  # [nouns, N, n/R]
-        maps = self.shard.gather(own, dim=2).unflatten(2, (self.grid.frames, self.grid.height, self.grid.width))
-        self.responses, self.cross_heads = select_response(maps, self.config.head)
-
-    def result(self) -> Capture:
-        assert self.responses is not None, "the captured block was never called"
-        components = None if self.components is None else self.components.float().cpu().numpy()
-        return Capture(responses=self.responses.float().cpu().numpy(), components=components)
+        """Own rows [B, n/R, N, D] against all text → every noun's map of the whole clip."""
+        for clip_query, clip_key, tokens in zip(query, key, self.tokens, strict=True):
+            own = cross_response(clip_query, clip_key, tokens)  # [nouns, N, n/R]
+            maps = self.shard.gather(own, dim=2).unflatten(2, (self.grid.frames, self.grid.height, self.grid.width))
+            responses, heads = select_response(maps, self.config.head)
+            self.responses.append(responses)
+            self.cross_heads.append(heads)
 
 
-@contextmanager
-def capturing(model: VideoModel, capture: BlockCapture) -> Iterator[None]:
-    """Lets `capture` look on in the reference block; what the block computes stays as it is."""
-    block = capture.config.capture_block(model.depth)
-    cross = model.cross_attention(block)
-    watched = {cross: Onlooker(cross.processor, capture.see_cross_attention)}
-    if capture.config.needs_self_attention:
-        own = model.self_attention(block)
-        watched[own] = Onlooker(own.processor, capture.see_self_attention)
-    with processors(watched):
-        yield
+class ClipCapture:
+    """What identification keeps of a batch's clips at step t*."""
+
+    def __init__(
+        self,
+        model: VideoModel,
+        generation: GenerationConfig,
+        shard: Shard,
+        spans: Sequence[Sequence[TokenSpans]],
+        config: IdentifyConfig,
+    ):
+        self.model = model
+        self.config = config
+        self.block = config.capture_block(model.depth)
+        self.seen = BlockCapture(model.grid(generation), shard, spans, config)
+
+    @contextmanager
+    def looking_on(self) -> Iterator[None]:
+        """Lets the capture look on in the reference block; what the block computes stays as it is."""
+        cross = self.model.cross_attention(self.block)
+        watched = {cross: Onlooker(cross.processor, self.seen.see_cross_attention)}
+        if self.config.needs_self_attention:
+            own = self.model.self_attention(self.block)
+            watched[own] = Onlooker(own.processor, self.seen.see_self_attention)
+        with processors(watched):
+            yield
+
+    def results(self) -> list[Capture]:
+        """One capture per clip, off the GPU."""
+        assert self.seen.responses, "the captured block was never called"
+        components = None if self.seen.components is None else self.seen.components.float().cpu().numpy()
+        return [
+            Capture(
+                responses=responses.float().cpu().numpy(),
+                components=None if components is None else components[clip],
+            )
+            for clip, responses in enumerate(self.seen.responses)
+        ]

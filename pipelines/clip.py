@@ -9,10 +9,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from numina.correct import Correction
     from numina.layout import Capture
+    from numina.prompts import Target
     from numina.tokens import TokenSpans
     from pipelines.video import Video
 
 Timings = dict[str, float]  # stage → seconds
+
+
+@dataclass(frozen=True)
+class Request:
+    """One clip that is asked for; `targets` are not looked at by plain generation."""
+
+    key: str
+    prompt: str
+    negative_prompt: str | None  # None: the generation config's
+    seed: int
+    targets: tuple[Target, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,29 +10,30 @@ from torch import Tensor
 
 from numina.config import MethodConfig
 from numina.correct import correct
+from numina.errors import InputError
 from numina.guidance import GuidancePlan
 from numina.prompts import Target, check_targets, parse_targets
 from numina.tokens import TokenSpans, locate_tokens
 from pipelines import denoise
 from pipelines.base import GenerationConfig, Text, VideoModel
-from pipelines.clip import Clip, Identified, Timings
+from pipelines.clip import Clip, Identified, Request, Timings
 from pipelines.parallel import Shard
 from pipelines.video import encode_mp4
 
 
 @dataclass
 class _Held:
-    """An identified clip that waits for its layout: the state to go on from, and its text."""
+    """An identified clip that waits for its layout: its place in the state to go on from, and its text."""
 
     text: Text
-    spans: tuple[TokenSpans, ...]
-    state: denoise.DenoiseState
     seed: int
+    state: denoise.DenoiseState
+    place: int  # in the state's batch
     timings: Timings = field(default_factory=dict)
 
 
 class ClipGenerator:
-    """One rank's part in generating clips. All ranks of a gang get the same calls in the same order.
+    """One rank's part in generating clips, a batch at a time. All ranks of a gang get the same calls in the same order.
 
     Identified clips are held under their key until `finish`, `guide` or `drop`; rank 0 returns clips, the others None.
     """
@@ -50,68 +51,85 @@ class ClipGenerator:
         self.progress = progress
         self._held: dict[str, _Held] = {}
 
-    def plain(self, prompt: str, negative_prompt: str | None, seed: int) -> Clip | None:
+    def plain(self, requests: Sequence[Request]) -> list[Clip] | None:
         """Generation without NUMINA."""
-        timings: Timings = {}
+        timings = [Timings() for _ in requests]
         with stage(timings, "encode", self.model):
-            text = self._encode(prompt, negative_prompt)
+            texts = self._encode(requests)
         with stage(timings, "denoise", self.model):
-            state = denoise.start(self.model, seed, self.generation)
-            latents = denoise.finish(self.model, state, text, self.generation, self.progress)
-        return self._clip(latents, timings)
+            state = denoise.start(self.model, [request.seed for request in requests], self.generation)
+            latents = denoise.finish(self.model, state, texts, self.generation, self.progress)
+        return self._clips(latents, timings)
 
-    def identify(
-        self,
-        key: str,
-        prompt: str,
-        negative_prompt: str | None,
-        targets: Sequence[Target],
-        seed: int,
-        method: MethodConfig,
-    ) -> Identified:
-        """Denoises to t*, keeps the state under `key`, and returns what the reference block showed."""
-        timings: Timings = {}
+    def identify(self, requests: Sequence[Request], method: MethodConfig) -> list[Identified | InputError]:
+        """Denoises to t*, keeps the clips under their keys, and returns what the reference block showed.
+
+        A request whose nouns have no tokens gets its error in place of an answer; the others aren't held up by it.
+        """
+        timings = [Timings() for _ in requests]
         with stage(timings, "encode", self.model):
-            text = self._encode(prompt, negative_prompt)
-            spans = locate_tokens(text.prompt, targets, text.offsets)
-        with stage(timings, "identify", self.model):
-            state, capture = denoise.identify(
-                self.model, self.shard, text, spans, seed, self.generation, method, self.progress
+            texts = self._encode(requests)
+        spans = [_locate(text, request) for text, request in zip(texts, requests, strict=True)]
+        sound = [i for i, found in enumerate(spans) if not isinstance(found, InputError)]
+        answers: list[Identified | InputError] = [found for found in spans if isinstance(found, InputError)]
+        if not sound:
+            return answers
+        with stage([timings[i] for i in sound], "identify", self.model):
+            state, captures = denoise.identify(
+                self.model,
+                self.shard,
+                [texts[i] for i in sound],
+                [spans[i] for i in sound],
+                [requests[i].seed for i in sound],
+                self.generation,
+                method,
+                self.progress,
             )
-        self._held[key] = _Held(text, spans, state, seed, timings)
-        return Identified(capture, spans, timings)
+        for place, (i, capture) in enumerate(zip(sound, captures, strict=True)):
+            self._held[requests[i].key] = _Held(texts[i], requests[i].seed, state, place, timings[i])
+            answers.insert(i, Identified(capture, spans[i], timings[i]))
+        return answers
 
-    def finish(self, key: str) -> Clip | None:
-        """Goes on from the kept state: the counts were right."""
-        held = self._held.pop(key)
-        with stage(held.timings, "denoise", self.model):
-            latents = denoise.finish(self.model, held.state, held.text, self.generation, self.progress)
-        return self._clip(latents, held.timings)
+    def finish(self, keys: Sequence[str]) -> list[Clip] | None:
+        """Goes on from the kept state, for clips of one `identify`: their counts were right."""
+        held = [self._held.pop(key) for key in keys]
+        timings = [clip.timings for clip in held]
+        with stage(timings, "denoise", self.model):
+            state = held[0].state.take([clip.place for clip in held])
+            latents = denoise.finish(self.model, state, [clip.text for clip in held], self.generation, self.progress)
+        return self._clips(latents, timings)
 
-    def guide(self, key: str, plan: GuidancePlan) -> Clip | None:
-        """Starts again from the same noise under the plan."""
-        held = self._held.pop(key)
-        with stage(held.timings, "guide", self.model):
-            latents = denoise.guide(self.model, self.shard, held.text, plan, held.seed, self.generation, self.progress)
-        return self._clip(latents, held.timings)
+    def guide(self, keys: Sequence[str], plans: Sequence[GuidancePlan]) -> list[Clip] | None:
+        """Starts again from the same noise under the clips' plans."""
+        held = [self._held.pop(key) for key in keys]
+        timings = [clip.timings for clip in held]
+        with stage(timings, "guide", self.model):
+            texts, seeds = [clip.text for clip in held], [clip.seed for clip in held]
+            latents = denoise.guide(self.model, self.shard, texts, plans, seeds, self.generation, self.progress)
+        return self._clips(latents, timings)
 
-    def drop(self, key: str) -> None:
-        """Forgets a kept state."""
-        self._held.pop(key, None)
+    def drop(self, keys: Sequence[str]) -> None:
+        """Forgets kept clips."""
+        for key in keys:
+            self._held.pop(key, None)
 
-    def _encode(self, prompt: str, negative_prompt: str | None) -> Text:
-        negative = self.generation.negative_prompt if negative_prompt is None else negative_prompt
-        return self.model.encode(prompt, negative, self.generation)
+    def _encode(self, requests: Sequence[Request]) -> list[Text]:
+        default = self.generation.negative_prompt
+        negative = [default if request.negative_prompt is None else request.negative_prompt for request in requests]
+        return self.model.encode([request.prompt for request in requests], negative, self.generation)
 
-    def _clip(self, latents: Tensor, timings: Timings) -> Clip | None:
+    def _clips(self, latents: Tensor, timings: Sequence[Timings]) -> list[Clip] | None:
         if self.shard.rank != 0:
             return None
         with stage(timings, "decode", self.model):
-            video = self.model.decode(latents).numpy()
-        with stage(timings, "write", self.model):
-            mp4 = encode_mp4(video, fps=self.generation.fps, crf=self.generation.crf)
+            videos = self.model.decode(latents).numpy()
         peak = torch.cuda.max_memory_allocated(self.model.device) if self.model.device.type == "cuda" else None
-        return Clip(video, mp4, timings, peak_memory_bytes=peak)
+        clips = []
+        for video, own in zip(videos, timings, strict=True):
+            with stage([own], "write", self.model):
+                mp4 = encode_mp4(video, fps=self.generation.fps, crf=self.generation.crf)
+            clips.append(Clip(video, mp4, own, peak_memory_bytes=peak))
+        return clips
 
 
 def generate(
@@ -131,24 +149,37 @@ def generate(
     """
     worker = ClipGenerator(model, generation, progress=progress)
     if method is None:
-        clip = worker.plain(prompt, negative_prompt, seed)
-        assert clip is not None
-        return clip
+        return _only(worker.plain([Request("clip", prompt, negative_prompt, seed)]))
     targets = tuple(targets) if targets is not None else parse_targets(prompt)
     check_targets(prompt, targets)
-    identified = worker.identify("clip", prompt, negative_prompt, targets, seed, method)
+    [identified] = worker.identify([Request("clip", prompt, negative_prompt, seed, tuple(targets))], method)
+    if isinstance(identified, InputError):
+        raise identified
     correction = correct(identified.capture, targets, identified.spans, method)
-    clip = worker.finish("clip") if correction.plan is None else worker.guide("clip", correction.plan)
-    assert clip is not None
-    return replace(clip, correction=correction)
+    clips = worker.finish(["clip"]) if correction.plan is None else worker.guide(["clip"], [correction.plan])
+    return replace(_only(clips), correction=correction)
+
+
+def _only(clips: list[Clip] | None) -> Clip:
+    assert clips is not None, "only ranks other than the first return nothing"
+    [clip] = clips
+    return clip
+
+
+def _locate(text: Text, request: Request) -> tuple[TokenSpans, ...] | InputError:
+    try:
+        return locate_tokens(text.prompt, request.targets, text.offsets)
+    except InputError as error:
+        return error
 
 
 @contextmanager
-def stage(timings: Timings, name: str, model: VideoModel) -> Iterator[None]:
-    """Adds the seconds of a stage; a GPU is waited for, so that they are the stage's own."""
+def stage(timings: Sequence[Timings], name: str, model: VideoModel) -> Iterator[None]:
+    """Adds a stage's seconds to its clips, in equal shares; a GPU is waited for, so that they are the stage's own."""
     began = time.perf_counter()
     with torch.inference_mode():
         yield
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
-    timings[name] = timings.get(name, 0.0) + time.perf_counter() - began
+    for own in timings:
+        own[name] = own.get(name, 0.0) + (time.perf_counter() - began) / len(timings)

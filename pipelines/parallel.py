@@ -26,11 +26,12 @@ class ParallelConfig:
     engine: str = "auto"  # single | diffusers | auto (single for one rank, else diffusers)
     ulysses: int = 1  # ranks per gang: attention heads are spread over them
     gangs: int = 1  # gangs side by side, each on prompts of its own
+    batch: int = 1  # clips per forward; pays for small models, a large one fills its GPU with one clip
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ConfigError(f"parallel.engine is {self.engine!r}; choose one of {', '.join(ENGINES)}")
-        for name in ("ulysses", "gangs"):
+        for name in ("ulysses", "gangs", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"parallel.{name} is {getattr(self, name)}; it must be at least 1")
         if self.engine == "single" and self.ulysses > 1:
@@ -70,13 +71,13 @@ class Shard:
         return slice(self.rank * size, (self.rank + 1) * size)
 
     def swap_rows_for_heads(self, x: Tensor) -> Tensor:
-        """All-to-all: own rows of all heads [n/R, N, D] → all rows of own heads [n, N/R, D]."""
+        """All-to-all: own rows of all heads [..., n/R, N, D] → all rows of own heads [..., n, N/R, D]."""
         if self.ranks == 1:
             return x
-        sent = torch.stack(x.chunk(self.ranks, dim=1)).contiguous()  # [R, n/R, N/R, D]
+        sent = torch.stack(x.chunk(self.ranks, dim=-2)).contiguous()  # [R, ..., n/R, N/R, D]
         received = torch.empty_like(sent)
         dist.all_to_all_single(received, sent, group=self.group)
-        return received.flatten(0, 1)
+        return received.movedim(0, -4).flatten(-4, -3)
 
     def gather(self, x: Tensor, dim: int) -> Tensor:
         """All ranks' parts joined along `dim`, in rank order."""

@@ -1,5 +1,6 @@
 """Wan2.1 text-to-video through diffusers: loads `Wan-AI/Wan2.1-T2V-*-Diffusers` and any folder of that layout."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,43 +52,57 @@ class WanModel:
     def grid(self, generation: GenerationConfig) -> Grid:
         return self.facts.grid(generation)
 
-    def encode(self, prompt: str, negative_prompt: str, generation: GenerationConfig) -> Text:
+    def encode(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str], generation: GenerationConfig
+    ) -> list[Text]:
         length = min(self.pipeline.tokenizer.model_max_length, MAX_TEXT_TOKENS)
         guided = generation.guidance_scale > 1
         with torch.inference_mode():
             conditional, unconditional = self.pipeline.encode_prompt(
-                prompt,
-                negative_prompt or "",
+                list(prompts),
+                list(negative_prompts),
                 do_classifier_free_guidance=guided,
                 max_sequence_length=length,
                 device=self.device,
                 dtype=self.transformer.dtype,
             )
-        cleaned = prompt_clean(prompt)
+        cleaned = [prompt_clean(prompt) for prompt in prompts]
         tokens = self.pipeline.tokenizer(
             cleaned, padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True
         )
-        return Text(cleaned, conditional, unconditional if guided else None, prompt_offsets(tokens["offset_mapping"]))
+        return [
+            Text(
+                prompt,
+                conditional[i : i + 1],
+                unconditional[i : i + 1] if guided else None,
+                prompt_offsets(tokens["offset_mapping"][i]),
+            )
+            for i, prompt in enumerate(cleaned)
+        ]
 
-    def noise(self, seed: int, generation: GenerationConfig) -> Tensor:
+    def noise(self, seeds: Sequence[int], generation: GenerationConfig) -> Tensor:
         grid, patch = self.grid(generation), self.transformer.config.patch_size
         shape = (
-            1,
             self.transformer.config.in_channels,
             grid.frames * patch[0],
             grid.height * patch[1],
             grid.width * patch[2],
         )
-        noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
-        return noise.to(self.device)
+        clips = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
+        return torch.stack(clips).to(self.device)
 
-    def scheduler(self, generation: GenerationConfig) -> Scheduler:
+    def scheduler(self, generation: GenerationConfig, kept: Sequence[int] | None = None) -> Scheduler:
         options: dict[str, Any] = {}
         if generation.flow_shift is not None:
             options["flow_shift"] = generation.flow_shift
         scheduler = UniPCMultistepScheduler.from_config(self.pipeline.scheduler.config, **options)
         scheduler.set_timesteps(generation.steps, device=self.device)
         scheduler.set_begin_index(0)
+        if kept is not None:
+            steps = torch.as_tensor(kept)
+            scheduler.timesteps = scheduler.timesteps[steps.to(scheduler.timesteps.device)]
+            scheduler.sigmas = torch.cat([scheduler.sigmas[steps], scheduler.sigmas[-1:]])  # the last is the clean clip's
+            scheduler.num_inference_steps = len(kept)
         return scheduler
 
     def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
@@ -111,9 +126,9 @@ class WanModel:
             torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
-        video = vae.decode(latents * std + mean, return_dict=False)[0][0]  # [3, frames, height, width] in [-1, 1]
+        video = vae.decode(latents * std + mean, return_dict=False)[0]  # [B, 3, frames, height, width] in [-1, 1]
         pixels = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(1, 2, 3, 0).contiguous().cpu()
+        return pixels.permute(0, 2, 3, 4, 1).contiguous().cpu()
 
 
 def quiet_loading() -> None:

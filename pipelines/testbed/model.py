@@ -85,18 +85,18 @@ def build_vae() -> AutoencoderKLWan:
     )
 
 
-def build_transformer() -> WanTransformer3DModel:
-    """Eight blocks of Wan's transformer over 5×16×16 tokens, 9 M parameters."""
+def build_transformer(depth: int = 8, heads: int = 4) -> WanTransformer3DModel:
+    """Blocks of Wan's transformer over 5×16×16 tokens, `heads` × 64 wide; 9 M parameters as shipped."""
     return WanTransformer3DModel(
         patch_size=(1, 1, 1),
-        num_attention_heads=4,
+        num_attention_heads=heads,
         attention_head_dim=64,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         text_dim=TEXT_WIDTH,
         freq_dim=256,
-        ffn_dim=1024,
-        num_layers=8,
+        ffn_dim=4 * heads * 64,
+        num_layers=depth,
         rope_max_seq_len=64,
     )
 

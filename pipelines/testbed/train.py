@@ -23,6 +23,7 @@ from pipelines.testbed.model import (
     TEXT_TOKENS,
     TEXT_WIDTH,
     build_pipeline,
+    build_transformer,
     encode_text,
     load_pipeline,
     save_pipeline,
@@ -226,11 +227,13 @@ def train(
     minutes_miscounted: float = 2.5,
     device: str | None = None,
     start: Path | None = None,
+    transformer: tuple[int, int] | None = None,
     prompts: int = 100,
 ) -> dict[str, Any]:
     """Trains, writes the diffusers folder `output/weights`, measures it, and returns the figures.
 
-    `start` is an earlier run's folder of weights to go on from; its autoencoder stays as it is. Beside the weights are
+    `start` is an earlier run's folder of weights to go on from; its autoencoder stays as it is. `transformer` begins a
+    fresh one of (blocks, heads of 64 channels), for a second model to hold settings against. Beside the weights are
     `training.jsonl`, `figures.json` and `samples.png`. The schedules run by the clock, so two runs from one seed are
     alike but not equal.
     """
@@ -247,6 +250,8 @@ def train(
     minutes = {"vae": minutes_vae, "dit": minutes_dit, "miscounted": minutes_miscounted}
     log("start", seed=seed, minutes=minutes, device=name, torch=torch.__version__)
     pipeline = build_pipeline() if start is None else load_pipeline(start)
+    if transformer is not None:
+        pipeline.register_modules(transformer=build_transformer(*transformer))
     if start is None:
         small: dict[str, int] = {} if on.type == "cuda" else {"frame_batch": 2, "clip_batch": 2}
         train_vae(pipeline.vae, minutes=minutes_vae, rng=rng, device=on, log=log, **small)
@@ -280,6 +285,7 @@ def main() -> None:
     parser.add_argument("--minutes-miscounted", type=float, default=2.5)
     parser.add_argument("--device", help="cuda if there is one, else cpu")
     parser.add_argument("--start", type=Path, help="folder of weights to go on from, its autoencoder kept as it is")
+    parser.add_argument("--transformer", type=int, nargs=2, metavar=("BLOCKS", "HEADS"), help="a fresh one of this shape")
     parser.add_argument("--prompts", type=int, default=100, help="held-out prompts to measure on")
     train(**vars(parser.parse_args()))
 

@@ -1,51 +1,88 @@
-"""How well counts come right on the embedded model: plain against guided, by preset, on held-out prompts.
+"""How well counts come right on the embedded model: plain against guided, variant by variant, on held-out prompts.
 
-    python -m tests.benchmarks.counting --prompts 100 --presets paper closed [--workers 8] [--device cuda]
+    python -m tests.benchmarks.counting --prompts 200 --samples 2 --config study --workers 12 --batch 32
 
-Prints CountAcc over all frames (exact counter: colour and shape) overall, per asked count and per number of nouns, and
-the share of clips whose identified counts equal the plain video's true ones. Fixed prompts and seeds; every clip of a
-prompt starts from the same noise. `--set NAME:key=value,key=value` adds a variant of the last preset.
+The variants are those of a job file (`variants:`, lists make a grid): `numina run --config study` makes the same clips as
+a dataset. Here clips share their plain run and, where settings of the reading are equal, their identification.
+
+Prints CountAcc over all frames (exact counter: colour and shape) overall, per asked count and per number of nouns; the
+share of clips whose identified counts equal the plain video's true ones; what became of right and wrong targets; what
+changed outside edited regions, against the change between the plain clip and one of `--reference-steps`; and the
+difference to the first variant with its 95 % bootstrap interval over prompts. Fixed prompts and seeds; every clip of a
+prompt and sample starts from the same noise.
 """
 
 import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import bootstrap
 
 from cluster.job import JobConfig, load_job
+from numina.config import MethodConfig
 from numina.correct import correct
-from numina.metrics import count_accuracy
+from numina.metrics import all_frames_exact, count_accuracy, count_stability
 from numina.prompts import Target
-from pipelines.generate import ClipGenerator
+from numina.tokens import locate_tokens
+from pipelines import denoise
+from pipelines.base import GenerationConfig, VideoModel
+from pipelines.parallel import Shard
 from pipelines.registry import load_model, resolve_device
 from pipelines.testbed import counter
 from pipelines.testbed.world import Prompt, heldout_prompts
+
+CAPTURE_FIELDS = (
+    "step stride block source tokens head contrast_weight structure_weight edge_weight structure_blocks".split()
+)
+"""Settings of identification that decide what is captured; the others decide what the layout makes of it."""
+SAMPLE_SEEDS = 100_000  # a clip's noise is seeded with its prompt's number + this × the sample
+
+
+@dataclass(frozen=True)
+class Item:
+    """One clip to be made in all variants."""
+
+    number: int  # of the prompt
+    seed: int
+    prompt: Prompt
+
+    @property
+    def targets(self) -> list[Target]:
+        return [Target(target.noun, target.count) for target in self.prompt.targets]
+
+    def count(self, video: np.ndarray) -> np.ndarray:
+        return counter.count(video, [(target.colour, target.shape) for target in self.prompt.targets])
 
 
 @dataclass(frozen=True)
 class Result:
     """One clip of one variant; counts are per noun."""
 
-    index: int  # of the prompt
+    number: int
+    seed: int
     prompt: str
     variant: str
     asked: tuple[int, ...]
     true: tuple[int, ...]  # of this clip: the commonest count over its frames
     accuracy: float  # CountAcc over all frames
+    exact: float  # 1 where all frames and nouns are right
+    stability: float  # share of neighbouring frames whose count doesn't change
+    motion: float  # mean absolute difference of neighbouring frames, in grey levels
     identified: tuple[int, ...] | None
     plain_true: tuple[int, ...]  # of the plain clip from the same noise
     guided: bool
     shortfall: int
     change_outside: float  # mean absolute change against the plain clip outside edited regions, in grey levels
+    change_reference: float  # the same pixels, between the plain clip and one of more steps
 
 
 def commonest(counts: np.ndarray) -> tuple[int, ...]:
@@ -53,80 +90,156 @@ def commonest(counts: np.ndarray) -> tuple[int, ...]:
     return tuple(Counter(column.tolist()).most_common(1)[0][0] for column in counts.T)
 
 
-def outside_change(video: np.ndarray, plain: np.ndarray, regions: np.ndarray) -> float:
-    """Mean |video − plain| where no instance is removed or added; regions [nouns, F, H, W], dilated by one token."""
+def outside(regions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Pixels [frames, height, width] where no instance is removed or added; regions [nouns, F, H, W], dilated by one
+    token."""
     edited = np.isin(regions, (2, 3, 4)).any(axis=0)
-    grown = edited.copy()
-    for axis in (1, 2):
-        for shift in (-1, 1):
-            grown |= np.roll(edited, shift, axis)
-    frames, height, width, _ = video.shape
+    grown = np.pad(edited, ((0, 0), (1, 1), (1, 1)))
+    grown = np.any([np.roll(grown, shift, axis) for axis in (1, 2) for shift in (-1, 0, 1)], axis=0)[:, 1:-1, 1:-1]
+    frames, height, width = shape[:3]
     latent = np.minimum((np.arange(frames) + 3) // 4, len(grown) - 1)
-    mask = grown[latent].repeat(height // grown.shape[1], 1).repeat(width // grown.shape[2], 2)
-    change = np.abs(video.astype(np.float32) - plain).mean(-1)
-    return float(change[~mask].mean())
+    return ~grown[latent].repeat(height // grown.shape[1], 1).repeat(width // grown.shape[2], 2)
 
 
-def run(prompts: Sequence[tuple[int, Prompt]], jobs: dict[str, JobConfig], device: str) -> list[Result]:
-    """All variants of some prompts, in one process."""
-    torch.set_num_threads(1)
-    base = next(iter(jobs.values()))
-    worker = ClipGenerator(load_model(base.model.path, device=device), base.generation)
-    results = []
-    for seed, prompt in prompts:
-        targets = [Target(target.noun, target.count) for target in prompt.targets]
-        asked = tuple(target.count for target in targets)
-        phrases = [(target.colour, target.shape) for target in prompt.targets]
-        plain = worker.plain(prompt.text, None, seed)
-        assert plain is not None
-        counts = counter.count(plain.video, phrases)
-        plain_true = commonest(counts)
-        accuracy = count_accuracy(counts, asked)
-        results.append(Result(seed, prompt.text, "plain", asked, plain_true, accuracy, None, plain_true, False, 0, 0.0))
-        for name, job in jobs.items():
-            seen = worker.identify(name, prompt.text, None, targets, seed, job.method)
-            correction = correct(seen.capture, targets, seen.spans, job.method)
+def change(video: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Mean absolute difference over the colours, [frames, height, width]."""
+    return np.abs(video.astype(np.float32) - other).mean(-1)
+
+
+class Bench:
+    """All variants of one batch of clips."""
+
+    def __init__(self, model: VideoModel, job: JobConfig, items: Sequence[Item], reference_steps: int):
+        self.model, self.job, self.items = model, job, items
+        self.generation = job.generation
+        self.texts = model.encode([item.prompt.text for item in items], [""] * len(items), job.generation)
+        self.spans = [
+            locate_tokens(text.prompt, item.targets, text.offsets)
+            for text, item in zip(self.texts, items, strict=True)
+        ]
+        self.seeds = [item.seed for item in items]
+        self.plain = self._generate(job.generation)
+        self.reference = self._generate(replace(job.generation, steps=reference_steps)) if reference_steps else None
+        self.plain_counts = [item.count(video) for item, video in zip(items, self.plain, strict=True)]
+        self._identified: dict[tuple, tuple] = {}
+
+    def _generate(self, generation: GenerationConfig) -> np.ndarray:
+        state = denoise.start(self.model, self.seeds, generation)
+        return self._decode(denoise.finish(self.model, state, self.texts, generation))
+
+    def _decode(self, latents: torch.Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            return self.model.decode(latents).numpy()
+
+    def results(self) -> Iterator[Result]:
+        for i in range(len(self.items)):
+            yield self._result("plain", i, self.plain[i], self.plain_counts[i], None, 0, None)
+        for name, method in self.job.methods.items():
+            if method is not None:
+                yield from self._variant(name, method)
+
+    def _variant(self, name: str, method: MethodConfig) -> Iterator[Result]:
+        state, captures = self._identify(method)
+        corrections = [
+            correct(capture, item.targets, spans, method)
+            for capture, item, spans in zip(captures, self.items, self.spans, strict=True)
+        ]
+        wrong = [i for i, correction in enumerate(corrections) if correction.plan is not None]
+        right = [i for i, correction in enumerate(corrections) if correction.plan is None]
+        videos = dict(enumerate(self.plain))  # going on is bit-equal to the plain clip …
+        if right and method.identify.stride > 1:  # … unless steps were left out
+            latents = denoise.finish(self.model, state.take(right), [self.texts[i] for i in right], self.generation)
+            videos |= dict(zip(right, self._decode(latents), strict=True))
+        if wrong:
+            plans = [corrections[i].plan for i in wrong]
+            texts, seeds = [self.texts[i] for i in wrong], [self.seeds[i] for i in wrong]
+            latents = denoise.guide(self.model, Shard(), texts, plans, seeds, self.generation)
+            videos |= dict(zip(wrong, self._decode(latents), strict=True))
+        for i, correction in enumerate(corrections):
+            same = videos[i] is self.plain[i]
+            counts = self.plain_counts[i] if same else self.items[i].count(videos[i])
             identified = tuple(int(count) for count in correction.identified.clip_counts())
-            clip, shortfall, change = plain, 0, 0.0
-            if correction.plan is None:
-                worker.drop(name)  # going on is bit-equal to the plain clip
-            else:
-                clip = worker.guide(name, correction.plan)
-                assert clip is not None
-                shortfall = sum(correction.refinement.shortfall)
-                change = outside_change(clip.video, plain.video, correction.plan.regions)
-            counts = counter.count(clip.video, phrases)
-            results.append(
-                Result(
-                    seed,
-                    prompt.text,
-                    name,
-                    asked,
-                    commonest(counts),
-                    count_accuracy(counts, asked),
-                    identified,
-                    plain_true,
-                    correction.plan is not None,
-                    shortfall,
-                    change,
-                )
+            shortfall = sum(correction.refinement.shortfall) if correction.refinement else 0
+            regions = correction.refinement.regions if correction.refinement else None
+            yield self._result(name, i, videos[i], counts, identified, shortfall, regions)
+
+    def _identify(self, method: MethodConfig) -> tuple:
+        key = tuple(getattr(method.identify, name) for name in CAPTURE_FIELDS)
+        if key not in self._identified:
+            self._identified[key] = denoise.identify(
+                self.model, Shard(), self.texts, self.spans, self.seeds, self.generation, method
             )
+        return self._identified[key]
+
+    def _result(
+        self,
+        variant: str,
+        i: int,
+        video: np.ndarray,
+        counts: np.ndarray,
+        identified: tuple[int, ...] | None,
+        shortfall: int,
+        regions: np.ndarray | None,
+    ) -> Result:
+        item = self.items[i]
+        asked = tuple(target.count for target in item.targets)
+        changed = reference = float("nan")
+        if regions is not None:
+            mask = outside(regions, video.shape)
+            changed = float(change(video, self.plain[i])[mask].mean())
+            if self.reference is not None:
+                reference = float(change(self.reference[i], self.plain[i])[mask].mean())
+        return Result(
+            number=item.number,
+            seed=item.seed,
+            prompt=item.prompt.text,
+            variant=variant,
+            asked=asked,
+            true=commonest(counts),
+            accuracy=count_accuracy(counts, asked),
+            exact=all_frames_exact(counts, asked),
+            stability=count_stability(counts),
+            motion=float(change(video[1:], video[:-1]).mean()),
+            identified=identified,
+            plain_true=commonest(self.plain_counts[i]),
+            guided=regions is not None,
+            shortfall=shortfall,
+            change_outside=changed,
+            change_reference=reference,
+        )
+
+
+def run(items: Sequence[Item], job: JobConfig, device: str, batch: int, reference_steps: int) -> list[Result]:
+    """All variants of some clips, in one process."""
+    torch.set_num_threads(1)
+    model = load_model(job.model.path, dtype=job.model.dtype, device=device)
+    results: list[Result] = []
+    for first in range(0, len(items), batch):
+        results += Bench(model, job, items[first : first + batch], reference_steps).results()
     return results
 
 
 def summarise(results: Sequence[Result]) -> None:
     """The table: one line per variant."""
-    plain = {result.index: result for result in results if result.variant == "plain"}
-    header = ["variant", "CountAcc", "1 noun", "2 nouns", *(f"n={n}" for n in range(1, 7))]
-    header += ["ident.", "many→ok", "few→ok", "ok→ok", "guided", "short", "outside"]
-    print("  ".join(f"{name:>9}" for name in header))
-    for variant in dict.fromkeys(result.variant for result in results):
+    plain = {(result.number, result.seed): result for result in results if result.variant == "plain"}
+    variants = list(dict.fromkeys(result.variant for result in results))
+    width = max(len(variant) for variant in variants)
+    header = ["CountAcc", "1 noun", "2 nouns", *(f"n={n}" for n in range(1, 7)), "ident.", "many→ok", "few→ok", "ok→ok"]
+    header += ["guided", "short", "exact", "stable", "motion", "outside", "25↔ref", "against the first variant"]
+    print("  ".join([f"{'variant':<{width}}", *(f"{name:>8}" for name in header)]))
+    first: list[Result] = []
+    for variant in variants:
         own = [result for result in results if result.variant == variant]
+        if not first and variant != "plain":
+            first = own
         by_count = [
             mean(float(true == asked) for r in own for asked, true in zip(r.asked, r.true, strict=True) if asked == n)
             for n in range(1, 7)
         ]
-        before = [(r, *pair) for r in own for pair in zip(r.asked, plain[r.index].true, r.true, strict=True)]
+        before = [
+            (r, *three) for r in own for three in zip(r.asked, plain[r.number, r.seed].true, r.true, strict=True)
+        ]
+        guided = [r for r in own if r.guided]
         cells = [
             mean(r.accuracy for r in own),
             mean(r.accuracy for r in own if len(r.asked) == 1),
@@ -136,11 +249,31 @@ def summarise(results: Sequence[Result]) -> None:
             mean(float(after == asked) for _, asked, was, after in before if was > asked),
             mean(float(after == asked) for _, asked, was, after in before if was < asked),
             mean(float(after == asked) for _, asked, was, after in before if was == asked),
-            mean(float(r.guided) for r in own),
+            len(guided) / len(own),
             float(sum(r.shortfall for r in own)),
-            mean(r.change_outside for r in own if r.guided),
+            mean(r.exact for r in own),
+            mean(r.stability for r in own),
+            mean(r.motion for r in own),
+            mean(r.change_outside for r in guided),
+            mean(r.change_reference for r in guided),
         ]
-        print("  ".join([f"{variant:>9}", *(f"{cell:>9.3f}" for cell in cells)]))
+        print("  ".join([f"{variant:<{width}}", *(f"{cell:>8.3f}" for cell in cells), difference(own, first)]))
+
+
+def difference(own: Sequence[Result], base: Sequence[Result]) -> str:
+    """Mean difference of CountAcc to another variant's, with its 95 % interval over prompts (all samples of one
+    together)."""
+    if not base or own is base:
+        return ""
+    pairs = {(r.number, r.seed): r.accuracy for r in base}
+    by_prompt: dict[int, list[float]] = {}
+    for r in own:
+        by_prompt.setdefault(r.number, []).append(r.accuracy - pairs[r.number, r.seed])
+    values = np.array([np.mean(differences) for differences in by_prompt.values()])
+    if np.ptp(values) == 0:
+        return f"{values[0]:+.3f}"
+    interval = bootstrap((values,), np.mean, n_resamples=2000, rng=0, method="basic").confidence_interval
+    return f"{values.mean():+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 def mean(values) -> float:
@@ -149,41 +282,53 @@ def mean(values) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
+def shares(prompts: int, samples: int, seed: int, workers: int) -> list[list[Item]]:
+    """The clips of a study, dealt to the workers."""
+    items = [
+        Item(number, number + SAMPLE_SEEDS * sample, prompt)
+        for sample in range(samples)
+        for number, prompt in enumerate(heldout_prompts(prompts, seed))
+    ]
+    return [items[worker::workers] for worker in range(workers)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts; a clip's noise is seeded with its number")
-    parser.add_argument("--presets", nargs="*", default=["paper", "closed"])
-    parser.add_argument("--set", nargs="*", default=[], help="NAME:key=value,… variants of the last preset's method")
-    parser.add_argument(
-        "--overrides", nargs="*", default=[], help="key=value of the whole job, e.g. generation.steps=50"
-    )
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=1, help="clips per prompt, each from another noise")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts")
+    parser.add_argument("--config", default="testbed", help="a job file, or the name of a shipped one")
+    parser.add_argument("overrides", nargs="*", help="key=value of the job, e.g. variants.a.guide.add=[3,6]")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--model", default="testbed")
+    parser.add_argument("--reference-steps", type=int, default=0, help="e.g. 30: what a finer schedule changes; 0: none")
     parser.add_argument("--output", type=Path, help="results as JSON lines")
     options = parser.parse_args()
 
-    common = [f"model.path={options.model}", *options.overrides]
-    jobs = {name: load_job("testbed", [*common, f"method.preset={name}"]) for name in options.presets}
-    for variant in options.set:
-        name, _, pairs = variant.partition(":")
-        overrides = [f"method.{pair}" for pair in pairs.split(",")]
-        jobs[name] = load_job("testbed", [*common, f"method.preset={options.presets[-1]}", *overrides])
-    prompts = list(enumerate(heldout_prompts(options.prompts, options.seed)))
+    job = load_job(options.config, options.overrides)
     began = time.perf_counter()
-    shares = [prompts[worker :: options.workers] for worker in range(options.workers)]
-    work = partial(run, jobs=jobs, device=resolve_device(options.device))
+    work = partial(
+        run,
+        job=job,
+        device=resolve_device(options.device),
+        batch=options.batch,
+        reference_steps=options.reference_steps,
+    )
+    dealt = shares(options.prompts, options.samples, options.seed, options.workers)
     if options.workers == 1:
-        results = work(prompts)
+        results = work(dealt[0])
     else:
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-            results = [result for share in pool.map(work, shares) for result in share]
+            results = [result for share in pool.map(work, dealt) for result in share]
+    order = {name: place for place, name in enumerate(["plain", *job.methods])}
+    results.sort(key=lambda result: (order[result.variant], result.number, result.seed))
     if options.output:
-        options.output.write_text("".join(json.dumps(vars(result)) + "\n" for result in results))
+        options.output.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results))
     summarise(results)
     seconds = time.perf_counter() - began
-    print(f"{len(prompts)} prompts, {seconds:.0f} s, {options.workers} workers, torch {torch.__version__}")
+    clips = sum(map(len, dealt))
+    print(f"{clips} clips, {seconds:.0f} s, {options.workers} workers of {options.batch}, torch {torch.__version__}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 import itertools
 import math
 import pickle
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
 
 from numina.config import GuideConfig
-from numina.guidance import GuidancePlan, intensity, overwrite_scores, plan_guidance, reference_sums
+from numina.guidance import SPARSE, GuidancePlan, ShardGuidance, intensity, plan_guidance, take
 from numina.layout import Layout
 from numina.refine import Refinement, Region
 from numina.tokens import TokenSpans
@@ -18,162 +21,294 @@ CLOSED = GuideConfig(
     remove=10, add=6, keep=2, elsewhere=6, other=4, overwrite="none", tokens="phrase", schedule="constant", until=0.8
 )
 PAPER = GuideConfig()
-TEXT = 7
+RELEASED = GuideConfig(overwrite="global", tokens="first")
+EVERYTHING = GuideConfig(keep=1, elsewhere=2, other=3)
+ONLY_ADDED = GuideConfig(overwrite="none", other=1.5)
+F, H, W = 3, 4, 5
+ROWS, TEXT, N, D = F * H * W, 23, 2, 8
 TOKENS = ((1, 2), (5,))
 NONE, KEEP, REMOVE, DISC, COPY, REFERENCE = Region
 
 
-def one_row(regions: list[list[Region]]) -> np.ndarray:
-    """Regions [nouns, 1 frame, 1 row, columns] from a list per noun."""
-    return np.array(regions, dtype=np.int8)[:, None, None]
+def plan_of(regions: list[list[Region]], config: GuideConfig, tokens=TOKENS) -> GuidancePlan:
+    """A plan of one frame of one row, from a list of regions per noun."""
+    return GuidancePlan(np.array(regions, dtype=np.int8)[:, None, None], tokens, config)
 
 
-def random_plan(seed: int, config: GuideConfig) -> GuidancePlan:
-    """A plan with every region at random; a copy's frame always has a reference."""
+def random_plan(seed: int, config: GuideConfig, *, nouns: int = 2, share: float = 1.0) -> GuidancePlan:
+    """Every region at random on a share of the rows; copies may lack a reference, nouns may share tokens."""
     random = np.random.default_rng(seed)
-    regions = random.choice([NONE, KEEP, REMOVE, DISC, COPY, REFERENCE], size=(2, 3, 4, 5)).astype(np.int8)
-    regions[:, :, 0, 0] = REFERENCE
-    return GuidancePlan(regions=regions, tokens=TOKENS, config=config)
+    regions = random.choice([NONE, KEEP, REMOVE, DISC, COPY, REFERENCE], size=(nouns, F, H, W)).astype(np.int8)
+    regions[random.random(regions.shape) > share] = NONE
+    tokens = tuple(tuple(random.choice(TEXT, size=random.integers(1, 4), replace=False).tolist()) for _ in range(nouns))
+    return GuidancePlan(regions, tokens, config)
 
 
-def oracle_bias(plan: GuidancePlan, delta: float) -> np.ndarray:
-    """The table of the module, row by row and noun by noun, in float64."""
-    config = plan.config
+def oracle_scores(scores: torch.Tensor, plan: GuidancePlan, delta: float, scale: float) -> torch.Tensor:
+    """The module's table in float64, one row, noun and token at a time, on scores [N, rows, T]."""
+    config, guided = plan.config, scores.clone()
     flat = plan.regions.reshape(len(plan.regions), -1)
-    bias = np.zeros((flat.shape[1], TEXT))
+    overwritten: dict[tuple[int, int], torch.Tensor] = {}
     for row, noun in itertools.product(range(flat.shape[1]), range(len(flat))):
-        region = flat[noun, row]
-        value = {
+        region = Region(int(flat[noun, row]))
+        frame = np.arange(flat.shape[1]) // (H * W) == row // (H * W)
+        reference = np.flatnonzero(frame & (flat[noun] == REFERENCE))
+        own = list(plan.tokens[noun])
+        if region is COPY and config.overwrite != "none" and len(reference):
+            for token in own:
+                if config.overwrite == "head":
+                    mean = scores[:, reference, token].mean(dim=1)
+                    overwritten[row, token] = torch.where(mean >= 0, mean * delta, mean / delta)
+                else:
+                    mean = scores[:, reference][:, :, own].mean()
+                    overwritten[row, token] = scores[:, row, token] - scores[:, row, token].mean() + delta * mean
+            continue
+        strength = {
             NONE: -config.elsewhere,
             KEEP: config.keep,
             REFERENCE: config.keep,
             REMOVE: -config.remove,
             DISC: config.add,
-            COPY: 0.0 if config.overwrite != "none" else config.add,
-        }[Region(region)]
+            COPY: config.add,
+        }[region]
         others = [flat[other, row] for other in range(len(flat)) if other != noun]
         if region not in (DISC, COPY) and any(other in (DISC, COPY) for other in others):
-            value -= config.other
-        bias[row, list(plan.tokens[noun])] += delta * value
-    return bias
+            strength -= config.other
+        guided[:, row, own] += delta * scale * strength
+    for (row, token), score in overwritten.items():
+        guided[:, row, token] = score
+    return guided
 
 
-def biased_attention(q, k, v, plan: GuidancePlan, delta: float) -> torch.Tensor:
-    """Oracle: guided cross-attention of a whole clip in float64, dense, by the words of the rules; [rows, heads, D]."""
+def oracle(q, k, v, plans: Sequence[GuidancePlan], delta: float, block: int = 0) -> torch.Tensor:
+    """Guided cross-attention of whole clips in float64, dense: [B, rows, N, D]."""
     q, k, v = q.double(), k.double(), v.double()
-    scores = torch.einsum("ihd,jhd->hij", q, k) / q.shape[-1] ** 0.5
-    guided = scores + torch.from_numpy(oracle_bias(plan, delta))
-    if plan.config.overwrite != "none" and delta:
-        per_frame = plan.regions[0, 0].size
-        flat = plan.regions.reshape(len(plan.regions), -1)
-        for noun, row in np.argwhere(flat == COPY):
-            frame = np.arange(flat.shape[1]) // per_frame == row // per_frame
-            reference = np.flatnonzero(frame & (flat[noun] == REFERENCE))
-            for token in plan.tokens[noun]:
-                mean = scores[:, reference, token].mean(dim=1)
-                guided[:, row, token] = torch.where(mean >= 0, mean * delta, mean / delta)
-    return torch.einsum("hij,jhd->ihd", guided.softmax(dim=-1), v)
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) / D**0.5
+    scales = [plan.scales[block] if plan.scales else 1.0 for plan in plans]
+    clips = zip(scores, plans, scales, strict=True)
+    guided = torch.stack([oracle_scores(own, plan, delta, scale) for own, plan, scale in clips]) if delta else scores
+    return torch.einsum("bhij,bjhd->bihd", guided.softmax(dim=-1), v)
 
 
-def sharded_attention(q, k, v, plan: GuidancePlan, delta: float, shards: list[slice]) -> torch.Tensor:
-    """Guided cross-attention as ranks do it: each its own rows, with sums of the reference added over all of them."""
-    parts = [plan.overwrites(rows) for rows in shards]
-    queries = [q[rows].transpose(0, 1) for rows in shards]
-    scores = [part @ k.permute(1, 2, 0) / q.shape[-1] ** 0.5 for part in queries]
-    sums, counts = zip(*map(reference_sums, queries, parts), strict=True)
-    means = sum(sums) / sum(counts)[:, None, None]
-    means = torch.einsum("ohd,jhd->ohj", means.to(k.dtype), k) / q.shape[-1] ** 0.5
+def attend(q, k, v, mask=None) -> torch.Tensor:
+    return scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask).transpose(1, 2)
+
+
+def sharded(q, k, v, plans: Sequence[GuidancePlan], delta: float, shards: list[slice], block: int = 0) -> torch.Tensor:
+    """Guided cross-attention as ranks do it: each its own rows, with sums of the references added over all of them."""
+    ready = [ShardGuidance.prepare(plans, rows, TEXT) for rows in shards]
+    q = torch.nn.functional.pad(q, (0, 0, 0, 0, 0, max(0, shards[-1].stop - ROWS)))
+    queries = [q[:, rows] for rows in shards]
+    keys, values = (ready[0].arrange(x.flatten(2)).view_as(x) for x in (k, v))
+    sums: list[torch.Tensor] = []
+
+    def collect(part: torch.Tensor) -> torch.Tensor:
+        sums.append(part)
+        return part
+
+    for query, guidance in zip(queries, ready, strict=True):
+        guidance.set(delta)
+        if guidance.copies is not None:
+            guidance.copies.mean_scores(query, keys, collect)
+    assert len(sums) in (0, len(shards))  # all ranks enter the collective, or none
     out = []
-    for rows, score, part in zip(shards, scores, parts, strict=True):
-        guided = score + plan.bias(delta, rows, TEXT, dtype=score.dtype)
-        guided = overwrite_scores(guided, means, part, delta)
-        out.append(torch.einsum("hij,jhd->ihd", guided.softmax(dim=-1), v))
-    return torch.cat(out)
+    for query, guidance in zip(queries, ready, strict=True):
+        amount = guidance.delta * guidance.scales[block] if guidance.scales else guidance.delta
+        result = attend(query, keys, values, None if guidance.bias is None else guidance.bias.mask(amount, keys))
+        if guidance.rows is not None:
+            chosen = take(query, guidance.rows)
+            if guidance.copies is not None:
+                means = guidance.copies.mean_scores(query, keys, lambda part: sum(sums))
+                mask, own_keys, own_values = guidance.copies.apply(chosen, keys, values, means, guidance.delta, amount)
+            else:
+                mask, own_keys, own_values = guidance.row_bias.mask(amount, keys), keys, values
+            flat = result.flatten(2).flatten(0, 1)
+            flat[guidance.rows.flatten()] = attend(chosen, own_keys, own_values, mask).flatten(2).flatten(0, 1)
+            result = flat.view(query.shape)
+        out.append(result)
+    return torch.cat(out, dim=1)[:, :ROWS]
 
 
-@settings(max_examples=25, deadline=None)
+def random_attention(seed: int, clips: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(clips, ROWS, N, D, generator=generator)
+    k, v = torch.randn(2, clips, TEXT, N, D, generator=generator)
+    return q, k, v
+
+
+CONFIGS = {
+    "paper": PAPER,
+    "closed": CLOSED,
+    "released": RELEASED,
+    "everything": EVERYTHING,
+    "everything global": replace(EVERYTHING, overwrite="global"),
+    "only added": ONLY_ADDED,
+}
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 10**6),
-    st.sampled_from([PAPER, CLOSED, GuideConfig(keep=1, other=2)]),
-    st.floats(0.25, 1.75),
-    st.lists(st.integers(0, 60), max_size=3),
+    st.sampled_from(list(CONFIGS)),
+    st.sampled_from([1, 3]),
+    st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+    st.sampled_from([0.25, 1.0, 1.75]),
+    st.booleans(),
+    st.lists(st.integers(0, ROWS), max_size=2),
+    st.sampled_from([0, 7]),
 )
-def test_shards_equal_the_float64_oracle(seed, config, delta, cuts):
-    """However rows are divided among ranks, guided attention is that of the plain dense definition."""
-    plan = random_plan(seed, config)
-    generator = torch.Generator().manual_seed(seed)
-    q, (k, v) = torch.randn(60, 2, 8, generator=generator), torch.randn(2, TEXT, 2, 8, generator=generator)
-    edges = [0, *sorted(cuts), 60]
-    shards = [slice(a, b) for a, b in itertools.pairwise(edges)]
-    guided = sharded_attention(q, k, v, plan, delta, shards)
-    torch.testing.assert_close(guided.double(), biased_attention(q, k, v, plan, delta), atol=1e-5, rtol=1e-4)
+def test_shards_equal_the_float64_oracle(seed, name, clips, share, delta, scaled, cuts, padding):
+    """Any plans, however many clips and however rows are divided: guided attention is the plain dense definition."""
+    plans = [random_plan(seed + clip, CONFIGS[name], nouns=1 + (seed + clip) % 3, share=share) for clip in range(clips)]
+    if scaled:
+        plans = [replace(plan, scales=(1.0, 0.4 + clip)) for clip, plan in enumerate(plans)]
+    q, k, v = random_attention(seed, clips)
+    edges = [0, *sorted(cuts), ROWS + padding]
+    shards = [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]
+    found = sharded(q, k, v, plans, delta, shards, block=1)
+    torch.testing.assert_close(found.double(), oracle(q, k, v, plans, delta, block=1), atol=2e-5, rtol=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([PAPER, CLOSED]), st.integers(0, 59), st.integers(0, 59))
-def test_bias_is_the_table_for_any_rows(seed, config, start, length):
-    """The bias of any run of rows is that part of the whole clip's, and linear in δ."""
-    plan = random_plan(seed, config)
-    rows = slice(start, min(60, start + length))
-    np.testing.assert_allclose(plan.bias(1.75, rows, TEXT).numpy(), oracle_bias(plan, 1.75)[rows], atol=1e-5)
-    torch.testing.assert_close(plan.bias(1.75, rows, TEXT), 1.75 * plan.bias(1.0, rows, TEXT))
+@pytest.mark.parametrize(
+    ("config", "share", "forms"),
+    [
+        (PAPER, 0.1, {"rows", "copies"}),
+        (RELEASED, 0.1, {"rows", "copies"}),
+        (PAPER, 1.0, {"bias", "rows", "copies"}),
+        (EVERYTHING, 0.1, {"bias", "rows", "copies"}),
+        (CLOSED, 0.1, {"bias"}),
+        (ONLY_ADDED, 0.1, {"rows", "row_bias"}),
+        (PAPER, 0.0, {"rows", "copies"}),
+    ],
+)
+def test_the_form_follows_from_what_changes(config, share, forms):
+    """A mask where most rows change, rows computed again where few do; copies always are, where they may be."""
+    guidance = ShardGuidance.prepare([random_plan(1, config, share=share)], slice(0, ROWS), TEXT)
+    assert {name for name in ("bias", "rows", "row_bias", "copies") if getattr(guidance, name) is not None} == forms
+
+
+@pytest.mark.parametrize("config", [PAPER, RELEASED, CLOSED, EVERYTHING, ONLY_ADDED])
+def test_a_shard_without_changes_is_plain_attention(config):
+    """A rank that holds none of the changed rows takes part in the references, and computes what it would have."""
+    regions = np.zeros((2, F, H, W), dtype=np.int8)
+    regions[0, :2] = KEEP
+    regions[0, 0, 0], regions[0, 0, 2] = REFERENCE, COPY
+    plan = GuidancePlan(regions, TOKENS, config)
+    q, k, v = random_attention(4)
+    halves = [slice(0, 40), slice(40, ROWS)]
+    found = sharded(q, k, v, [plan], 1.75, halves)
+    torch.testing.assert_close(found.double(), oracle(q, k, v, [plan], 1.75), atol=2e-5, rtol=1e-4)
+    if not config.elsewhere:
+        torch.testing.assert_close(found[:, 40:], attend(q, k, v)[:, 40:], atol=1e-6, rtol=1e-6)
+    parts = [ShardGuidance.prepare([plan], rows, TEXT) for rows in halves]
+    assert len({part.copies is None for part in parts}) == 1
+
+
+def bias_of(plan: GuidancePlan, delta: float = 1.0, rows: slice | None = None, dtype=torch.float32) -> torch.Tensor:
+    """The mask of a plan that changes most rows, with the text's tokens in their own order: [rows, T]."""
+    guidance = ShardGuidance.prepare([plan], rows or slice(0, plan.rows), TEXT, dtype=dtype)
+    guidance.set(delta)
+    assert guidance.bias is not None
+    mask = guidance.bias.mask(guidance.delta, torch.zeros(1, TEXT, N, D, dtype=dtype))
+    return mask[0, 0][:, guidance.order[0].argsort()]
 
 
 def test_closed_table_by_hand():
     """One row of each kind: what the closed form does to a noun's own tokens and to the other noun's."""
-    plan = GuidancePlan(
-        regions=one_row([[NONE, KEEP, REMOVE, DISC, COPY], [NONE, NONE, KEEP, KEEP, NONE]]),
-        tokens=TOKENS,
-        config=CLOSED,
-    )
-    bias = plan.bias(1.0, slice(0, 5), TEXT)
+    bias = bias_of(plan_of([[NONE, KEEP, REMOVE, DISC, COPY], [NONE, NONE, KEEP, KEEP, NONE]], CLOSED))
     assert bias[:, 1].tolist() == bias[:, 2].tolist() == [-6, 2, -10, 6, 6]
     assert bias[:, 5].tolist() == [-6, -6, 2, 2 - 4, -6 - 4]
-    assert bias[:, [0, 3, 4, 6]].abs().max() == 0
+    others = [token for token in range(TEXT) if token not in (1, 2, 5)]
+    assert bias[:, others].abs().max() == 0
+
+
+def test_bias_is_linear_in_intensity_and_scale():
+    """δ and a block's scale multiply every addition."""
+    plan = random_plan(2, CLOSED)
+    torch.testing.assert_close(bias_of(plan, 1.75), 1.75 * bias_of(plan))
+    scaled = ShardGuidance.prepare([replace(plan, scales=(1.0, 0.5))], slice(0, ROWS), TEXT)
+    scaled.set(1.75)
+    mask = scaled.bias.mask(scaled.delta * scaled.scales[1], torch.zeros(1, TEXT, N, D))
+    torch.testing.assert_close(mask[0, 0][:, scaled.order[0].argsort()], 0.5 * 1.75 * bias_of(plan))
 
 
 def test_padding_rows_are_left_alone():
-    """Rows that only pad a sequence shard get no bias and are in no overwrite."""
-    plan = random_plan(0, CLOSED)
-    bias = plan.bias(1.0, slice(50, 64), TEXT, dtype=torch.bfloat16)
+    """Rows that only pad a sequence shard get no bias, and are no copies and no reference."""
+    bias = bias_of(random_plan(0, CLOSED), rows=slice(50, 64), dtype=torch.bfloat16)
     assert bias.shape == (14, TEXT)
     assert bias.dtype == torch.bfloat16
     assert bias[10:].abs().max() == 0
     assert bias[:10].abs().max() > 0
-    beyond = random_plan(0, PAPER).overwrites(slice(60, 64))
-    assert beyond
-    assert all(len(part.copies) == len(part.reference) == 0 for part in beyond)
+    beyond = ShardGuidance.prepare([random_plan(0, PAPER)], slice(60, 64), TEXT)
+    assert beyond.copies is not None
+    assert not beyond.copies.copied.any()
+    assert beyond.copies.membership.abs().max() == 0
 
 
 @pytest.mark.parametrize("mean", [-3.0, -0.5, 0.0, 0.5, 3.0])
 def test_more_intensity_is_never_less_attention(mean):
     """The weighted mean grows with δ, also where the mean is negative; δ = 1 is the mean itself."""
-    plan = GuidancePlan(regions=one_row([[REFERENCE, COPY]]), tokens=((0,),), config=PAPER)
-    parts = plan.overwrites(slice(0, 2))
-    scores, means = torch.tensor([[[mean, 1.0], [9.0, 1.0]]]), torch.tensor([[[mean, 1.0]]])
-    deltas = [0.25, 0.5, 1.0, 1.5, 1.75]
-    values = [overwrite_scores(scores, means, parts, delta)[0, 1, 0].item() for delta in deltas]
+    plan = plan_of([[REFERENCE, COPY]], PAPER, tokens=((0,),))
+    q = torch.tensor([mean, 9.0])[None, :, None, None]  # [1, 2, 1, 1]: scores are the queries
+    k = torch.zeros(1, 2, 1, 1)
+    k[0, 0] = 1.0
+    values = []
+    for delta in (0.25, 0.5, 1.0, 1.5, 1.75):
+        guidance = ShardGuidance.prepare([plan], slice(0, 2), 2)
+        guidance.set(delta)
+        keys = guidance.arrange(k.flatten(2)).view_as(k)
+        means = guidance.copies.mean_scores(q, keys, lambda part: part)
+        chosen = take(q, guidance.rows)
+        mask, _, _ = guidance.copies.apply(chosen, keys, keys, means, guidance.delta, guidance.delta)
+        values.append(mask[0, 0, (guidance.rows[0] == 1).nonzero()[0, 0], -1].item())
     assert values == sorted(values)
     assert values[2] == mean
-    assert scores[0, 1, 0] == 9.0  # the caller's scores are its own
 
 
-def test_no_intensity_changes_nothing():
-    """δ = 0 is plain attention: no bias, no overwrite, no division by 0."""
-    plan = random_plan(3, PAPER)
-    scores = torch.randn(2, 60, TEXT)
-    parts = plan.overwrites(slice(0, 60))
-    assert overwrite_scores(scores, torch.zeros(len(parts), 2, TEXT), parts, 0.0) is scores
-    assert plan.bias(0.0, slice(0, 60), TEXT).abs().max() == 0
+@pytest.mark.parametrize("overwrite", ["head", "global"])
+def test_a_copy_without_a_reference_is_biased_like_a_disc(overwrite):
+    """Nothing to copy from in the frame: + k·δ, whatever the overwrite rule."""
+    regions = np.zeros((1, F, H, W), dtype=np.int8)
+    regions[0, 1, 2] = COPY
+    copies = GuidancePlan(regions, ((3,),), replace(PAPER, overwrite=overwrite))
+    discs = replace(copies, regions=np.where(regions == COPY, DISC, regions).astype(np.int8))
+    q, k, v = random_attention(6)
+    found, expected = (sharded(q, k, v, [plan], 1.5, [slice(0, ROWS)]) for plan in (copies, discs))
+    assert torch.equal(found, expected)
+    assert not torch.allclose(found, attend(q, k, v))
 
 
-def test_every_shard_lists_the_same_overwrites():
-    """Shards all-reduce their sums one by one: the sequence must be the same for all, whatever rows they hold."""
-    plan = random_plan(5, PAPER)
-    keys = [[(part.noun, part.frame) for part in plan.overwrites(slice(a, a + 15))] for a in range(0, 60, 15)]
-    assert keys[0] == keys[1] == keys[2] == keys[3] != []
-    assert plan.overwrites(slice(0, 60)) != ()
-    assert GuidancePlan(plan.regions, plan.tokens, CLOSED).overwrites(slice(0, 60)) == ()
+def test_masks_are_written_only_for_another_intensity():
+    """A constant δ writes the mask once a clip; another δ writes it in place."""
+    guidance = ShardGuidance.prepare([random_plan(3, CLOSED)], slice(0, ROWS), TEXT)
+    guidance.set(1.75)
+    mask, version = guidance.bias.kept, guidance.bias.kept._version
+    guidance.set(1.75)
+    assert mask._version == version
+    guidance.set(0.5)
+    assert guidance.bias.kept is mask
+    assert mask._version == version + 1
+    assert guidance.delta.item() == 0.5
+
+
+def test_prepared_inside_inference_mode_it_can_be_set_outside():
+    """Where it was prepared makes no difference to the tensors."""
+    with torch.inference_mode():
+        guidance = ShardGuidance.prepare([random_plan(3, EVERYTHING)], slice(0, ROWS), TEXT)
+    guidance.set(1.0)
+    assert not guidance.bias.kept.is_inference()
+    assert not guidance.copies.membership.is_inference()
+
+
+def test_lengths_do_not_follow_the_prompt():
+    """Lists of rows are padded to steps, tail columns and references to more nouns and tokens than prompts have."""
+    shapes = set()
+    for seed in range(4):
+        plan = random_plan(seed, PAPER, nouns=1 + seed % 3, share=0.04)
+        guidance = ShardGuidance.prepare([plan], slice(0, ROWS), TEXT)
+        copies = guidance.copies
+        shapes.add((guidance.rows.shape, copies.source.shape, copies.membership.shape))
+    assert shapes == {((1, 8), (1, 1, 8, 16), (1, 4 * F, 8))}
 
 
 def test_tanh_schedule_is_the_published_one():
@@ -196,12 +331,14 @@ def test_guidance_is_on_for_its_share_of_the_steps(until, steps, guided):
 
 
 def test_plan_takes_the_configured_tokens():
-    """noun or phrase: the spans' tokens in the layout's order; a span too few is an error."""
+    """noun, phrase or first mention: the spans' tokens in the layout's order; a span too few is an error."""
     labels = np.zeros((2, 1, 2, 2), dtype=np.int16)
     refinement = Refinement(Layout(labels), labels.astype(np.int8), (0, 0))
-    spans = [TokenSpans(noun=(3,), phrase=(2, 3), first=(3,)), TokenSpans(noun=(6,), phrase=(6,), first=(6,))]
-    assert plan_guidance(refinement, spans, PAPER).tokens == ((3,), (6,))
+    spans = [TokenSpans(noun=(3, 8), phrase=(2, 3), first=(3,)), TokenSpans(noun=(6,), phrase=(6,), first=(6,))]
+    assert plan_guidance(refinement, spans, PAPER).tokens == ((3, 8), (6,))
     assert plan_guidance(refinement, spans, CLOSED).tokens == ((2, 3), (6,))
+    assert plan_guidance(refinement, spans, RELEASED, (0.5, 2.0)).tokens == ((3,), (6,))
+    assert plan_guidance(refinement, spans, RELEASED, (0.5, 2.0)).scales == (0.5, 2.0)
     with pytest.raises(ValueError, match="1 token spans for 2 nouns"):
         plan_guidance(refinement, spans[:1], PAPER)
 
@@ -214,7 +351,22 @@ def test_plan_travels_small():
     assert pickle.loads(data).rows == 32760
 
 
-def test_rows_must_be_a_run():
-    """A shard is contiguous: a stride is refused instead of misread."""
+def test_what_does_not_fit_together_is_refused():
+    """A strided shard, plans of different kinds, a token beyond the text: errors, not misreadings."""
+    plan = random_plan(0, CLOSED)
     with pytest.raises(ValueError, match="contiguous"):
-        random_plan(0, CLOSED).bias(1.0, slice(0, 10, 2), TEXT)
+        ShardGuidance.prepare([plan], slice(0, 10, 2), TEXT)
+    with pytest.raises(ValueError, match="differ"):
+        ShardGuidance.prepare([plan, replace(plan, config=PAPER)], slice(0, 10), TEXT)
+    with pytest.raises(ValueError, match="differ"):
+        ShardGuidance.prepare([plan, replace(plan, scales=(1.0,))], slice(0, 10), TEXT)
+    with pytest.raises(ValueError, match=r"text tokens \[30\]"):
+        ShardGuidance.prepare([replace(plan, tokens=((1,), (30,)))], slice(0, 10), TEXT)
+
+
+def test_the_threshold_is_a_share_of_the_rows():
+    """Just under it rows are computed again, above it all are masked."""
+    few, many = (plan_of([[REMOVE] * n + [NONE] * (30 - n)], ONLY_ADDED, ((3,),)) for n in (10, 11))
+    assert pytest.approx(1 / 3) == SPARSE
+    assert ShardGuidance.prepare([few], slice(0, 30), TEXT).bias is None
+    assert ShardGuidance.prepare([many], slice(0, 30), TEXT).bias is not None

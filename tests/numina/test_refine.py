@@ -1,38 +1,54 @@
+import dataclasses
 import itertools
+import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from numina.config import RefineConfig
 from numina.layout import Layout
 from numina.refine import Region, best_path, disc, disc_radius, place_costs, refine
-from tests.numina.scenes import Scene, Square, scenes
+from tests.numina.scenes import Scene, Square, preset, scenes, uneven_scenes
 
 CONFIG = RefineConfig()
+OURS = {name: preset(name) for name in ("paper", "closed")}  # whose placement never overlaps
+PRESETS = {**OURS, "released": preset("released")}
 ADDED = (Region.ADD_DISC, Region.ADD_COPY)
 counts_of_three = st.lists(st.integers(0, 6), min_size=3, max_size=3)
 
 
-@settings(max_examples=60, deadline=None)
-@given(scenes(), counts_of_three, st.booleans())
-def test_counts_are_reached_or_the_lack_is_reported(scene: Scene, asked, tracked):
+def shapes(labels: np.ndarray) -> dict[int, tuple[bytes, tuple[int, int]]]:
+    """Per label of a frame its mask, cut to its bounding box."""
+    found = {}
+    for label in np.unique(labels[labels > 0]).tolist():
+        mask = labels == label
+        cut = mask[np.ix_(mask.any(axis=1), mask.any(axis=0))]
+        found[label] = cut.tobytes(), cut.shape
+    return found
+
+
+@pytest.mark.parametrize("name", OURS)
+@settings(max_examples=40, deadline=None)
+@given(scene=scenes(), asked=counts_of_three, tracked=st.booleans())
+def test_counts_are_reached_or_the_lack_is_reported(name, scene: Scene, asked, tracked):
     """Every frame ends with the asked count of every noun, less what ``shortfall`` owns up to."""
     asked = asked[: scene.nouns]
-    result = refine(scene.layout(tracked=tracked), asked, CONFIG)
+    result = refine(scene.layout(tracked=tracked), asked, OURS[name].refine)
     lacking = np.array(asked)[:, None] - result.layout.counts()
     assert (lacking >= 0).all()
     assert lacking.max(axis=1).tolist() == list(result.shortfall)
 
 
-@settings(max_examples=60, deadline=None)
-@given(scenes(), counts_of_three, st.booleans())
-def test_only_what_must_change_does(scene: Scene, asked, tracked):
+@pytest.mark.parametrize("name", OURS)
+@settings(max_examples=40, deadline=None)
+@given(scene=scenes(), asked=counts_of_three, tracked=st.booleans())
+def test_only_what_must_change_does(name, scene: Scene, asked, tracked):
     """Kept instances keep their tokens and numbers; nothing is both removed and added; regions say what was done."""
     asked = asked[: scene.nouns]
     before = scene.layout(tracked=tracked).labels
-    result = refine(Layout(before, tracked), asked, CONFIG)
+    result = refine(Layout(before, tracked), asked, OURS[name].refine)
     after, regions = result.layout.labels, result.regions
     kept = np.isin(regions, (Region.KEEP, Region.REFERENCE))
     np.testing.assert_array_equal(after[kept], before[kept])
@@ -41,6 +57,156 @@ def test_only_what_must_change_does(scene: Scene, asked, tracked):
     for noun in range(scene.nouns):
         removed, added = (regions[noun] == Region.REMOVE).any(), np.isin(regions[noun], ADDED).any()
         assert not (removed and added)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@settings(max_examples=25, deadline=None)
+@given(scene=scenes(), asked=counts_of_three)
+def test_no_more_is_removed_than_too_many(name, scene: Scene, asked):
+    """Of every noun and frame exactly the surplus goes, whole instances, and none larger than one that stays."""
+    layout = scene.layout(tracked=PRESETS[name].identify.tracks)
+    result = refine(layout, asked[: scene.nouns], PRESETS[name].refine)
+    for noun, frame in np.ndindex(layout.labels.shape[:2]):
+        before, removed = layout.labels[noun, frame], result.regions[noun, frame] == Region.REMOVE
+        gone = set(np.unique(before[removed]).tolist())
+        assert len(gone) == max(0, len(np.unique(before)) - 1 - asked[noun])
+        np.testing.assert_array_equal(removed, np.isin(before, list(gone)))
+        areas = {label: int((before == label).sum()) for label in np.unique(before[before > 0]).tolist()}
+        stay = [area for label, area in areas.items() if label not in gone]
+        assert max((areas[label] for label in gone), default=0) <= min(stay, default=10**6)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@settings(max_examples=30, deadline=None)
+@given(scene=scenes(), asked=counts_of_three)
+def test_right_counts_are_left_alone(name, scene: Scene, asked):
+    """Where the counts are right nothing changes; so a refinement of a refinement is itself."""
+    config = PRESETS[name].refine
+    layout = scene.layout(tracked=PRESETS[name].identify.tracks)
+    same = refine(layout, scene.counts(), config)
+    np.testing.assert_array_equal(same.layout.labels, layout.labels)
+    np.testing.assert_array_equal(same.regions, np.where(layout.labels > 0, Region.KEEP, Region.NONE))
+    once = refine(layout, asked[: scene.nouns], config)
+    assume(not any(once.shortfall))
+    twice = refine(once.layout, asked[: scene.nouns], config)
+    np.testing.assert_array_equal(twice.layout.labels, once.layout.labels)
+    assert set(np.unique(twice.regions)) <= {Region.NONE, Region.KEEP}
+
+
+@pytest.mark.parametrize("name", OURS)
+@settings(max_examples=30, deadline=None)
+@given(scene=scenes(), asked=counts_of_three)
+def test_added_instances_lie_whole_in_the_frame(name, scene: Scene, asked):
+    """What is added has the shape of the smallest instance, or of a disc, none of it cut off by the frame's edge."""
+    layout = scene.layout(tracked=OURS[name].identify.tracks)
+    result = refine(layout, asked[: scene.nouns], OURS[name].refine)
+    round_shape = disc(disc_radius(layout.labels.shape[2:], OURS[name].refine))
+    for noun, frame in np.ndindex(layout.labels.shape[:2]):
+        added = np.isin(result.regions[noun, frame], ADDED)
+        existing = shapes(layout.labels[noun, frame]).values() or [(round_shape.tobytes(), round_shape.shape)]
+        assert set(shapes(result.layout.labels[noun, frame] * added).values()) <= set(existing)
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+@pytest.mark.parametrize("name", OURS)
+@settings(max_examples=25, deadline=None)
+@given(scene=uneven_scenes(), missing=st.integers(0, 1))
+def test_a_flipped_layout_is_refined_alike(name, axis, scene: Scene, missing):
+    """In a mirrored clip the mirrored place is taken, where one place is cheapest, and one as cheap where several are.
+
+    True of templates with a middle token: one of an even height has its place half a token below its middle.
+    """
+    config = OURS[name].refine
+    layout = scene.layout(tracked=OURS[name].identify.tracks)
+    asked = scene.counts()
+    asked[missing % scene.nouns] += 1
+    result = refine(layout, asked, config)
+    mirrored = refine(dataclasses.replace(layout, labels=np.flip(layout.labels, axis).copy()), asked, config)
+    assert mirrored.shortfall == result.shortfall
+    assert price(np.flip(mirrored.regions, axis), layout) == pytest.approx(price(result.regions, layout))
+    if not any(result.shortfall) and cheapest_places(layout.labels[:, 0], missing % scene.nouns, config) == 1:
+        np.testing.assert_array_equal(np.flip(mirrored.regions, axis), result.regions)
+        np.testing.assert_array_equal(np.flip(mirrored.layout.labels, axis), result.layout.labels)
+
+
+def middle(labels: np.ndarray) -> np.ndarray:
+    """Centroid of a noun's instances in a frame, the frame's own without any."""
+    return np.argwhere(labels > 0).mean(axis=0) if labels.any() else (np.array(labels.shape) - 1) / 2
+
+
+def price(regions: np.ndarray, layout: Layout) -> float:
+    """Sum of squared distances from the added instance of each frame to the middle of its noun's others."""
+    total = 0.0
+    for noun, frame in np.ndindex(regions.shape[:2]):
+        added = np.argwhere(np.isin(regions[noun, frame], ADDED))
+        if len(added):
+            total += float(((added.mean(axis=0) - middle(layout.labels[noun, frame])) ** 2).sum())
+    return total
+
+
+def cheapest_places(labels: np.ndarray, noun: int, config: RefineConfig) -> int:
+    """How many places are cheapest for one more instance in a frame, by trying all."""
+    exists = labels[noun].any()
+    template = np.ones((3, 3), dtype=bool) if exists else disc(disc_radius(labels.shape[1:], config))
+    reach = template.shape[0] // 2
+    occupied = np.argwhere(labels.any(axis=0))
+    for margin in range(config.margin, 0, -1):
+        costs = []
+        for place in itertools.product(*(range(reach, side - reach) for side in labels.shape[1:])):
+            tokens = np.argwhere(template) + place - reach
+            if np.abs(tokens[:, None] - occupied).max(axis=2).min() > margin:
+                costs.append(((np.array(place) - middle(labels[noun])) ** 2).sum())
+        if costs:
+            return int((np.array(costs) < min(costs) + 1e-6).sum())
+    return 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_none_asked_removes_all(name):
+    """A target of 0 leaves no instance of that noun, and the others alone."""
+    scene = Scene((20, 20), 3, 2, (Square(0, 1, 1, 4, 0), Square(0, 10, 1, 2, 2), Square(1, 10, 12, 3, 0)))
+    layout = scene.layout(tracked=PRESETS[name].identify.tracks)
+    result = refine(layout, [0, 1], PRESETS[name].refine)
+    assert result.shortfall == (0, 0)
+    assert result.layout.counts().tolist() == [[0] * 3, [1] * 3]
+    np.testing.assert_array_equal(result.regions[0] == Region.REMOVE, layout.labels[0] > 0)
+
+
+@pytest.mark.parametrize(("name", "side"), [("closed", 0), ("closed", 1), ("paper", 1), ("released", 4)])
+def test_a_hundred_asked_takes_seconds(name, side):
+    """As many as there is room for are added to a 480p clip, the rest is reported, in bounded time."""
+    labels = np.zeros((2, 21, 30, 52), dtype=np.int16)
+    for noun, frame in np.ndindex(labels.shape[:2]):
+        labels[noun, frame, 10 * noun + 5 :, frame + 5 :][:side, :side] = 1
+    began = time.perf_counter()
+    result = refine(Layout(labels, tracked=PRESETS[name].identify.tracks), [100, 100], PRESETS[name].refine)
+    assert time.perf_counter() - began < 10  # about 2 s alone on a core
+    lacking = 100 - result.layout.counts()
+    assert lacking.max(axis=1).tolist() == list(result.shortfall)
+    assert result.layout.counts().sum() > labels.any(axis=(2, 3)).sum()
+    if name in OURS:
+        assert ((result.layout.labels > 0).sum(axis=0) <= 1).all()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_frame_of_one_token(name):
+    """The least frame there is: full or without room for a disc, never an error."""
+    config = PRESETS[name].refine
+    tracked = PRESETS[name].identify.tracks
+    full, empty = (Layout(np.full((1, 2, 1, 1), n, dtype=np.int16), tracked) for n in (1, 0))
+    assert refine(full, [0], config).shortfall == (0,)
+    assert refine(empty, [0], config).shortfall == (0,)
+    assert refine(full, [1], config).shortfall == (0,)
+    assert refine(full, [2], config).shortfall == (1,)
+    assert refine(empty, [1], dataclasses.replace(config, disc_grid=0)).shortfall == (1,)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("shape", [(1, 0, 4, 5), (0, 2, 4, 5), (1, 2, 0, 5)])
+def test_a_layout_of_nothing_is_refused(name, shape):
+    """No nouns, no frames or no tokens: an error that says so."""
+    with pytest.raises(ValueError, match="at least one"):
+        refine(Layout(np.zeros(shape, dtype=np.int16)), [1] * shape[0], PRESETS[name].refine)
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,84 +1,217 @@
 """The guided processor against the method written out in float64 from the model's own projections."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from numina.config import GuideConfig
-from numina.guidance import GuidancePlan
+from numina.guidance import GuidancePlan, ShardGuidance
 from numina.refine import Region
 from pipelines.attention import guided, project
 from pipelines.parallel import Shard
 from pipelines.wan import WanModel
 
-F, H, W, T = 3, 4, 4, 10
+F, H, W, T = 3, 4, 4, 24
+PAPER = GuideConfig()
+CLOSED = GuideConfig(overwrite="none", add=6, keep=2, elsewhere=6, other=4)
+CONFIGS = {
+    "paper": PAPER,
+    "closed": CLOSED,
+    "released": GuideConfig(overwrite="global"),
+    "overwrite and closed": GuideConfig(keep=1, elsewhere=2, other=3),
+    "few rows": GuideConfig(overwrite="none"),
+}
 
 
-def plan_with(config: GuideConfig) -> GuidancePlan:
+def plan_with(config: GuideConfig, variant: int = 0) -> GuidancePlan:
+    """A plan with every region; another variant has other rows, and more of them."""
     regions = np.zeros((2, F, H, W), dtype=np.int8)
     regions[0, :, 0, :2] = Region.REFERENCE
-    regions[0, :, 2, 1:3] = Region.ADD_COPY
+    regions[0, :, 2, 1 : 2 + variant] = Region.ADD_COPY
     regions[0, 1, 3, 3] = Region.KEEP
-    regions[1, :, 1, 2] = Region.REMOVE
+    regions[1, :, 1, 2 - variant] = Region.REMOVE
     regions[1, 2, 3, 0] = Region.ADD_DISC
-    return GuidancePlan(regions, ((2, 3), (6,)), config)
+    return GuidancePlan(regions, ((2, 3 + variant), (6,)), config)
 
 
 def by_the_book(attn: torch.nn.Module, hidden: torch.Tensor, text: torch.Tensor, plan: GuidancePlan, delta: float):
     """Every rule of arXiv 2604.08546 §3.4 (and the closed form's), one row, noun and token at a time, in float64."""
     query, key, value = (x[0].double().transpose(0, 1) for x in project(attn, hidden, text, None))
-    scores = query @ key.mT / query.shape[-1] ** 0.5  # [N, n, T]
-    plain, config = scores.clone(), plan.config
+    plain = query @ key.mT / query.shape[-1] ** 0.5  # [N, n, T]
+    scores, config = plain.clone(), plan.config
     regions = plan.regions.reshape(2, -1)
     added = (regions == Region.ADD_COPY) | (regions == Region.ADD_DISC)
     for noun, tokens in enumerate(plan.tokens):
         for row, region in enumerate(regions[noun]):
             frame = slice(row // (H * W) * H * W, (row // (H * W) + 1) * H * W)
             reference = [r for r in range(frame.start, frame.stop) if regions[noun, r] == Region.REFERENCE]
+            strength = {
+                Region.NONE: -config.elsewhere,
+                Region.KEEP: config.keep,
+                Region.REFERENCE: config.keep,
+                Region.REMOVE: -config.remove,
+                Region.ADD_DISC: config.add,
+                Region.ADD_COPY: config.add,
+            }[Region(int(region))]
+            if added[1 - noun, row] and not added[noun, row]:
+                strength -= config.other
             for token in tokens:
-                strength = {
-                    Region.NONE: -config.elsewhere,
-                    Region.KEEP: config.keep,
-                    Region.REFERENCE: config.keep,
-                    Region.REMOVE: -config.remove,
-                    Region.ADD_DISC: config.add,
-                    Region.ADD_COPY: config.add,
-                }[Region(int(region))]
-                if added[1 - noun, row] and not added[noun, row]:
-                    strength -= config.other
-                if region == Region.ADD_COPY and config.overwrite:
+                if region == Region.ADD_COPY and config.overwrite == "head":
                     mean = plain[:, reference, token].mean(dim=1)
                     scores[:, row, token] = torch.where(mean >= 0, mean * delta, mean / delta)
+                elif region == Region.ADD_COPY and config.overwrite == "global":
+                    mean = plain[:, reference][:, :, list(tokens)].mean()
+                    scores[:, row, token] += delta * mean - plain[:, row, token].mean()
                 else:
                     scores[:, row, token] += strength * delta
     output = (scores.softmax(dim=-1) @ value).transpose(0, 1).flatten(1)
     return torch.nn.functional.linear(output, attn.to_out[0].weight.double(), attn.to_out[0].bias.double())
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        GuideConfig(),
-        GuideConfig(overwrite="none", add=6, keep=2, elsewhere=6, other=4),
-        GuideConfig(overwrite=True, keep=1, elsewhere=2, other=3),
-    ],
-    ids=["paper", "closed", "overwrite and closed"],
-)
+def states(attn: torch.nn.Module, clips: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random hidden states and text states of a block."""
+    generator = torch.Generator().manual_seed(0)
+    width = attn.to_q.in_features
+    hidden = torch.randn(clips, F * H * W, width, generator=generator)
+    return hidden, torch.randn(clips, T, width, generator=generator)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("delta", [1.75, 0.25])
 def test_the_processor_computes_the_rules(tiny_model: WanModel, config: GuideConfig, delta: float) -> None:
-    """Guided cross-attention equals the rules written out, to float32 rounding."""
-    generator = torch.Generator().manual_seed(0)
+    """Guided cross-attention of a batch equals the rules written out clip by clip, to float32 rounding."""
     attn = tiny_model.cross_attention(1)
-    width = attn.to_q.in_features
-    hidden = torch.randn(1, F * H * W, width, generator=generator)
-    text = torch.randn(1, T, width, generator=generator)
-    plan = plan_with(config)
-    expected = by_the_book(attn, hidden, text, plan, delta)
-    with torch.inference_mode(), guided(tiny_model, Shard(), plan, delta, T):
+    hidden, text = states(attn, clips=3)
+    plans = [plan_with(config, variant) for variant in (0, 1, 0)]
+    guidance = ShardGuidance.prepare(plans, slice(0, F * H * W), T)
+    clips = zip(hidden.split(1), text.split(1), plans, strict=True)
+    expected = torch.stack([by_the_book(attn, *clip, delta) for clip in clips])
+    with torch.inference_mode(), guided(tiny_model, Shard(), guidance, delta):
         found = attn(hidden, text)
-    torch.testing.assert_close(found[0].double(), expected, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=2e-5)
     with torch.inference_mode():
         assert not torch.allclose(attn(hidden, text), found, atol=1e-3)  # after the block, the plain processor again
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_bf16_stays_as_close_as_plain_attention(tiny_model: WanModel, config: GuideConfig) -> None:
+    """In bfloat16 the guided output is off float64 by no more than twice what plain attention is."""
+    attn = tiny_model.cross_attention(1)
+    hidden, text = (x.bfloat16().float() for x in states(attn))
+    plan, nothing = plan_with(config), GuideConfig(remove=0, add=0, overwrite="none")
+    guidance = ShardGuidance.prepare([plan], slice(0, F * H * W), T, dtype=torch.bfloat16)
+    expected = by_the_book(attn, hidden, text, plan, 1.75)
+    plain = by_the_book(attn, hidden, text, replace(plan, config=nothing), 1.75)
+    attn.bfloat16()
+    try:
+        with torch.inference_mode():
+            error = (attn(hidden.bfloat16(), text.bfloat16())[0].double() - plain).abs()
+            with guided(tiny_model, Shard(), guidance, 1.75):
+                guided_error = (attn(hidden.bfloat16(), text.bfloat16())[0].double() - expected).abs()
+    finally:
+        attn.float()
+    assert guided_error.mean() <= 2 * error.mean()
+    assert guided_error.max() <= 2 * error.max()
+
+
+def test_without_intensity_nothing_is_installed(tiny_model: WanModel) -> None:
+    """δ = 0 is the model as it came."""
+    guidance = ShardGuidance.prepare([plan_with(PAPER)], slice(0, F * H * W), T)
+    before = dict(tiny_model.transformer.attn_processors)
+    with guided(tiny_model, Shard(), guidance, 0.0):
+        assert dict(tiny_model.transformer.attn_processors) == before
+
+
+@pytest.mark.parametrize("config", [PAPER, CLOSED, CONFIGS["few rows"]], ids=["paper", "closed", "few rows"])
+def test_every_block_has_its_scale(tiny_model: WanModel, config: GuideConfig) -> None:
+    """A plan's scale of a block multiplies δ there, where nothing is overwritten; a scale too few is refused."""
+    plan = plan_with(config)
+    plan = replace(plan, regions=np.where(plan.regions == Region.ADD_COPY, Region.KEEP, plan.regions).astype(np.int8))
+    scaled = replace(plan, scales=(1.0, 0.5, 3.0))
+    rows = slice(0, F * H * W)
+    with torch.inference_mode():
+        for block, scale in enumerate(scaled.scales):
+            attn = tiny_model.cross_attention(block)
+            hidden, text = states(attn)
+            with guided(tiny_model, Shard(), ShardGuidance.prepare([scaled], rows, T), 0.5):
+                found = attn(hidden, text)
+            with guided(tiny_model, Shard(), ShardGuidance.prepare([plan], rows, T), 0.5 * scale):
+                torch.testing.assert_close(attn(hidden, text), found, atol=1e-6, rtol=1e-6)
+    few = ShardGuidance.prepare([replace(plan, scales=(1.0, 0.5))], rows, T)
+    with pytest.raises(ValueError, match="2 scales for a model of 3 blocks"), guided(tiny_model, Shard(), few, 1.0):
+        pass
+
+
+@dataclass
+class Transformer:
+    """As much of a video model as guidance asks for."""
+
+    transformer: WanTransformer3DModel
+
+    @property
+    def depth(self) -> int:
+        return len(self.transformer.blocks)
+
+    def cross_attention(self, block: int) -> torch.nn.Module:
+        return self.transformer.blocks[block].attn2
+
+    def predict(self, latents: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return self.transformer(latents, torch.full((len(latents),), 500.0), text, return_dict=False)[0]
+
+
+@pytest.fixture
+def compiled() -> Iterator[tuple[Transformer, Transformer, CompileCounterWithBackend]]:
+    """A small transformer, plain and compiled as the pipeline does it, and what counts graphs."""
+    torch.manual_seed(0)
+    options = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 16}
+    build = {**options, "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 64}
+    plain, model = (WanTransformer3DModel(**build).eval() for _ in range(2))
+    model.load_state_dict(plain.state_dict())
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    model.compile_repeated_blocks(fullgraph=True, backend=counter)
+    yield Transformer(plain), Transformer(model), counter
+    torch._dynamo.reset()
+
+
+def sparse_plan(config: GuideConfig, variant: int, scales: tuple[float, ...] = ()) -> GuidancePlan:
+    """Prompts that differ in nouns, tokens, and how many rows change: 8, 16, 24 of 192, …"""
+    regions = np.zeros((1 + variant % 3, 3, 8, 8), dtype=np.int8)
+    regions[0, :, 0, : 1 + variant] = Region.REFERENCE
+    regions[0, :, 4, : 2 * variant] = Region.ADD_COPY
+    regions[-1, :, 6, : 1 + variant] = Region.REMOVE
+    return GuidancePlan(regions, ((2, 3), (5 + variant,), (9, 10, 11))[: len(regions)], config, scales)
+
+
+@pytest.mark.parametrize("scales", [(), (1.0, 0.5)], ids=["unscaled", "scaled"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_one_graph_serves_all_prompts_and_steps(compiled, config: GuideConfig, scales: tuple[float, ...]) -> None:
+    """Compiled whole: one graph for plain blocks, one for guided ones; no other block, prompt, δ or step adds one."""
+    plain, model, counter = compiled
+    generator = torch.Generator().manual_seed(1)
+    latents, text = torch.randn(1, 4, 3, 16, 16, generator=generator), torch.randn(1, T, 16, generator=generator)
+    torch.testing.assert_close(model.predict(latents, text), plain.predict(latents, text), atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 1
+    lengths, stance = set(), "default"
+    for variant in (1, 2, 3, 0):
+        guidance = ShardGuidance.prepare([sparse_plan(config, variant, scales)], slice(0, 192), T)
+        lengths.add(guidance.rows.shape if guidance.rows is not None else None)
+        for delta in (1.75, 0.5):
+            with torch.compiler.set_stance(stance), guided(model, Shard(), guidance, delta):
+                found = model.predict(latents, text)
+            stance = "fail_on_recompile"
+            with guided(plain, Shard(), guidance, delta):
+                torch.testing.assert_close(found, plain.predict(latents, text), atol=1e-5, rtol=1e-5)
+        with torch.compiler.set_stance(stance):
+            model.predict(latents, text)  # the unconditional pass between them
+    assert len(lengths) > 1 or config.elsewhere  # shapes did differ, where rows are chosen
+    assert counter.frame_count == 2
 
 
 def test_projection_is_the_wrapped_processors_own(tiny_model: WanModel) -> None:

@@ -28,6 +28,7 @@ from cluster.rows import row_key, sample_seed
 from cluster.store import Store
 from numina.errors import GangError, InputError
 from pipelines.base import ModelFacts
+from pipelines.cache import cache_label
 from pipelines.clip import Clip, Identified, Request
 from pipelines.parallel import check_divides
 from pipelines.registry import inspect_model, resolve_device, resolve_dtype
@@ -62,7 +63,8 @@ class JobPlan:
     rows: Sequence[PromptRow]
 
     def tasks(self) -> Iterator[ClipTask]:
-        """All videos of the job, in the order of the prompt set."""
+        """All videos of the job, in the order of the prompt set; what would be the same video is asked for once."""
+        known: set[str] = set()
         configs = {strategy: self.job.row_config(strategy, self.dtype) for strategy in self.job.all_strategies}
         for row in self.rows:
             for sample in range(self.job.samples):
@@ -77,7 +79,9 @@ class JobPlan:
                         model_revision=self.model.revision,
                         algorithm_version=ALGORITHM_VERSION,
                     )
-                    yield ClipTask(key=key, row=row, sample=sample, seed=seed, strategy=strategy)
+                    if key not in known:
+                        known.add(key)
+                        yield ClipTask(key=key, row=row, sample=sample, seed=seed, strategy=strategy)
 
     def identity(self) -> dict[str, Any]:
         """What run.json holds: all that must be the same for a later run into the same output."""
@@ -339,7 +343,7 @@ class Driver:
         right, wrong = _Flight([], flight.gang, "finish"), _Flight([], flight.gang, "guide")
         for task, answer in zip(flight.tasks, answers, strict=True):
             if isinstance(answer, InputError):
-                self._give_up(task, flight.stage, answer)
+                self._give_up(task, "identify", answer)
                 continue
             part = right if answer[0].plan is None else wrong
             part.tasks.append(task)
@@ -383,11 +387,10 @@ class Driver:
         self.progress.generated += 1
         self.progress.guided += bool(row["guided"])
 
-    def _row(
-        self, task: ClipTask, clip: Clip, correction: Correction | None, layout_seconds: float
-    ) -> dict[str, Any]:
+    def _row(self, task: ClipTask, clip: Clip, correction: Correction | None, layout_seconds: float) -> dict[str, Any]:
         """The row's columns, without the names of its files."""
         job, generation, timings = self.plan.job, self.plan.job.generation, dict(clip.timings)
+        method = job.methods[task.strategy]
         if correction is not None:
             timings["layout"] = layout_seconds
         busy = sum(seconds for stage, seconds in timings.items() if stage != "layout")
@@ -415,7 +418,7 @@ class Driver:
             "ulysses": job.parallel.ulysses,
             "ring": 1,
             "cfg": 1,
-            "cache": "none",
+            "cache": cache_label(method.identify.cache if method else None, generation.cache),
             "identified": identified_counts(task, correction) if correction else None,
             "guided": refinement is not None,
             "shortfall": list(refinement.shortfall) if refinement else None,

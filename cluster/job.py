@@ -62,7 +62,7 @@ class JobConfig:
     prompts: str = "testbed:demo"  # Parquet file, folder or glob, on any fsspec filesystem; testbed:demo is shipped
     output: str = "out/dataset"  # folder or URL of the dataset
     strategies: list[str] = field(default_factory=lambda: ["numina"])  # a row each: baseline (plain), numina
-    variants: dict[str, Any] = field(default_factory=dict)  # more strategies: name → changes of `method`; lists make a grid
+    variants: dict[str, Any] = field(default_factory=dict)  # more strategies: name → changes of `method`; lists: a grid
     samples: int = 1  # videos per prompt and strategy
     seed: int = 0  # of rows that have none, together with their id or prompt
     limit: int | None = None  # first rows only, for a first look
@@ -82,7 +82,9 @@ class JobConfig:
             raise ConfigError(f"strategies is {self.strategies}; give each of {', '.join(STRATEGIES)} at most once")
         for name, variant in self.variants.items():
             if name in STRATEGIES or not isinstance(variant, MethodConfig):
-                raise ConfigError(f"variants.{name} takes another name than {', '.join(STRATEGIES)}, and a mapping of `method`")
+                raise ConfigError(
+                    f"variants.{name} takes another name than {', '.join(STRATEGIES)}, and a mapping of `method`"
+                )
         if self.samples < 1 or (self.limit is not None and self.limit < 1):
             raise ConfigError(f"samples is {self.samples} and limit is {self.limit}; both must be at least 1")
 
@@ -119,33 +121,39 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) ->
     Raises ConfigError for a file that isn't there, an unknown key, or a value out of range.
     """
     try:
-        given = OmegaConf.merge(_load_yaml(config) if config else {}, OmegaConf.from_dotlist(list(overrides)))
+        given: Any = OmegaConf.merge(_load_yaml(config) if config else {}, OmegaConf.from_dotlist(list(overrides)))
         if missing := OmegaConf.missing_keys(given):
             asked = ", ".join(f"{key}=…" for key in sorted(missing))
             raise ConfigError(f"config {str(config)!r} leaves {asked} to you; give a value on the command line")
         preset = OmegaConf.select(given, "method.preset", default=DEFAULT_PRESET)
         method = {"method": _load_yaml(_preset_file(preset))}
-        variants = OmegaConf.to_container(given.pop("variants", None) or OmegaConf.create({}))
-        merged = OmegaConf.merge(OmegaConf.structured(JobConfig), method, given)
+        variants = given.pop("variants", None) or OmegaConf.create({})
+        merged: Any = OmegaConf.merge(OmegaConf.structured(JobConfig), method, given)
         methods = _variants(variants, merged.method, given.get("method"))
         job = OmegaConf.to_object(OmegaConf.merge(merged, {"variants": methods}))
     except (ConfigAttributeError, ConfigKeyError) as error:
         raise _unknown_key(str(error.full_key)) from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{where}{str(error).splitlines()[0]}") from error
     assert isinstance(job, JobConfig)
     return job
 
 
-def _variants(variants: Any, method: DictConfig, given: DictConfig | None) -> dict[str, DictConfig]:
+def _variants(variants: Any, method: Any, given: Any) -> dict[str, Any]:
     """The method of every variant: the job's own with the variant's changes; lists among those span a grid.
 
     A variant that names a `preset` starts from that preset and what the job says about `method`.
     """
+    if not isinstance(variants, DictConfig):
+        raise ConfigError(f"variants is {variants}; give a mapping, e.g. {{strong: {{guide: {{add: 8}}}}}}")
     methods = {}
-    for name, changes in (variants or {}).items():
+    settings: Any = OmegaConf.to_container(variants)
+    for name, changes in settings.items():
         if not isinstance(changes, dict):
-            raise ConfigError(f"variants.{name} is {changes!r}; give a mapping like `method`, e.g. {{guide: {{add: 6}}}}")
+            raise ConfigError(
+                f"variants.{name} is {changes!r}; give a mapping like `method`, e.g. {{guide: {{add: 6}}}}"
+            )
         base = method
         if preset := changes.get("preset"):
             own = OmegaConf.masked_copy(given, [key for key in given if key != "preset"]) if given else {}
@@ -158,9 +166,11 @@ def _variants(variants: Any, method: DictConfig, given: DictConfig | None) -> di
     return methods
 
 
-def _grid(changes: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _grid(changes: dict[str, Any]) -> Iterator[tuple[str, DictConfig]]:
     """Every combination of the lists in nested settings, with the values that name it."""
     axes = {key: value for key, value in _leaves(changes) if isinstance(value, list)}
+    if empty := [key for key, values in axes.items() if not values]:
+        raise ConfigError(f"method.{empty[0]} of a variant is an empty list; give it at least one value")
     for values in product(*axes.values()):
         point = OmegaConf.create(changes)
         for key, value in zip(axes, values, strict=True):

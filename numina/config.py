@@ -22,7 +22,10 @@ class IdentifyConfig:
     step: float = 0.4  # t*, share of the steps (published: step 20 of 50)
     stride: int = 1  # every how many steps one is run, up to t* (published: 1); above 1 the plain clip changes a little
     block: float = 0.5  # l*, share of the depth (published: block 15 of 30)
-    source: Literal["clusters", "components"] = "clusters"  # clusters: self-attention PCA + mean shift (published)
+    blocks: int = 1  # how many blocks are read, evenly from l* to the last; 0: all of these (ours; published: l* alone)
+    combine: Literal["mean", "steadiest"] = "mean"  # of several blocks: their mean, or the one steadiest over frames
+    cache: str = "none"  # step cache up to t* (see pipelines/cache.py); the captured step itself is always computed
+    source: Literal["clusters", "peaks"] = "clusters"  # clusters: self-attention PCA + mean shift (published)
     tokens: TokenSet = "noun"  # whose response is read: the noun's tokens (published) or its whole phrase's
     head: Literal["peak_frame", "peak_clip", "mean"] = "peak_frame"  # cross-attention head of a noun (published: peak)
 
@@ -38,8 +41,9 @@ class IdentifyConfig:
     min_focus: float = 0.2  # τ, share of a cluster that must lie in the focus mask (published)
     connected: bool = False  # split clusters into connected components (ours; published: no)
 
-    threshold: float = 0.5  # components: share of the peak response that makes the core of an instance (ours)
-    extent: float = 0.2  # components: share of the peak response down to which a core's surroundings are its own (ours)
+    threshold: float = 0.5  # peaks: share of the clip's peak response that an instance's own peak must reach (ours)
+    prominence: float = 0.2  # peaks: share of a peak by which the response must fall before the next one (ours)
+    extent: float = 0.2  # peaks: share of the clip's peak response down to which the surroundings belong (ours)
     exclusive: bool = True  # a token belongs to one noun at most; False: each noun is read alone (released code)
     min_area: int = 1  # tokens, smaller pieces are specks and dropped; 1 keeps all (published)
     tracks: bool = False  # link instances over frames, decide once per clip (ours; published: per frame)
@@ -48,10 +52,15 @@ class IdentifyConfig:
 
     def __post_init__(self) -> None:
         _share(self, "step", "block", "bandwidth_quantile", "focus", "min_focus", "threshold", "extent", "min_presence")
-        _at_least(self, 0, "contrast_weight", "structure_weight", "edge_weight", "link_distance")
+        _share(self, "prominence")
+        _at_least(self, 0, "contrast_weight", "structure_weight", "edge_weight", "link_distance", "blocks")
         _at_least(self, 1, "structure_blocks", "dbscan_min_samples", "min_area", "stride")
         _above_zero(self, "dbscan_eps")
-        _one_of(self, "source", "clusters", "components")
+        _one_of(self, "source", "clusters", "peaks")
+        _one_of(self, "combine", "mean", "steadiest")
+        _one_of(self, "cache", "none", "taylorseer", "magcache", "first_block", "cfg_cache")
+        if self.blocks != 1 and self.needs_self_attention:
+            raise _out_of_range(self, "blocks", self.blocks, "must be 1 where source is clusters: one block clusters")
         _one_of(self, "tokens", "noun", "phrase", "first")
         _one_of(self, "head", "peak_frame", "peak_clip", "mean")
 
@@ -64,9 +73,13 @@ class IdentifyConfig:
         reference = self.capture_step(steps)
         return [*range(0, reference, self.stride), *range(reference, steps)]
 
-    def capture_block(self, depth: int) -> int:
-        """Index (from 0) of the transformer block whose attention is read, for a model of ``depth`` blocks."""
-        return min(depth - 1, int(self.block * depth + _SHARE_SLACK))
+    def capture_blocks(self, depth: int) -> list[int]:
+        """Indices (from 0) of the transformer blocks whose attention is read, for a model of ``depth`` blocks."""
+        first = min(depth - 1, int(self.block * depth + _SHARE_SLACK))
+        if self.blocks == 1:
+            return [first]
+        number = self.blocks or depth - first
+        return sorted({int(first + (depth - 1 - first) * i / max(1, number - 1) + 0.5) for i in range(number)})
 
     @property
     def needs_self_attention(self) -> bool:
@@ -108,10 +121,13 @@ class GuideConfig:
     unit: Literal["score", "deviation"] = "score"  # of the strengths: scores, or standard deviations of scores (ours)
     strength: float = 1.75  # δ while on, for the constant schedule (ours: the tanh schedule's first value)
     until: float = 1.0  # share of the steps that are guided (published: all)
+    anchor: int | None = None  # tokens around edits beyond which a clip is held to the plain one up to t* (ours; null: not)
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "remove", "add", "keep", "elsewhere", "other", "strength")
         _share(self, "until")
+        if self.anchor is not None:
+            _at_least(self, 0, "anchor")
         _one_of(self, "tokens", "noun", "phrase", "first")
         _one_of(self, "schedule", "tanh", "constant")
         _one_of(self, "overwrite", "none", "head", "global")
@@ -126,6 +142,13 @@ class MethodConfig:
     identify: IdentifyConfig = field(default_factory=IdentifyConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     guide: GuideConfig = field(default_factory=GuideConfig)
+
+    def __post_init__(self) -> None:
+        if self.guide.anchor is not None and self.identify.stride > 1:
+            raise ConfigError(
+                f"method.guide.anchor = {self.guide.anchor} holds clips to the plain one at every step, but"
+                f" method.identify.stride = {self.identify.stride} leaves steps out: use stride 1, or anchor null"
+            )
 
 
 def _share(config: object, *names: str) -> None:

@@ -28,4 +28,5 @@ def correct(
     if identified.matches(targets):
         return Correction(identified, None, None)
     refinement = refine(identified, [target.count for target in targets], method.refine)
-    return Correction(identified, refinement, plan_guidance(refinement, spans, method.guide))
+    plan = plan_guidance(refinement, spans, method.guide, capture.deviation)
+    return Correction(identified, refinement, plan)

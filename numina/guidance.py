@@ -41,6 +41,7 @@ HIDDEN = -1e4  # a score that no softmax shows; not −∞, of which a kernel's 
 SPARSE = 1 / 3  # share of rows up to which computing them again is cheaper than a mask over all (facts.md)
 TAIL_STEP = 16  # tail columns come in multiples of this: a prompt's nouns seldom have more tokens
 NOUN_STEP = 4  # references are padded to those of a multiple of this many nouns
+PARTS = 8  # in which references' rows are summed, so that so few sums fill a GPU
 
 
 def intensity(step: int, steps: int, config: GuideConfig) -> float:
@@ -63,6 +64,7 @@ class GuidancePlan:
     regions: Int8[np.ndarray, "nouns frames H W"]  # of Region
     tokens: tuple[tuple[int, ...], ...]  # per noun, the text tokens whose columns are biased
     config: GuideConfig
+    scale: float = 1.0  # of all additions: the unit of the config's strengths, in scores
     scales: tuple[float, ...] = ()  # per transformer block, what its additions are multiplied by; empty: 1 for all
 
     @property
@@ -72,13 +74,15 @@ class GuidancePlan:
 
 
 def plan_guidance(
-    refinement: Refinement, spans: Sequence[TokenSpans], config: GuideConfig, scales: tuple[float, ...] = ()
+    refinement: Refinement, spans: Sequence[TokenSpans], config: GuideConfig, deviation: float = 1.0
 ) -> GuidancePlan:
-    """The plan for a refined layout; ``spans`` are the nouns' text tokens, in the layout's order."""
+    """The plan for a refined layout; ``spans`` are the nouns' text tokens, in the layout's order, ``deviation`` is the
+    standard deviation of their scores, in which the strengths may be given (``config.unit``)."""
     tokens = tuple(getattr(span, config.tokens) for span in spans)
     if len(tokens) != len(refinement.regions):
         raise ValueError(f"{len(tokens)} token spans for {len(refinement.regions)} nouns: give one for each")
-    return GuidancePlan(regions=refinement.regions, tokens=tokens, config=config, scales=scales)
+    scale = deviation if config.unit == "deviation" else 1.0
+    return GuidancePlan(regions=refinement.regions, tokens=tokens, config=config, scale=scale)
 
 
 @dataclass(eq=False)
@@ -102,14 +106,15 @@ class Bias:
 
 @dataclass(eq=False)
 class Copies:
-    """Rows of which some take scores from reference instances; the others are biased."""
+    """Rows that take scores from reference instances, beside what they are biased by."""
 
     per_head: bool  # overwrite "head": m per head and token; "global": one m for the reference
+    rows: Int64[Tensor, "clips rows"]  # this shard's, to compute again, counted through the batch
     strengths: Float[Tensor, "clips 1 rows tail"]
     source: Int64[Tensor, "clips 1 rows tail"]  # the reference; one past the last where there is none
     copied: Bool[Tensor, "clips 1 rows tail"]  # whether there is one
-    reference_rows: Int64[Tensor, "clips rows"]  # this shard's, of all references, counted through the batch
-    membership: Float[Tensor, "clips references rows"]  # 1 where the row is the reference's
+    reference_rows: Int64[Tensor, "clips parts listed"]  # this shard's, of all references, counted through the batch
+    membership: Float[Tensor, "clips parts references listed"]  # 1 where the row is the reference's
     share: Float[Tensor, "clips references 1"]  # 1 / rows of the reference, in all shards
     tokens: Float[Tensor, "clips references tail"]  # 1 / tokens of the reference's noun, on these tokens
 
@@ -117,10 +122,10 @@ class Copies:
         """Mean scores q·k/√D of the references on the tail columns: [B, N, references, E], float32.
 
         A mean score is the mean query's score, and queries are all that ranks have to add up: every rank must call
-        this, whatever rows it holds. A shard's sum is rounded to the model's dtype, as every single query already is.
+        this, whatever rows it holds. Partial sums are rounded to the model's dtype, as every single query already is.
         """
-        rows = take(query, self.reference_rows).flatten(2)
-        sums = sum_over_ranks((self.membership.to(query.dtype) @ rows).float())
+        rows = take(query, self.reference_rows).flatten(3)
+        sums = sum_over_ranks((self.membership.to(query.dtype) @ rows).sum(dim=1, dtype=torch.float32))
         means = (sums * self.share).unflatten(2, query.shape[2:])
         return torch.einsum("brhd,behd->bhre", means, self._tail(key).float()) / query.shape[-1] ** 0.5
 
@@ -161,18 +166,19 @@ class Copies:
 class ShardGuidance:
     """Plans of a batch of clips, made ready on the device for one shard's rows; once per batch.
 
-    Where most rows change, ``bias`` is a mask over all of them; else, and for copies, ``rows`` are computed again and
-    put in their place. Whatever varies from prompt to prompt is in tensors of padded length, marked as dynamic, and δ
-    is a tensor too: what torch.compile has made of one prompt serves the next.
+    Where most rows change, ``bias`` is a mask over all of them; else ``rows`` are computed again and put in their
+    place. So are the copies' own, whose mask alone is another one in each head. Whatever varies from prompt to prompt
+    is in tensors of padded length, marked as dynamic, and δ is a tensor too: what torch.compile has made of one prompt
+    serves the next.
     """
 
     order: Int64[Tensor, "clips text"]  # the text tokens, counted through the batch, each clip's tail last
     delta: Float[Tensor, ""]
     scales: tuple[Float[Tensor, "clips 1 1 1"], ...]  # per transformer block; empty: 1 for all
     bias: Bias | None  # of all rows
-    rows: Int64[Tensor, "clips chosen"] | None  # to compute again, counted through the batch
-    row_bias: Bias | None  # of these, where nothing is overwritten
-    copies: Copies | None  # of these, where something may be
+    rows: Int64[Tensor, "clips chosen"] | None  # to compute again with a bias, counted through the batch
+    row_bias: Bias | None  # of these
+    copies: Copies | None  # where something may be overwritten
     at: float = 0.0  # δ, as the host knows it
 
     @classmethod
@@ -206,20 +212,12 @@ class ShardGuidance:
         bias, rows, row_bias, copies = None, None, None, None
         if dense:
             bias = target.bias(np.stack([clip.strengths for clip in clips]), scaled)
-        if not dense or overwrite != "none":  # every shard has a part in the references, also one without copies
-            again = copied if dense else changed
-            in_references = np.stack([clip.membership.any(axis=0) for clip in clips])
-            # One length for all lists: where lengths happen to be equal, torch.compile takes them for the same.
-            most = int(max(again.sum(axis=1).max(), in_references.sum(axis=1).max()))
-            length = _padded(most, _row_step(again.shape[1]))
-            chosen = _row_lists(again, length)
-            rows = target.dynamic(_through_batch(chosen, again.shape[1]), 1)
-            strengths = np.stack([clip.strengths[own] for clip, own in zip(clips, chosen, strict=True)])
-            if overwrite == "none":
-                row_bias = target.bias(strengths, scaled, dynamic=True)
-            else:
-                source = np.stack([clip.source[own] for clip, own in zip(clips, chosen, strict=True)])
-                copies = target.copies(clips, strengths, source, _row_lists(in_references, length), overwrite == "head")
+        else:
+            again = _row_lists(changed & ~copied, 0)
+            rows = target.dynamic(_through_batch(again, changed.shape[1]), 1)
+            row_bias = target.bias(_of_rows([clip.strengths for clip in clips], again), scaled, dynamic=True)
+        if overwrite != "none":  # every shard has a part in the references, also one without copies
+            copies = target.copies(clips, _row_lists(copied, 1), overwrite == "head")
         return cls(
             order=target.tensor(_through_batch(np.stack([clip.order for clip in clips]), target.text_tokens)),
             delta=torch.zeros((), device=target.device),
@@ -283,26 +281,24 @@ class _Target:
                 _dynamic(varying, 2)
         return Bias(values, kept)
 
-    def copies(
-        self,
-        clips: "list[_ClipRules]",
-        strengths: Float[np.ndarray, "clips rows tail"],
-        source: Int64[np.ndarray, "clips rows tail"],
-        reference_rows: Int64[np.ndarray, "clips rows"],
-        per_head: bool,
-    ) -> Copies:
+    def copies(self, clips: "list[_ClipRules]", again: Int64[np.ndarray, "clips rows"], per_head: bool) -> Copies:
         sizes = np.stack([clip.reference_sizes for clip in clips])
-        membership = np.stack([clip.membership[:, own] for clip, own in zip(clips, reference_rows, strict=True)])
+        in_references = np.stack([clip.membership.any(axis=0) for clip in clips])
+        listed = _row_lists(in_references, 2)
+        membership = np.stack([clip.membership[:, own] for clip, own in zip(clips, listed, strict=True)])
         # What pads a list is in it already, and must not count twice.
-        listed = np.array([clip.membership.any(axis=0).sum() for clip in clips])
-        membership &= (np.arange(reference_rows.shape[1]) < listed[:, None])[:, None]
+        membership &= (np.arange(listed.shape[1]) < in_references.sum(axis=1)[:, None])[:, None]
+        by_part = membership.reshape(*membership.shape[:2], PARTS, -1).swapaxes(1, 2)
+        reference_rows = _through_batch(listed, in_references.shape[1]).reshape(len(clips), PARTS, -1)
+        source = _of_rows([clip.source for clip in clips], again)[:, None]
         return Copies(
             per_head=per_head,
-            strengths=self.dynamic(strengths[:, None], 2),
-            source=self.dynamic(np.where(source < 0, sizes.shape[1], source)[:, None], 2),
-            copied=self.dynamic(source[:, None] >= 0, 2),
-            reference_rows=self.dynamic(_through_batch(reference_rows, clips[0].membership.shape[1]), 1),
-            membership=_dynamic(self.tensor(membership).to(self.dtype), 2),
+            rows=self.dynamic(_through_batch(again, in_references.shape[1]), 1),
+            strengths=self.dynamic(_of_rows([clip.strengths for clip in clips], again)[:, None], 2),
+            source=self.dynamic(np.where(source < 0, sizes.shape[1], source), 2),
+            copied=self.dynamic(source >= 0, 2),
+            reference_rows=self.dynamic(reference_rows, 2),
+            membership=_dynamic(self.tensor(by_part).to(self.dtype), 3),
             share=self.tensor((1 / np.maximum(sizes, 1)).astype(np.float32)[..., None]),
             tokens=self.tensor(np.stack([clip.reference_tokens for clip in clips])),
         )
@@ -353,6 +349,7 @@ class _ClipRules:
 
         added = (regions == Region.ADD_DISC) | (regions == Region.ADD_COPY)
         per_noun = _strengths(plan.config)[regions] - plan.config.other * (added.any(axis=0) & ~added)
+        per_noun = per_noun * plan.scale
         strengths = np.zeros((length, tail), dtype=np.float32)
         strengths[: len(own)] = per_noun.T @ of_noun
         strengths[source >= 0] = 0.0
@@ -399,20 +396,25 @@ def _padded(count: int, step: int) -> int:
     return max(1, math.ceil(count / step)) * step
 
 
-def _row_step(rows: int) -> int:
-    """Lists of rows come in multiples of this: about 1/64 of the shard, a power of two from 8 to 512."""
-    return max(8, min(512, 1 << (rows // 32).bit_length() >> 1))
-
-
-def _row_lists(rows: Bool[np.ndarray, "clips rows"], length: int) -> Int64[np.ndarray, "clips length"]:
+def _row_lists(rows: Bool[np.ndarray, "clips rows"], kind: int) -> Int64[np.ndarray, "clips length"]:
     """Per clip the rows that are set, padded with one of them (row 0 if there is none): what is written to a row
     twice is the same value.
+
+    Lengths are a multiple of about 1/64 of the shard, a power of two from 32 to 512, plus an eighth of that times the
+    ``kind`` of list, 0 to 2: torch.compile takes lengths that happen to be equal for the same, so no two kinds' are.
     """
+    step = max(32, min(512, 1 << (rows.shape[1] // 32).bit_length() >> 1))
+    length = _padded(int(rows.sum(axis=1).max()) - kind * step // 8, step) + kind * step // 8
     lists = np.zeros((len(rows), length), dtype=np.int64)
     for padded, chosen in zip(lists, map(np.flatnonzero, rows), strict=True):
         padded[:] = chosen[0] if len(chosen) else 0
         padded[: len(chosen)] = chosen
     return lists
+
+
+def _of_rows(values: Sequence[np.ndarray], lists: Int64[np.ndarray, "clips length"]) -> np.ndarray:
+    """Each clip's values [rows, tail] at its list of rows."""
+    return np.stack([own[chosen] for own, chosen in zip(values, lists, strict=True)])
 
 
 def _through_batch(numbers: Int64[np.ndarray, "clips length"], per_clip: int) -> Int64[np.ndarray, "clips length"]:

@@ -4,7 +4,10 @@ Legend: F frames, N heads, H W the token grid of a frame, n = H·W, D head size.
 embedding. Everything here works on the conditional pass and only reads: it never changes what a block computes.
 
 All heads of all frames are worked on together, in chunks whose temporaries fit a given memory; nothing here waits for
-the GPU. Products are float32, so they are as exact as the process lets float32 be (TF32 is off unless it turned it on).
+the GPU. Scores and softmax are float32, of exact products where q and k are in half precision. Such a map, once
+centred, is kept in float16 and multiplied on tensor cores, summed in float32; what that moves in an image is far less
+than the rounding of q and k does. Of float32 q and k all is float32, as exact as the process lets it be (TF32 is off
+unless it turned it on).
 """
 
 import math
@@ -23,15 +26,42 @@ NO_HEAD = -1  # the head "chosen" where all heads are averaged
 
 # Of the block Krylov space in which principal components are sought; chosen with tests/benchmarks/capture_cost.py.
 BLOCK = 16  # columns of the start block
-DEGREE = 7  # times that the map and its transpose are applied to it
+DEGREE = 5  # times that the map and its transpose are applied to it
 SMOOTH = 12  # columns of the start block that are low spatial frequencies; the others are random
+
+
+# A centred map in float16 is held this many times: its largest element, below 1, still fits, and the smallest has room.
+HALF_SCALE = 2.0**15
+HALF_ROUNDING = 1e-4  # of the first component's range: what float16's rounding may leave of one that isn't there
 
 
 def frame_attention(
     q: Float[Tensor, "maps tokens dim"], k: Float[Tensor, "maps tokens dim"]
 ) -> Float[Tensor, "maps tokens tokens"]:
     """Softmax maps of frames' tokens among themselves, softmax(q kᵀ/√D), in float32; a map is one head of one frame."""
-    return torch.softmax((q.float() / q.shape[-1] ** 0.5) @ k.float().mT, dim=-1)
+    return torch.softmax(_scores(q, k), dim=-1)
+
+
+def _scores(
+    q: Float[Tensor, "maps rows dim"], k: Float[Tensor, "maps columns dim"]
+) -> Float[Tensor, "maps rows columns"]:
+    """q kᵀ/√D in float32, from products that aren't rounded where q and k are in half precision."""
+    root = q.shape[-1] ** 0.5
+    if not q.is_cuda or q.dtype == torch.float32:
+        return (q.float() / root) @ k.float().mT
+    scores = torch.empty(*q.shape[:2], k.shape[1], dtype=torch.float32, device=q.device)
+    return torch.baddbmm(scores, q, k.mT, out_dtype=torch.float32, beta=0, alpha=1 / root, out=scores)
+
+
+def _product(
+    a: Float[Tensor, "maps rows inner"], b: Float[Tensor, "maps inner columns"]
+) -> Float[Tensor, "maps rows columns"]:
+    """a b, summed in float32; b is taken in the precision of a."""
+    if a.dtype == torch.float32:
+        return a @ b.float()
+    if not a.is_cuda:
+        return a.float() @ b.to(a.dtype).float()
+    return torch.bmm(a, b.to(a.dtype), out_dtype=torch.float32)
 
 
 def score_heads(
@@ -56,12 +86,12 @@ def score_heads(
     heads, tokens, dim = q.shape[1:]
     maps = torch.arange(q.shape[0] * heads, device=q.device)
     start = _start_block(grid).to(q.device, non_blocking=True)
+    at_once = max(1, memory // 8 // _attention_bytes(tokens, dim))
+    size = max(1, (memory - at_once * _attention_bytes(tokens, dim)) // _map_bytes(tokens, q))
     components = torch.cat(
         [
-            _principal_components(
-                frame_attention(q[some // heads, some % heads], k[some // heads, some % heads]), start
-            )
-            for some in maps.split(max(1, memory // _map_bytes(tokens, dim)))
+            _principal_components(*_centred_maps(q, k, some // heads, some % heads, at_once), start)
+            for some in maps.split(size)
         ]
     ).unflatten(1, grid)
     red, green, blue = components.unbind(-1)
@@ -75,33 +105,75 @@ def score_heads(
     return scores.unflatten(0, q.shape[:2]), components.unflatten(0, q.shape[:2])
 
 
-def _map_bytes(tokens: int, dim: int) -> int:
-    """Bytes of temporaries that one map takes: scores and map, q and k, the Krylov space, its Gram matrices."""
+def _attention_bytes(tokens: int, dim: int) -> int:
+    """Bytes of temporaries that one map takes until it is centred: scores and map, q and k."""
+    return 8 * tokens**2 + 12 * tokens * dim
+
+
+def _map_bytes(tokens: int, q: Tensor) -> int:
+    """Bytes of temporaries that one centred map takes: itself, the Krylov space, its Gram matrices."""
     width = min(tokens, BLOCK * (DEGREE + 1))
+    element = 4 if q.dtype == torch.float32 else 2 if q.is_cuda else 6  # a CPU multiplies a float32 copy
     exact = 8 * tokens * width if tokens == width else 0  # a small map is copied to float64 whole
-    return 8 * tokens**2 + exact + 12 * tokens * dim + tokens * (16 * width + 48 * BLOCK) + 48 * width**2
+    return element * tokens**2 + exact + tokens * (24 * width + 48 * BLOCK) + 48 * width**2
+
+
+def _centred_maps(
+    q: Float[Tensor, "frames heads n dim"],
+    k: Float[Tensor, "frames heads n dim"],
+    frame: Int[Tensor, " maps"],
+    head: Int[Tensor, " maps"],
+    at_once: int,
+) -> tuple[Float[Tensor, "maps n n"], Float[Tensor, "maps 1 1"]]:
+    """Maps less the mean of their rows, in float32 or `HALF_SCALE` times in float16, and the noise that is in them.
+
+    Centred before anything is rounded and not in each product: rounding is then relative to what is left, which may be
+    little. Of rows that are all alike float32 leaves noise in proportion to their mean.
+    """
+    n = q.shape[2]
+    small = n <= BLOCK * (DEGREE + 1)  # solved in full: nothing is gained by less precision
+    half = q.dtype != torch.float32 and not small
+    scale = HALF_SCALE if half else 1.0
+    centred = torch.empty(len(frame), n, n, dtype=torch.float16 if half else torch.float32, device=q.device)
+    means = torch.empty(len(frame), 1, n, dtype=torch.float32, device=q.device)
+    for first in range(0, len(frame), at_once):
+        some = slice(first, first + at_once)
+        attention = frame_attention(q[frame[some], head[some]], k[frame[some], head[some]])
+        torch.mean(attention, dim=1, keepdim=True, out=means[some])
+        torch.add(-scale * means[some], attention, alpha=scale, out=centred[some])
+    return centred, 1e-5 * scale * means.amax(dim=2, keepdim=True)
 
 
 def _principal_components(
-    attention: Float[Tensor, "maps n n"], start: Float[Tensor, "n block"]
+    centred: Float[Tensor, "maps n n"], noise: Float[Tensor, "maps 1 1"], start: Float[Tensor, "n block"]
 ) -> Float[Tensor, "maps n 3"]:
-    """Coordinates of the maps' rows on their first three principal axes, each scaled to [0, 1]. Uses up `attention`.
+    """Coordinates of centred maps' rows on their first three principal axes, each scaled to [0, 1].
 
-    The axes are sought in a block Krylov space Q of the centred map B, by the eigenvectors of (B Q)ᵀ(B Q): the best
-    that so many products with B can give (Rayleigh–Ritz; Musco and Musco, arXiv 1504.05477). Small maps are solved in
-    full. The sign, free in a PCA, is fixed: a component's largest coordinate is > 0.
+    The sign, free in a PCA, is fixed: a component's largest coordinate is > 0. A component of rounding noise alone
+    would be blown up to a full-range image: it is shown flat instead.
     """
-    # A component of float32 rounding noise alone would be blown up to a full-range image: it is shown flat instead.
-    noise = 1e-5 * attention.amax(dim=(1, 2))[:, None, None]
-    # Centred in place, not in each product: rounding is then relative to what is left, which may be little.
-    centred = attention.sub_(attention.mean(dim=1, keepdim=True))
-    small = centred.shape[1] <= BLOCK * (DEGREE + 1)
-    images = (centred if small else _krylov_images(centred, start)).double()
-    components = images @ _leading_axes(images.mT @ images)
+    components = _coordinates(centred, start)
     extreme = components.abs().argmax(dim=1, keepdim=True)
     components = components * components.gather(1, extreme).sign()
     low, high = components.amin(dim=1, keepdim=True), components.amax(dim=1, keepdim=True)
-    return torch.where(high - low <= noise, 0.0, (components - low) / (high - low)).float()
+    spread = high - low
+    if centred.dtype == torch.float16:
+        noise = torch.maximum(noise, HALF_ROUNDING * spread[..., :1])
+    return torch.where(spread <= noise, 0.0, (components - low) / spread).float()
+
+
+def _coordinates(centred: Float[Tensor, "maps n n"], start: Float[Tensor, "n block"]) -> Float[Tensor, "maps n 3"]:
+    """B·axes in float64: the axes are sought in the block Krylov space of Q = start, BᵀB·start, …, (BᵀB)^DEGREE·start.
+
+    They are the leading eigenvectors of (B Q)ᵀ(B Q), were Q orthonormal, the best that so many products with B can give
+    (Rayleigh–Ritz; Musco and Musco, arXiv 1504.05477). Small maps are solved in full.
+    """
+    if centred.shape[1] <= BLOCK * (DEGREE + 1):
+        rows = centred.double()
+        return rows @ _leading_axes(rows.mT @ rows)
+    basis, images = (x.double() for x in _krylov(centred, start))
+    straight = _orthonormaliser(basis, 1e-4)  # nearly orthonormal isn't enough where variances are close
+    return images @ (straight @ _leading_axes(straight.mT @ (images.mT @ images) @ straight))
 
 
 def _start_block(grid: tuple[int, int]) -> Float[Tensor, "n block"]:
@@ -121,37 +193,51 @@ def _start_block(grid: tuple[int, int]) -> Float[Tensor, "n block"]:
     return torch.stack([*waves, *noise]).flatten(1).T.float()
 
 
-def _krylov_images(
+def _krylov(
     centred: Float[Tensor, "maps n n"], start: Float[Tensor, "n block"]
-) -> Float[Tensor, "maps n space"]:
-    """B Q, where Q is an orthonormal basis of start, BᵀB·start, …, (BᵀB)^DEGREE·start, in DEGREE·2 + 1 products."""
+) -> tuple[Float[Tensor, "maps n space"], Float[Tensor, "maps n space"]]:
+    """A basis Q of the Krylov space, orthonormal up to rounding, in the precision of B; and B Q in float32."""
     maps, n, _ = centred.shape
     basis = centred.new_empty(maps, n, BLOCK * (DEGREE + 1))
-    images = torch.empty_like(basis)
+    images = torch.empty_like(basis, dtype=torch.float32)
     block = start.expand(maps, -1, -1)
     for first in range(0, basis.shape[2], BLOCK):
         here = slice(first, first + BLOCK)
         if first:
-            block = centred.mT @ images[..., first - BLOCK : first]
+            block = _product(centred.mT, _unit_columns(images[..., first - BLOCK : first]))
         basis[..., here] = _orthonormal(block, basis[..., :first])
-        images[..., here] = centred @ basis[..., here]
-    return images
+        images[..., here] = _product(centred, basis[..., here])
+    return basis, images
+
+
+def _unit_columns(block: Float[Tensor, "maps n block"]) -> Float[Tensor, "maps n block"]:
+    """Columns of length 1, within any precision's range. Zero stays zero."""
+    return nnf.normalize(block, dim=1, eps=1e-30)
 
 
 def _orthonormal(
     block: Float[Tensor, "maps n block"], earlier: Float[Tensor, "maps n space"]
 ) -> Float[Tensor, "maps n block"]:
-    """Columns made orthonormal and orthogonal to earlier ones, by Cholesky's factor of their Gram matrix.
+    """Columns made orthonormal and orthogonal to earlier ones, nearly: what is left of it is made good in the end.
 
-    Done twice, which is enough. Columns that are zero stay zero: the space of a map of low rank is exhausted.
+    Columns that are zero stay zero: the space of a map of low rank is exhausted.
     """
-    eye = torch.eye(block.shape[2], dtype=torch.float64, device=block.device)
-    for _ in range(2):
-        block = nnf.normalize(block - earlier @ (earlier.mT @ block), dim=1, eps=1e-30)
-        wide = block.double()
-        factor = torch.linalg.cholesky_ex(wide.mT @ wide + 1e-12 * eye).L
-        block = (wide @ torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False).mT).float()
-    return block
+    block = _unit_columns(block)
+    for _ in range(2 if earlier.shape[2] else 0):
+        block = _unit_columns(block - _product(earlier, _product(earlier.mT, block)))
+    wide = block.double()
+    return (wide @ _orthonormaliser(wide, 1e-12)).float()
+
+
+def _orthonormaliser(columns: Float[Tensor, "maps n space"], least: float) -> Float[Tensor, "maps space space"]:
+    """What makes columns orthonormal, multiplied from the right: the inverse of the factor Lᵀ of their Gram matrix.
+
+    Of columns in float64 that depend on each other what is left is scaled up by no more than `least`^-½.
+    """
+    gram = columns.mT @ columns
+    eye = torch.eye(gram.shape[1], dtype=torch.float64, device=gram.device)
+    factor = torch.linalg.cholesky_ex(gram + least * eye).L
+    return torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False).mT
 
 
 def _leading_axes(gram: Float[Tensor, "maps space space"]) -> Float[Tensor, "maps space 3"]:
@@ -165,8 +251,8 @@ def _leading_axes(gram: Float[Tensor, "maps space space"]) -> Float[Tensor, "map
         power = gram
         for step in range(17):
             power = power @ power if step else power
-            trace = power.diagonal(dim1=1, dim2=2).sum(dim=1)
-            power = power / trace.clamp_min(1e-100)[:, None, None]
+            if step % 4 == 0:  # a 16th power of what is from 1/space to 1 doesn't leave float64's range
+                power = power / torch.linalg.vector_norm(power, dim=(1, 2), keepdim=True).clamp_min(1e-100)
         column = power.diagonal(dim1=1, dim2=2).argmax(dim=1)[:, None, None]
         axis = power.gather(2, column.expand(-1, power.shape[1], 1))
         # What is left of a far larger eigenvalue is no smaller than rounding, and must not come out once more.
@@ -213,7 +299,7 @@ def cross_response(
     weights = weights.reshape(len(columns), len(token_sets)).to(q.device, non_blocking=True)
     response = q.new_empty(len(token_sets), q.shape[1], q.shape[0], dtype=torch.float32)
     for rows, scores in _score_chunks(q, k, memory):
-        shares = (scores.index_select(2, columns) - scores.logsumexp(dim=2, keepdim=True)).exp()
+        shares = scores.softmax(dim=2).index_select(2, columns)
         response[:, :, rows] = (shares @ weights).movedim(2, 0)
     return response
 
@@ -258,11 +344,11 @@ def _score_chunks(
 ) -> Iterator[tuple[slice, Float[Tensor, "heads chunk text"]]]:
     """Scores q·k/√D in float32, as many rows of all heads at a time as fit `memory` with one more copy beside them."""
     rows, heads, dim = q.shape
-    keys = (k.float() / dim**0.5).permute(1, 2, 0)
+    keys = k.transpose(0, 1)
     size = max(1, memory // (heads * (8 * len(k) + 8 * dim)))
     for first in range(0, rows, size):
         chunk = slice(first, first + size)
-        yield chunk, q[chunk].transpose(0, 1).float() @ keys
+        yield chunk, _scores(q[chunk].transpose(0, 1), keys)
 
 
 def select_response(

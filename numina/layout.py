@@ -1,12 +1,13 @@
 """The countable layout: which tokens of which frame are which instance of which noun (arXiv 2604.08546 §3.2).
 
 Legend: nouns in prompt order, F frames, H W the token grid of a frame. Two sources of instances: ``clusters``
-(published: mean shift on the self-attention image, kept where the noun's cross-attention agrees) and ``components``
-(connected components of the cross-attention response). Instances are numbered frame by frame, or linked into tracks.
+(published: mean shift on the self-attention image, kept where the noun's cross-attention agrees) and ``peaks``
+(peaks of the cross-attention response with their surroundings). Instances are numbered frame by frame, or linked into tracks.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int16
@@ -30,6 +31,7 @@ class Capture:
 
     responses: Float32[np.ndarray, "nouns frames H W"]  # cross-attention to each noun
     components: Float32[np.ndarray, "frames H W 3"] | None  # self-attention image; None where the source needs none
+    deviation: float = 1.0  # standard deviation of the phrases' scores q·k/√D: what strengths may be measured in
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,11 @@ def identify_layout(capture: Capture, config: IdentifyConfig) -> Layout:
     ``source`` is "clusters" and the capture has no self-attention components.
     """
     _check(capture)
-    if config.source == "components":
-        labels = _components(_relative(capture.responses), config)
+    if config.source == "peaks":
+        labels = _peaks(_relative(capture.responses), config)
     elif capture.components is None:
         raise ValueError(
-            "source = clusters reads self-attention, but the capture has none: capture it, or use components"
+            "source = clusters reads self-attention, but the capture has none: capture it, or use peaks"
         )
     else:
         labels = _clusters(capture.responses, capture.components, config)
@@ -84,6 +86,33 @@ def identify_layout(capture: Capture, config: IdentifyConfig) -> Layout:
             others = np.any(np.delete(labels, noun, axis=0) > 0, axis=0) & config.exclusive
             labels[noun] = link_instances(labels[noun], others, config)
     return Layout(labels=labels, tracked=config.tracks)
+
+
+def combine_blocks(
+    responses: Float32[np.ndarray, "blocks nouns frames H W"], mode: Literal["mean", "steadiest"]
+) -> Float32[np.ndarray, "nouns frames H W"]:
+    """One response per noun from those of several transformer blocks.
+
+    ``mean``: each as a share of its own peak, averaged; what is in all blocks stands out, what one block alone sees
+    doesn't. ``steadiest``: the block whose maps are most alike in neighbouring frames (mean correlation over nouns):
+    objects stay where they are for a frame, noise doesn't.
+    """
+    if len(responses) == 1:
+        return responses[0]
+    relative = np.stack([_relative(block) for block in responses])
+    if mode == "mean":
+        return np.asarray(relative.mean(axis=0))
+    return np.asarray(relative[int(np.argmax([steadiness(block) for block in relative]))])
+
+
+def steadiness(responses: Float32[np.ndarray, "nouns frames H W"]) -> float:
+    """Mean correlation of neighbouring frames' maps, over nouns; 0 for a single frame, and for maps without contrast."""
+    flat = responses.reshape(*responses.shape[:2], -1).astype(np.float64)
+    flat = flat - flat.mean(axis=2, keepdims=True)
+    norms = np.linalg.norm(flat, axis=2)
+    products = (flat[:, 1:] * flat[:, :-1]).sum(axis=2)
+    scale = norms[:, 1:] * norms[:, :-1]
+    return float((products / np.where(scale > 0, scale, np.inf)).mean()) if products.size else 0.0
 
 
 def _check(capture: Capture) -> None:
@@ -125,10 +154,10 @@ def _contrasted(response: Float32[np.ndarray, "H W"]) -> bool:
     return peak - float(response.min()) > NO_CONTRAST * peak
 
 
-def _components(
+def _peaks(
     relative: Float32[np.ndarray, "nouns frames H W"], config: IdentifyConfig
 ) -> Int16[np.ndarray, "nouns frames H W"]:
-    """Instances as connected components of the tokens where a noun's response is high, and above any other noun's."""
+    """Instances as the peaks of a noun's response with their surroundings, on tokens where no other noun's is higher."""
     strongest = relative.argmax(axis=0)
     labels = np.zeros(relative.shape, dtype=np.int16)
     for noun, frame in np.ndindex(relative.shape[:2]):
@@ -137,23 +166,47 @@ def _components(
             continue
         if config.exclusive:
             response = np.where(strongest[frame] == noun, response, 0.0)
-        cores = _pieces((response >= config.threshold) & (response > 0), config.min_area)
-        labels[noun, frame] = _grown(cores, (response >= config.extent) & (response > 0))
+        labels[noun, frame] = _flood(response, config)
     return labels
 
 
-def _grown(cores: Int16[np.ndarray, "H W"], extent: Bool[np.ndarray, "H W"]) -> Int16[np.ndarray, "H W"]:
-    """Cores with their surroundings: tokens of ``extent`` that hang together with a core are the nearest core's.
+def _flood(response: Float32[np.ndarray, "H W"], config: IdentifyConfig) -> Int16[np.ndarray, "H W"]:
+    """Peaks of at least ``threshold``, each with the tokens that fall towards it, down to ``extent``.
 
-    A high threshold tells neighbours apart but sees only the middle of each; guidance must know the whole of it, lest
-    it suppresses the rim.
+    Tokens are taken from the highest down: one without a labelled neighbour is a new peak, another joins its highest
+    neighbour's. Where two peaks meet, the lower one is a bump of the higher unless the response fell by the share
+    ``prominence`` of it in between (the watershed of an h-maxima transform, h relative to the peak). So neighbours
+    are told apart where no single threshold can, and each keeps its whole body: guidance must know its rim.
     """
-    if not cores.any():
-        return cores
-    pieces, _ = ndimage.label(extent | (cores > 0), structure=NEIGHBOURS_8)
-    held = np.isin(pieces, pieces[cores > 0])
-    nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
-    return np.where(held, cores[tuple(nearest)], 0).astype(np.int16)
+    width = response.shape[1] + 2  # with a rim that is never labelled, so that all tokens have eight neighbours
+    values = np.pad(response, 1).ravel().tolist()
+    owner = [-1] * len(values)  # a token of the same peak, up to the peak itself
+    order = np.argsort(-response.ravel(), kind="stable")
+    order = order[response.ravel()[order] >= max(config.extent, np.finfo(np.float32).tiny)]
+
+    def peak_of(token: int) -> int:
+        while owner[token] != token:
+            owner[token] = owner[owner[token]]
+            token = owner[token]
+        return token
+
+    for row, column in zip(*divmod(order, response.shape[1]), strict=True):
+        token = int(row + 1) * width + int(column) + 1
+        around = [token + down * width + right for down in (-1, 0, 1) for right in (-1, 0, 1)]
+        labelled = [other for other in around if owner[other] >= 0]
+        owner[token] = peak_of(max(labelled, key=values.__getitem__)) if labelled else token
+        met = sorted({peak_of(other) for other in labelled}, key=values.__getitem__)
+        for lower in met[:-1]:
+            if values[token] > (1 - config.prominence) * values[lower]:
+                owner[lower] = met[-1]
+    owners = np.array([peak_of(token) if owner[token] >= 0 else -1 for token in range(len(values))])
+    peaks, areas = np.unique(owners[owners >= 0], return_counts=True)
+    kept = [peak for peak, area in zip(peaks, areas, strict=True) if area >= config.min_area]
+    kept = [peak for peak in kept if values[peak] >= config.threshold]
+    labels = np.zeros(len(values), dtype=np.int16)
+    for number, peak in enumerate(kept, start=1):
+        labels[owners == peak] = number
+    return labels.reshape(-1, width)[1:-1, 1:-1]
 
 
 def _clusters(

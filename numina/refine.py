@@ -144,6 +144,13 @@ def bounded(mask: Mask) -> Template:
     return np.asarray(mask[ndimage.find_objects(mask.astype(np.int8))[0]])
 
 
+def edited(regions: Int8[np.ndarray, "nouns frames H W"], margin: int) -> Clip:
+    """Tokens no farther than ``margin`` (in rows and in columns) from what is removed or added, of any noun."""
+    changed = np.isin(regions, (Region.REMOVE, Region.ADD_DISC, Region.ADD_COPY)).any(axis=0)
+    near = np.ones((1, 2 * margin + 1, 2 * margin + 1), dtype=bool)
+    return np.asarray(ndimage.binary_dilation(changed, structure=near))
+
+
 def disc_radius(grid: tuple[int, ...], config: RefineConfig) -> int:
     """Radius, in whole tokens, of an added disc on a grid (H, W): the configured one, scaled with the frame's side."""
     scale = (grid[0] * grid[1] / config.disc_grid) ** 0.5 if config.disc_grid else 1.0

@@ -45,12 +45,19 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 class Onlooker:
-    """Hands queries [B, n, N, D] and keys of one call to `see`; the wrapped processor computes the block's output."""
+    """Hands queries [B, n, N, D] and keys of one call to `see`; the wrapped processor computes the block's output.
+
+    They are what `norm_q` and `norm_k` give while it runs, rotated: nothing is projected twice, and on a rank they are
+    of its own rows. In a compiled block this is never traced: the graph breaks here, for this one call. A block that is
+    compiled with `fullgraph=True` can't be looked on in, and torch says so; run that forward under
+    `torch.compiler.set_stance("force_eager")`.
+    """
 
     def __init__(self, inner: Processor, see: Callable[[Tensor, Tensor], None]):
         self.inner = inner
         self.see = see
 
+    @torch.compiler.disable
     def __call__(
         self,
         attn: Attention,
@@ -60,10 +67,33 @@ class Onlooker:
         rotary_emb: Rotary | None = None,
         **options: Any,
     ) -> Tensor:
-        output = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, **options)
-        query, key, _ = project(attn, hidden_states, encoder_hidden_states, rotary_emb)
+        with outputs_of(attn.norm_q, attn.norm_k) as seen:
+            output = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, **options)
+        if [len(given) for given in seen] != [1, 1]:
+            raise RuntimeError(
+                f"{type(self.inner).__name__} called norm_q and norm_k {len(seen[0])} and {len(seen[1])} times; looking"
+                " on takes a processor that, like diffusers' own, calls each once: install that one for this pass"
+            )
+        query, key = (given[0].unflatten(2, (attn.heads, -1)) for given in seen)
+        if rotary_emb is not None:
+            query, key = rotate(query, rotary_emb), rotate(key, rotary_emb)
         self.see(query, key)
         return output
+
+
+@contextmanager
+def outputs_of(*modules: torch.nn.Module) -> Iterator[list[list[Tensor]]]:
+    """Per module, what its calls within the block give."""
+    seen: list[list[Tensor]] = [[] for _ in modules]
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output, given=given: given.append(output))
+        for module, given in zip(modules, seen, strict=True)
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class GuidedCrossAttention:
@@ -92,20 +122,25 @@ class GuidedCrossAttention:
         amount = guidance.delta if self.scale is None else guidance.delta * self.scale
         mask = None if guidance.bias is None else guidance.bias.mask(amount, key)
         output = attend(query, key, value, mask).flatten(2)  # [B, n, N·D]
-        if guidance.rows is not None:
-            again = self._attend_again(take(query, guidance.rows), query, key, value, amount)
-            output.view(-1, output.shape[2]).index_copy_(0, guidance.rows.flatten(), again.flatten(2).flatten(0, 1))
+        flat = output.view(-1, output.shape[2])
+        for rows, again in self._again(query, key, value, amount):
+            flat.index_copy_(0, rows.flatten(), again.flatten(2).flatten(0, 1))
         return attn.to_out[1](attn.to_out[0](output.type_as(hidden_states)))
 
-    def _attend_again(self, chosen: Tensor, query: Tensor, key: Tensor, value: Tensor, amount: Tensor) -> Tensor:
-        """The `chosen` rows' queries [B, R, N, D] under their own mask."""
-        guidance = self.guidance
-        if guidance.row_bias is not None:
-            return attend(chosen, key, value, guidance.row_bias.mask(amount, key))
-        assert guidance.copies is not None
-        means = guidance.copies.mean_scores(query, key, self.shard.sum)
-        mask, key, value = guidance.copies.apply(chosen, key, value, means, guidance.delta, amount)
-        return attend(chosen, key, value, mask)
+    def _again(self, query: Tensor, key: Tensor, value: Tensor, amount: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Rows [B, R] that are computed again under their own mask, and their outputs [B, R, N, D]."""
+        guidance, found = self.guidance, []
+        if guidance.rows is not None:
+            assert guidance.row_bias is not None
+            mask = guidance.row_bias.mask(amount, key)
+            found.append((guidance.rows, attend(take(query, guidance.rows), key, value, mask)))
+        if guidance.copies is not None:
+            copies = guidance.copies
+            means = copies.mean_scores(query, key, self.shard.sum)
+            chosen = take(query, copies.rows)
+            mask, key, value = copies.apply(chosen, key, value, means, guidance.delta, amount)
+            found.append((copies.rows, attend(chosen, key, value, mask)))
+        return found
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

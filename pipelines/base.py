@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from numina.errors import ConfigError
+from pipelines.cache import check_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class GenerationConfig:
     guidance_scale: float = 5.0  # classifier-free guidance; 1 turns the unconditional pass off
     flow_shift: float | None = None  # schedule shift; null keeps the checkpoint's own
     negative_prompt: str = ""  # used where a row has none
+    cache: str = "none"  # step cache of plain, continued and guided denoising (see pipelines/cache.py)
     crf: int = 18  # x264 quality of the mp4, 0 (lossless) to 51
 
     def __post_init__(self) -> None:
@@ -39,6 +41,7 @@ class GenerationConfig:
             raise ConfigError(f"generation.steps is {self.steps}; at least one step is needed")
         if self.fps < 1:
             raise ConfigError(f"generation.fps is {self.fps}; it must be at least 1")
+        check_cache("generation.cache", self.cache)
         if not 0 <= self.crf <= 51:
             raise ConfigError(f"generation.crf is {self.crf}; x264 takes 0 (lossless) to 51 (worst)")
 
@@ -127,7 +130,7 @@ class VideoModel(Protocol):
         """The sampler at its start; with only the `kept` steps of its schedule (ascending indices) where given."""
 
     def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """One forward of the transformer: [B, C, F, h, w], a timestep for all of them, [B, T, text_dim] → velocities."""
+        """One forward of the transformer: [B, C, F, h, w], one timestep, [B, T, text_dim] → velocities."""
 
     def self_attention(self, block: int) -> Any: ...
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from numina.config import IdentifyConfig
-from numina.heads import cross_response, score_heads, select_response
-from numina.layout import Capture
+from numina.heads import cross_response, deviation, score_deviation, score_heads, select_response
+from numina.layout import Capture, combine_blocks
 from numina.tokens import TokenSpans
 from pipelines.attention import Onlooker, processors
 from pipelines.base import GenerationConfig, Grid, VideoModel
@@ -31,6 +31,8 @@ class BlockCapture:
         self.self_heads: Tensor | None = None  # [B, F], the chosen head of each frame
         self.responses: list[Tensor] = []  # per clip [nouns, F, H, W]
         self.cross_heads: list[Tensor] = []  # per clip [nouns, F], -1 for the mean of all
+        self.phrases = [sorted({token for span in clip for token in span.phrase}) for clip in spans]
+        self.deviations: list[Tensor] = []  # per clip, of the phrases' scores
 
     def see_self_attention(self, query: Tensor, key: Tensor) -> None:
         """Own rows [B, n/R, N, D] → each rank scores its own heads on whole frames; the winners' owners fill them in."""
@@ -51,12 +53,13 @@ class BlockCapture:
 
     def see_cross_attention(self, query: Tensor, key: Tensor) -> None:
         """Own rows [B, n/R, N, D] against all text → every noun's map of the whole clip."""
-        for clip_query, clip_key, tokens in zip(query, key, self.tokens, strict=True):
+        for clip_query, clip_key, tokens, phrases in zip(query, key, self.tokens, self.phrases, strict=True):
             own = cross_response(clip_query, clip_key, tokens)  # [nouns, N, n/R]
             maps = self.shard.gather(own, dim=2).unflatten(2, (self.grid.frames, self.grid.height, self.grid.width))
             responses, heads = select_response(maps, self.config.head)
             self.responses.append(responses)
             self.cross_heads.append(heads)
+            self.deviations.append(deviation(self.shard.sum(score_deviation(clip_query, clip_key, phrases))))
 
 
 class ClipCapture:
@@ -72,28 +75,34 @@ class ClipCapture:
     ):
         self.model = model
         self.config = config
-        self.block = config.capture_block(model.depth)
-        self.seen = BlockCapture(model.grid(generation), shard, spans, config)
+        grid = model.grid(generation)
+        self.seen = {block: BlockCapture(grid, shard, spans, config) for block in config.capture_blocks(model.depth)}
 
     @contextmanager
     def looking_on(self) -> Iterator[None]:
-        """Lets the capture look on in the reference block; what the block computes stays as it is."""
-        cross = self.model.cross_attention(self.block)
-        watched = {cross: Onlooker(cross.processor, self.seen.see_cross_attention)}
-        if self.config.needs_self_attention:
-            own = self.model.self_attention(self.block)
-            watched[own] = Onlooker(own.processor, self.seen.see_self_attention)
+        """Lets the capture look on in the reference blocks; what the blocks compute stays as it is."""
+        watched = {}
+        for block, seen in self.seen.items():
+            cross = self.model.cross_attention(block)
+            watched[cross] = Onlooker(cross.processor, seen.see_cross_attention)
+            if self.config.needs_self_attention:
+                own = self.model.self_attention(block)
+                watched[own] = Onlooker(own.processor, seen.see_self_attention)
         with processors(watched):
             yield
 
     def results(self) -> list[Capture]:
         """One capture per clip, off the GPU."""
-        assert self.seen.responses, "the captured block was never called"
-        components = None if self.seen.components is None else self.seen.components.float().cpu().numpy()
+        first, *_ = blocks = list(self.seen.values())
+        assert all(block.responses for block in blocks), "a captured block was never called"
+        components = None if first.components is None else first.components.float().cpu().numpy()
         return [
             Capture(
-                responses=responses.float().cpu().numpy(),
+                responses=combine_blocks(
+                    torch.stack([block.responses[clip] for block in blocks]).float().cpu().numpy(), self.config.combine
+                ),
                 components=None if components is None else components[clip],
+                deviation=float(torch.stack([block.deviations[clip] for block in blocks]).mean()),
             )
-            for clip, responses in enumerate(self.seen.responses)
+            for clip in range(len(first.responses))
         ]

@@ -2,17 +2,17 @@
 
     state, captures = identify(...)            # steps 0..t*, looking on at t*
     latents = finish(state)                    # counts are right: nothing is run twice
-    latents = guide(plans)                     # else: same noise, biased cross-attention
+    latents = guide(plans, state.path)         # else: same noise, biased cross-attention
 
-Source: arXiv 2604.08546 §3. All clips of a batch are at the same step, each has its own text, noise and plan. Any number
-of ranks runs these functions in step; see `parallel.Shard`.
+Source: arXiv 2604.08546 §3. All clips of a batch are at the same step, each has its own text, noise and plan. Any
+number of ranks runs these functions in step; see `parallel.Shard`.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,9 +20,11 @@ from torch import Tensor
 from numina.config import MethodConfig
 from numina.guidance import GuidancePlan, ShardGuidance, intensity
 from numina.layout import Capture
+from numina.refine import edited
 from numina.tokens import TokenSpans
 from pipelines.attention import guided
 from pipelines.base import GenerationConfig, Scheduler, Text, VideoModel
+from pipelines.cache import cached, check_cache
 from pipelines.capture import ClipCapture
 from pipelines.parallel import Shard
 
@@ -37,27 +39,52 @@ class DenoiseState:
     step: int  # of the sampler's own schedule
     latents: Tensor
     scheduler: Scheduler
+    kept: Sequence[int]  # the steps of the whole schedule that the sampler's is made of
+    path: tuple["DenoiseState", ...] = ()  # where a guided run is to be held to this one: this one after every step
 
     def take(self, clips: Sequence[int]) -> "DenoiseState":
         """Some clips of the batch, to go on with alone; what this state holds stays as it is."""
-        shape, chosen = self.latents.shape, list(clips)
+        chosen = list(clips)
+        path = tuple(earlier.take(chosen) for earlier in self.path)
+        return replace(self._mapped(lambda name, value: value[chosen]), path=path)
 
-        def pick(value: Any) -> Any:
-            if isinstance(value, list):
-                return [pick(item) for item in value]
-            return value[chosen] if isinstance(value, Tensor) and value.shape == shape else value
+    def snapshot(self) -> "DenoiseState":
+        """This moment, kept: going on leaves it as it is. No tensor is copied, for none is changed in place."""
+        return self._mapped(lambda name, value: value)
 
+    def hold_to(self, other: "DenoiseState", free: Tensor) -> None:
+        """Becomes `other`, with its history, where not `free` (bool, [B, 1, F, h, w])."""
+        theirs = dict(other._tensors())
+        held = self._mapped(lambda name, value: torch.where(free, value, theirs[name]) if name in theirs else value)
+        self.latents, self.scheduler = held.latents, held.scheduler
+
+    def _mapped(self, change: Callable[[str, Tensor], Tensor]) -> "DenoiseState":
+        """A state of its own whose latents, and what the sampler remembers of their shape, are `change(name, …)`."""
         scheduler = copy.copy(self.scheduler)
-        for name, value in vars(scheduler).items():
-            setattr(scheduler, name, pick(value))
-        return DenoiseState(self.step, self.latents[chosen], scheduler)
+        changed = {name: change(name, value) for name, value in self._tensors()}
+        for attribute, value in vars(scheduler).items():
+            if isinstance(value, list):
+                items = [changed.get(f"{attribute}[{i}]", item) for i, item in enumerate(value)]
+                setattr(scheduler, attribute, items)
+            else:
+                setattr(scheduler, attribute, changed.get(attribute, value))
+        return replace(self, latents=changed["latents"], scheduler=scheduler, path=())
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield "latents", self.latents
+        for attribute, value in vars(self.scheduler).items():
+            named = {f"{attribute}[{i}]": item for i, item in enumerate(value)} if isinstance(value, list) else {}
+            for name, item in (named or {attribute: value}).items():
+                if isinstance(item, Tensor) and item.shape == self.latents.shape:
+                    yield name, item
 
 
 def start(
     model: VideoModel, seeds: Sequence[int], generation: GenerationConfig, kept: Sequence[int] | None = None
 ) -> DenoiseState:
     """The clips' seeded noise, before the first step (of the schedule's `kept` steps)."""
-    return DenoiseState(0, model.noise(seeds, generation), model.scheduler(generation, kept))
+    run = range(generation.steps) if kept is None else kept
+    return DenoiseState(0, model.noise(seeds, generation), model.scheduler(generation, kept), run)
 
 
 @torch.inference_mode()
@@ -69,24 +96,29 @@ def advance(
     *,
     until: int,
     stage: str = "denoise",
+    cache: str = "none",
     conditional_pass: ConditionalPass = lambda step: nullcontext(),
+    after: Callable[[DenoiseState], None] = lambda state: None,
     progress: Progress | None = None,
 ) -> DenoiseState:
-    """Denoises up to (not including) step `until`, in place."""
+    """Denoises up to (not including) step `until`, in place, under a step cache that lives no longer."""
+    check_cache("cache", cache, batch=len(texts))
     conditional = torch.cat([text.conditional for text in texts])
     without = [text.unconditional for text in texts if text.unconditional is not None]
     unconditional = torch.cat(without) if without else None
-    for step in range(state.step, until):
-        timestep = state.scheduler.timesteps[step]
-        with conditional_pass(step):
-            velocity = model.predict(state.latents, timestep, conditional)
-        if unconditional is not None:
-            away = model.predict(state.latents, timestep, unconditional)
-            velocity = away + generation.guidance_scale * (velocity - away)
-        state.latents = state.scheduler.step(velocity, timestep, state.latents, return_dict=False)[0]
-        state.step = step + 1
-        if progress:
-            progress(stage, state.step, len(state.scheduler.timesteps))
+    with cached(model.transformer, cache, state.kept[state.step : until], generation.steps) as passes:
+        for step in range(state.step, until):
+            timestep = state.scheduler.timesteps[step]
+            with conditional_pass(step), passes.conditional():
+                velocity = model.predict(state.latents, timestep, conditional)
+            if unconditional is not None:
+                away = passes.unconditional(velocity, partial(model.predict, state.latents, timestep, unconditional))
+                velocity = away + generation.guidance_scale * (velocity - away)
+            state.latents = state.scheduler.step(velocity, timestep, state.latents, return_dict=False)[0]
+            state.step = step + 1
+            after(state)
+            if progress:
+                progress(stage, state.step, len(state.scheduler.timesteps))
     return state
 
 
@@ -100,25 +132,26 @@ def identify(
     method: MethodConfig,
     progress: Progress | None = None,
 ) -> tuple[DenoiseState, list[Capture]]:
-    """Denoises through step t* and reads the maps of block l* there (arXiv 2604.08546 §3.1); a capture per clip."""
+    """Denoises through step t* and reads the maps of block l* there (arXiv 2604.08546 §3.1); a capture per clip.
+
+    Only the steps before t* run under `identify.cache`: what is read at t* is computed in full. Raises ConfigError for
+    a cache that can't run on so many ranks or clips.
+    """
+    check_cache("method.identify.cache", method.identify.cache, ranks=shard.ranks, batch=len(texts))
     kept = method.identify.schedule(generation.steps)
     reference = kept.index(method.identify.capture_step(generation.steps))
     seen = ClipCapture(model, generation, shard, spans, method.identify)
+    state = start(model, seeds, generation, kept if len(kept) < generation.steps else None)
+    path: list[DenoiseState] = []
 
-    def look_on(step: int) -> AbstractContextManager[None]:
-        return seen.looking_on() if step == reference else nullcontext()
+    def remember(state: DenoiseState) -> None:
+        if method.guide.anchor is not None:
+            path.append(state.snapshot())
 
-    state = advance(
-        model,
-        start(model, seeds, generation, kept if len(kept) < generation.steps else None),
-        texts,
-        generation,
-        until=reference + 1,
-        stage="identify",
-        conditional_pass=look_on,
-        progress=progress,
-    )
-    return state, seen.results()
+    go_on = partial(advance, model, state, texts, generation, stage="identify", after=remember, progress=progress)
+    go_on(until=reference, cache=method.identify.cache)
+    go_on(until=reference + 1, conditional_pass=lambda step: seen.looking_on())
+    return replace(state, path=tuple(path)), seen.results()
 
 
 def finish(
@@ -128,8 +161,10 @@ def finish(
     generation: GenerationConfig,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Goes on from a kept state: bit-equal to generation without identification, if that ran the full schedule."""
-    return advance(model, state, texts, generation, until=len(state.scheduler.timesteps), progress=progress).latents
+    """Goes on from a kept state: bit-equal to generation without identification, if that ran the full schedule and
+    neither had a cache."""
+    until = len(state.scheduler.timesteps)
+    return advance(model, state, texts, generation, until=until, cache=generation.cache, progress=progress).latents
 
 
 def guide(
@@ -140,23 +175,52 @@ def guide(
     seeds: Sequence[int],
     generation: GenerationConfig,
     progress: Progress | None = None,
+    path: Sequence[DenoiseState] = (),
 ) -> Tensor:
-    """Generates from the same noise under the clips' plans (arXiv 2604.08546 §3.3)."""
+    """Generates from the same noise under the clips' plans (arXiv 2604.08546 §3.3).
+
+    With `path`, the same clips' states after each step of identification, everything farther than `anchor` tokens
+    from what is removed or added is held to the plain clip for those steps: nothing else is decided anew while a
+    clip's layout forms. A cache begins anew where guidance ends, so that no unguided step is made from guided ones.
+    """
+    check_cache("generation.cache", generation.cache, ranks=shard.ranks, batch=len(texts))
     text_tokens = texts[0].conditional.shape[1]
     rows = shard.rows(plans[0].rows)
     guidance = ShardGuidance.prepare(plans, rows, text_tokens, device=model.device, dtype=model.transformer.dtype)
+    deltas = [intensity(step, generation.steps, plans[0].config) for step in range(generation.steps)]
 
     def biased(step: int) -> AbstractContextManager[None]:
-        delta = intensity(step, generation.steps, plans[0].config)
-        return guided(model, shard, guidance, delta) if delta else nullcontext()
+        return guided(model, shard, guidance, deltas[step]) if deltas[step] else nullcontext()
 
-    return advance(
-        model,
-        start(model, seeds, generation),
-        texts,
-        generation,
-        until=generation.steps,
-        stage="guide",
-        conditional_pass=biased,
-        progress=progress,
-    ).latents
+    state = start(model, seeds, generation)
+    free = _free(plans, state.latents) if path else None
+
+    def hold(state: DenoiseState) -> None:
+        if free is not None and state.step <= len(path):
+            state.hold_to(path[state.step - 1], free)
+
+    for until in (sum(map(bool, deltas)), generation.steps):
+        advance(
+            model,
+            state,
+            texts,
+            generation,
+            until=until,
+            stage="guide",
+            cache=generation.cache,
+            conditional_pass=biased,
+            after=hold,
+            progress=progress,
+        )
+    return state.latents
+
+
+def _free(plans: Sequence[GuidancePlan], latents: Tensor) -> Tensor:
+    """Where a guided clip may leave the plain one: bool [B, 1, F, h, w], of latents."""
+    margin = plans[0].config.anchor
+    assert margin is not None, "a path is kept only where guidance is anchored"
+    tokens = torch.stack([torch.from_numpy(edited(plan.regions, margin)) for plan in plans])
+    frames, height, width = (have // of for have, of in zip(latents.shape[2:], tokens.shape[1:], strict=True))
+    for dim, patch in enumerate((frames, height, width), start=1):
+        tokens = tokens.repeat_interleave(patch, dim)
+    return tokens[:, None].to(latents.device)

@@ -16,6 +16,7 @@ from numina.prompts import Target, check_targets, parse_targets
 from numina.tokens import TokenSpans, locate_tokens
 from pipelines import denoise
 from pipelines.base import GenerationConfig, Text, VideoModel
+from pipelines.cache import check_cache
 from pipelines.clip import Clip, Identified, Request, Timings
 from pipelines.parallel import Shard
 from pipelines.video import encode_mp4
@@ -53,6 +54,7 @@ class ClipGenerator:
 
     def plain(self, requests: Sequence[Request]) -> list[Clip] | None:
         """Generation without NUMINA."""
+        self._check_cache(requests)
         timings = [Timings() for _ in requests]
         with stage(timings, "encode", self.model):
             texts = self._encode(requests)
@@ -69,29 +71,30 @@ class ClipGenerator:
         timings = [Timings() for _ in requests]
         with stage(timings, "encode", self.model):
             texts = self._encode(requests)
-        spans = [_locate(text, request) for text, request in zip(texts, requests, strict=True)]
-        sound = [i for i, found in enumerate(spans) if not isinstance(found, InputError)]
-        answers: list[Identified | InputError] = [found for found in spans if isinstance(found, InputError)]
-        if not sound:
+        found = [_locate(text, request) for text, request in zip(texts, requests, strict=True)]
+        spans = {i: own for i, own in enumerate(found) if not isinstance(own, InputError)}
+        answers: list[Identified | InputError] = [own for own in found if isinstance(own, InputError)]
+        if not spans:
             return answers
-        with stage([timings[i] for i in sound], "identify", self.model):
+        with stage([timings[i] for i in spans], "identify", self.model):
             state, captures = denoise.identify(
                 self.model,
                 self.shard,
-                [texts[i] for i in sound],
-                [spans[i] for i in sound],
-                [requests[i].seed for i in sound],
+                [texts[i] for i in spans],
+                list(spans.values()),
+                [requests[i].seed for i in spans],
                 self.generation,
                 method,
                 self.progress,
             )
-        for place, (i, capture) in enumerate(zip(sound, captures, strict=True)):
+        for place, (i, capture) in enumerate(zip(spans, captures, strict=True)):
             self._held[requests[i].key] = _Held(texts[i], requests[i].seed, state, place, timings[i])
             answers.insert(i, Identified(capture, spans[i], timings[i]))
         return answers
 
     def finish(self, keys: Sequence[str]) -> list[Clip] | None:
         """Goes on from the kept state, for clips of one `identify`: their counts were right."""
+        self._check_cache(keys)
         held = [self._held.pop(key) for key in keys]
         timings = [clip.timings for clip in held]
         with stage(timings, "denoise", self.model):
@@ -100,18 +103,24 @@ class ClipGenerator:
         return self._clips(latents, timings)
 
     def guide(self, keys: Sequence[str], plans: Sequence[GuidancePlan]) -> list[Clip] | None:
-        """Starts again from the same noise under the clips' plans."""
+        """Starts again from the same noise under the plans, for clips of one `identify`."""
         held = [self._held.pop(key) for key in keys]
         timings = [clip.timings for clip in held]
         with stage(timings, "guide", self.model):
             texts, seeds = [clip.text for clip in held], [clip.seed for clip in held]
-            latents = denoise.guide(self.model, self.shard, texts, plans, seeds, self.generation, self.progress)
+            path = held[0].state.take([clip.place for clip in held]).path
+            latents = denoise.guide(
+                self.model, self.shard, texts, plans, seeds, self.generation, self.progress, path
+            )
         return self._clips(latents, timings)
 
     def drop(self, keys: Sequence[str]) -> None:
         """Forgets kept clips."""
         for key in keys:
             self._held.pop(key, None)
+
+    def _check_cache(self, clips: Sequence[object]) -> None:
+        check_cache("generation.cache", self.generation.cache, ranks=self.shard.ranks, batch=len(clips))
 
     def _encode(self, requests: Sequence[Request]) -> list[Text]:
         default = self.generation.negative_prompt
@@ -181,5 +190,6 @@ def stage(timings: Sequence[Timings], name: str, model: VideoModel) -> Iterator[
         yield
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
+    share = (time.perf_counter() - began) / len(timings)
     for own in timings:
-        own[name] = own.get(name, 0.0) + (time.perf_counter() - began) / len(timings)
+        own[name] = own.get(name, 0.0) + share

@@ -101,7 +101,8 @@ class WanModel:
         if kept is not None:
             steps = torch.as_tensor(kept)
             scheduler.timesteps = scheduler.timesteps[steps.to(scheduler.timesteps.device)]
-            scheduler.sigmas = torch.cat([scheduler.sigmas[steps], scheduler.sigmas[-1:]])  # the last is the clean clip's
+            clean = scheduler.sigmas[-1:]
+            scheduler.sigmas = torch.cat([scheduler.sigmas[steps], clean])
             scheduler.num_inference_steps = len(kept)
         return scheduler
 

@@ -6,8 +6,8 @@ Scores all heads of all frames and takes the responses to two nouns over 512 tex
 q and k (positions, and objects that move), in bfloat16. Prints seconds per clip, the extra memory at its peak, the
 bytes that leave for the driver, how many times longer the plain float64 way would take (a few heads, scaled up), and
 against that way: the share of frames that choose the same head, and how far the images are. `--degrees` repeats it for
-other sizes of the Krylov space. `--testbed` instead gives that accuracy on the embedded model's own q and k, by step
-and block. Fixed seeds.
+other sizes of the Krylov space. `--testbed` instead gives that accuracy on the embedded model's own q and k, in float32
+and rounded to bfloat16, by step and block. Fixed seeds.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def exact_components(attention: Tensor) -> tuple[Tensor, Tensor]:
     extreme = components.abs().argmax(dim=0, keepdim=True)
     components = components * components.gather(0, extreme).sign()
     low, high = components.amin(dim=0), components.amax(dim=0)
-    noise = 1e-5 * attention.max().double()
+    noise = 1e-5 * attention.mean(dim=0).max().double()
     return torch.where(high - low > noise, (components - low) / (high - low), 0.0), 1 - (
         leading[1:] / leading[:3]
     ).max()
@@ -70,7 +70,7 @@ def exact_scores(images: Tensor, config: IdentifyConfig) -> Tensor:
 
 
 def measure(q: Tensor, k: Tensor, grid: tuple[int, int], frames: Sequence[int]) -> Accuracy:
-    """score_heads of q and k [F, N, n, D] against float64, on some of the frames."""
+    """score_heads of q and k [F, N, n, D] against float64 of the same, on some of the frames."""
     config = IdentifyConfig()
     q, k = q[list(frames)], k[list(frames)]
     scores, components = score_heads(q, k, grid, config)
@@ -191,12 +191,12 @@ def cost(heads: int, options: argparse.Namespace) -> None:
         both, own, cross = (seconds(work, device, options.repeats) for work in (capture, score, respond))
         memory = extra_memory(capture, device)
         leaving = sum(part.numel() * 4 for part in capture())
-        every = max(1, options.frames // options.exact_frames)
-        accuracy = measure(q, k, grid, range(0, options.frames, every)[: options.exact_frames])
+        compared = range(0, options.frames, max(1, options.frames // max(1, options.exact_frames)))
+        errors = row(measure(q, k, grid, compared[: options.exact_frames])) if options.exact_frames else ""
         by_head = median(seconds(plain, device, 1)) / min(3, heads) * heads * options.frames
         print(
             f"{kind:>10} {heads:>5} {heads_module.DEGREE:>6} {median(both):>8.4f} {min(both):>8.4f} {median(own):>8.4f}"
-            f" {median(cross):>8.4f} {memory:>7.2f} {leaving:>10} {by_head / median(own):>7.0f}x {row(accuracy)}",
+            f" {median(cross):>8.4f} {memory:>7.2f} {leaving:>10} {by_head / median(own):>7.0f}x {errors}",
             flush=True,
         )
 
@@ -212,15 +212,15 @@ def row(accuracy: Accuracy) -> str:
 ACCURACY = " ".join(f"{name:>9}" for name in ("same head", "win. err", "win.<1e-3", "all<1e-3", "gap>1 %", "score err"))
 
 
-def testbed(device: str) -> None:
-    """The embedded model's own maps of one clip, by step and block."""
+def testbed(device: str, dtype: torch.dtype, size: int) -> None:
+    """The embedded model's own maps of one clip, by step and block, of queries and keys rounded to `dtype`."""
     from pipelines import denoise
     from pipelines.attention import Onlooker, processors
     from pipelines.base import GenerationConfig
     from pipelines.registry import load_model
 
     model = load_model("testbed", device=device)
-    generation = GenerationConfig(height=128, width=128, num_frames=17, fps=8, steps=25)
+    generation = GenerationConfig(height=size, width=size, num_frames=17, fps=8, steps=25)
     grid = model.grid(generation)
     text = model.encode("four red circles and two blue squares moving on a grey background", "", generation)
     seen: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -233,7 +233,7 @@ def testbed(device: str) -> None:
         def keep(block: int) -> Callable[[Tensor, Tensor], None]:
             def see(query: Tensor, key: Tensor) -> None:
                 frames = (x.reshape(-1, *x.shape[-2:]).unflatten(0, (grid.frames, -1)) for x in (query, key))
-                q, k = (x.transpose(1, 2) for x in frames)
+                q, k = (x.transpose(1, 2).to(dtype) for x in frames)
                 seen[step, block] = q, k
 
             return see
@@ -254,9 +254,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=52)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--exact-frames", type=int, default=1, help="frames that are compared with float64")
+    parser.add_argument("--exact-frames", type=int, default=1, help="frames compared with float64; 0: none")
     parser.add_argument("--degrees", type=int, nargs="+", default=[heads_module.DEGREE])
     parser.add_argument("--testbed", action="store_true", help="accuracy on the embedded model instead of cost")
+    parser.add_argument("--size", type=int, default=256, help="of the embedded model's video; 128: maps solved in full")
     options = parser.parse_args()
 
     name = torch.cuda.get_device_name() if options.device != "cpu" else platform.processor() or platform.machine()
@@ -271,8 +272,9 @@ def main() -> None:
         for degree in options.degrees:
             heads_module.DEGREE = degree
             if options.testbed:
-                print(f"degree {degree}")
-                testbed(options.device)
+                for dtype in (torch.float32, torch.bfloat16):
+                    print(f"degree {degree}, {dtype}")
+                    testbed(options.device, dtype, options.size)
                 continue
             for heads in options.heads:
                 cost(heads, options)

@@ -32,6 +32,7 @@ from numina.config import MethodConfig
 from numina.correct import correct
 from numina.metrics import all_frames_exact, count_accuracy, count_stability
 from numina.prompts import Target
+from numina.refine import edited
 from numina.tokens import locate_tokens
 from pipelines import denoise
 from pipelines.base import GenerationConfig, VideoModel
@@ -41,7 +42,7 @@ from pipelines.testbed import counter
 from pipelines.testbed.world import Prompt, heldout_prompts
 
 CAPTURE_FIELDS = (
-    "step stride block source tokens head contrast_weight structure_weight edge_weight structure_blocks".split()
+    "step stride cache block blocks combine source tokens head contrast_weight structure_weight edge_weight structure_blocks".split()
 )
 """Settings of identification that decide what is captured; the others decide what the layout makes of it."""
 SAMPLE_SEEDS = 100_000  # a clip's noise is seeded with its prompt's number + this × the sample
@@ -93,9 +94,7 @@ def commonest(counts: np.ndarray) -> tuple[int, ...]:
 def outside(regions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Pixels [frames, height, width] where no instance is removed or added; regions [nouns, F, H, W], dilated by one
     token."""
-    edited = np.isin(regions, (2, 3, 4)).any(axis=0)
-    grown = np.pad(edited, ((0, 0), (1, 1), (1, 1)))
-    grown = np.any([np.roll(grown, shift, axis) for axis in (1, 2) for shift in (-1, 0, 1)], axis=0)[:, 1:-1, 1:-1]
+    grown = edited(regions, 1)
     frames, height, width = shape[:3]
     latent = np.minimum((np.arange(frames) + 3) // 4, len(grown) - 1)
     return ~grown[latent].repeat(height // grown.shape[1], 1).repeat(width // grown.shape[2], 2)
@@ -147,13 +146,14 @@ class Bench:
         wrong = [i for i, correction in enumerate(corrections) if correction.plan is not None]
         right = [i for i, correction in enumerate(corrections) if correction.plan is None]
         videos = dict(enumerate(self.plain))  # going on is bit-equal to the plain clip …
-        if right and method.identify.stride > 1:  # … unless steps were left out
+        if right and (method.identify.stride > 1 or method.identify.cache != "none"):  # … unless steps were left out
             latents = denoise.finish(self.model, state.take(right), [self.texts[i] for i in right], self.generation)
             videos |= dict(zip(right, self._decode(latents), strict=True))
         if wrong:
             plans = [corrections[i].plan for i in wrong]
             texts, seeds = [self.texts[i] for i in wrong], [self.seeds[i] for i in wrong]
-            latents = denoise.guide(self.model, Shard(), texts, plans, seeds, self.generation)
+            path = state.take(wrong).path if method.guide.anchor is not None else ()
+            latents = denoise.guide(self.model, Shard(), texts, plans, seeds, self.generation, path=path)
             videos |= dict(zip(wrong, self._decode(latents), strict=True))
         for i, correction in enumerate(corrections):
             same = videos[i] is self.plain[i]
@@ -164,7 +164,7 @@ class Bench:
             yield self._result(name, i, videos[i], counts, identified, shortfall, regions)
 
     def _identify(self, method: MethodConfig) -> tuple:
-        key = tuple(getattr(method.identify, name) for name in CAPTURE_FIELDS)
+        key = tuple(getattr(method.identify, name) for name in CAPTURE_FIELDS), method.guide.anchor is None
         if key not in self._identified:
             self._identified[key] = denoise.identify(
                 self.model, Shard(), self.texts, self.spans, self.seeds, self.generation, method

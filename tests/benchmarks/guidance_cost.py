@@ -151,7 +151,9 @@ def measure(model: Model, config: GuideConfig, options: argparse.Namespace, comp
         "guided": statistics.median(changed),
         "extra": 100 * extra / statistics.median(plain),
         "form": "+".join(name for name in ("bias", "row_bias", "copies") if getattr(guidance, name) is not None),
-        "rows": 0 if guidance.rows is None else guidance.rows.shape[1],
+        "rows": sum(
+            part.shape[1] for part in (guidance.rows, guidance.copies and guidance.copies.rows) if part is not None
+        ),
         "prepare": preparing,
         "syncs": syncs,
         "graphs": graphs() if compiled else "-",
@@ -170,7 +172,8 @@ def synchronising(run: Callable[[], None], device: torch.device) -> int:
             run()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchronizing" in str(warning.message) for warning in seen)
+    # Not the notice that the mode is a prototype, which torch gives once, at the first use.
+    return sum("called a synchronizing" in str(warning.message) for warning in seen)
 
 
 def graphs() -> int:

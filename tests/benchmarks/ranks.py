@@ -8,6 +8,8 @@ tokens whose label differs; the largest difference of guided latents is given th
 
 import argparse
 import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from cluster.job import load_job
+from cluster.job import JobConfig, load_job
 from numina.correct import correct
 from numina.guidance import GuidancePlan
 from numina.prompts import Target
-from numina.tokens import locate_tokens
+from numina.tokens import TokenSpans, locate_tokens
 from pipelines import denoise
-from pipelines.base import VideoModel
-from pipelines.capture import BlockCapture, capturing
+from pipelines.base import Text, VideoModel
+from pipelines.capture import ClipCapture
 from pipelines.parallel import ParallelConfig, Shard, parallelize
 from pipelines.registry import load_model
 from pipelines.testbed.world import Prompt, heldout_prompts
@@ -40,24 +42,38 @@ def measure(
         targets = [Target(target.noun, target.count) for target in prompt.targets]
         for preset in PRESETS:
             job = load_job("testbed", [f"method.preset={preset}"])
-            text = model.encode(prompt.text, "", job.generation)
-            spans = locate_tokens(text.prompt, targets, text.offsets)
-            until = job.method.identify.capture_step(job.generation.steps)
-            state = denoise.start(model, number, job.generation)
-            state = denoise.advance(model, state, text, job.generation, until=until)
-            seen = BlockCapture(model.grid(job.generation), shard, spans, job.method.identify)
-            with torch.inference_mode(), capturing(model, seen):
-                model.predict(state.latents, state.scheduler.timesteps[until], text.conditional)
-            correction = correct(seen.result(), targets, spans, job.method)
+            texts = model.encode([prompt.text], [""], job.generation)
+            spans = locate_tokens(texts[0].prompt, targets, texts[0].offsets)
+            seen = look_on(model, shard, texts, spans, number, job)
+            [capture], heads = seen.results(), seen.seen
+            correction = correct(capture, targets, spans, job.method)
             name = f"{number} {preset}"
-            found[f"{name} self heads"] = None if seen.self_heads is None else seen.self_heads.numpy()
-            found[f"{name} cross heads"] = seen.cross_heads.numpy()
+            found[f"{name} self heads"] = None if heads.self_heads is None else heads.self_heads.numpy()
+            found[f"{name} cross heads"] = heads.cross_heads[0].numpy()
             found[f"{name} labels"] = correction.identified.labels
             plan = plans.setdefault(name, correction.plan)
             if preset == "closed" and plan is not None:
-                latents = denoise.guide(model, shard, text, plan, number, job.generation)
+                latents = denoise.guide(model, shard, texts, [plan], [number], job.generation)
                 found[f"{name} latents"] = latents.numpy()
     return found
+
+
+def look_on(
+    model: VideoModel, shard: Shard, texts: list[Text], spans: Sequence[TokenSpans], seed: int, job: JobConfig
+) -> ClipCapture:
+    """What identification sees at step t*, with the heads that it chose."""
+    identify = job.method.identify
+    reference = identify.capture_step(job.generation.steps)
+    seen = ClipCapture(model, job.generation, shard, [spans], identify)
+    denoise.advance(
+        model,
+        denoise.start(model, [seed], job.generation),
+        texts,
+        job.generation,
+        until=reference + 1,
+        conditional_pass=lambda step: seen.looking_on() if step == reference else nullcontext(),
+    )
+    return seen
 
 
 def work(rank: int, ranks: int, prompts: list[Prompt], plans: dict[str, GuidancePlan | None], folder: Path) -> None:
@@ -94,7 +110,7 @@ def main() -> None:
             if total:
                 print(f"{preset:>8}  {what:<12} {different} of {total} differ, 1 against {options.ranks} ranks")
     largest = [np.abs(value - together[name]).max() for name, value in alone.items() if name.endswith("latents")]
-    print(f"guided latents under the same plan, {len(largest)} clips: largest difference {max(largest):.2e}")
+    print(f"guided latents under the same plan, {len(largest)} clips: largest difference {max(largest, default=0.0):.2e}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Which block, step, tokens and thresholds read the true count off the embedded model: collected once, searched offline.
 
     python -m tests.benchmarks.reading collect --prompts 200 --samples 2 --steps 5 8 10 13 --output readings/ --workers 8
-    python -m tests.benchmarks.reading search readings/*.npz --set threshold=0.4,0.5 block=3,4,5
+    python -m tests.benchmarks.reading search readings/*.npz --set threshold=0.4,0.5 only=3,4,5,4+5
 
 `collect` generates plain clips, counts them exactly, and keeps every block's cross-attention to every noun at some steps
 (mean over heads, of the noun's tokens and of its phrase's) with the standard deviation of the phrase's scores. `search`
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from cluster.job import JobConfig, load_job
-from numina.layout import Capture, identify_layout
+from numina.layout import Capture, combine_blocks, identify_layout
 from numina.tokens import TokenSpans, locate_tokens
 from pipelines import denoise
 from pipelines.attention import Onlooker, processors
@@ -111,14 +111,15 @@ def search(file: Path, settings: Sequence[dict[str, Any]], job: JobConfig) -> li
     responses, counts = data["responses"], data["counts"]
     for index, setting in enumerate(settings):
         own = dict(setting)
-        step, blocks = own.pop("step"), np.atleast_1d(own.pop("block"))
+        step, depth = own.pop("step"), responses.shape[2]
+        blocks = np.atleast_1d(own.pop("only")) if "only" in own else None
         kind = KINDS.index(own.pop("tokens"))
         config = replace(job.method.identify, **own)
+        blocks = config.capture_blocks(depth) if blocks is None else blocks
         for clip in range(len(responses)):
             nouns = int((counts[clip, 0] >= 0).sum())
             maps = responses[clip, steps.index(step), blocks, kind, :nouns].astype(np.float32)
-            maps = (maps / maps.max(axis=(2, 3, 4), keepdims=True)).mean(axis=0)
-            read = identify_layout(Capture(maps, None), config).clip_counts()
+            read = identify_layout(Capture(combine_blocks(maps, config.combine), None), config).clip_counts()
             true = commonest(counts[clip, :, :nouns])
             found.append((index, [(int(t), int(r)) for t, r in zip(true, read, strict=True)]))
     return found
@@ -165,7 +166,7 @@ def main() -> None:
     collecting.add_argument("overrides", nargs="*")
     searching = commands.add_parser("search")
     searching.add_argument("files", type=Path, nargs="+")
-    searching.add_argument("--set", nargs="*", default=[], help="setting=value,value of identify, and block, step, tokens")
+    searching.add_argument("--set", nargs="*", default=[], help="setting=value,value of identify; only=2,5,2+5 reads these blocks")
     searching.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
 
@@ -182,7 +183,7 @@ def main() -> None:
                 np.savez_compressed(options.output / f"{number}.npz", **arrays)
         print(f"{sum(map(len, dealt))} clips, {time.perf_counter() - began:.0f} s")
         return
-    axes = {"block": [5], "step": [10], "tokens": ["noun"]}
+    axes: dict[str, list] = {"step": [10], "tokens": ["phrase"]}
     for setting in options.set:
         name, _, values = setting.partition("=")
         axes[name] = [value(text) for text in values.split(",")]

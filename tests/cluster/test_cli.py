@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from cluster.job import JobConfig
 from cluster.promptset import make_prompts
+from cluster.store import Store
 from numina.errors import InputError
 from tests.cluster.conftest import TINY
 
@@ -56,6 +57,29 @@ def test_run_status_evaluate_report(tiny_job: Job, tmp_path: Path) -> None:
     assert "CountAcc numina" in table
     assert "report.html" in numina("report", str(tmp_path / "out"))
     assert (tmp_path / "out" / "report.html").stat().st_size > 1000
+
+
+def test_variants_are_strategies_like_others(tiny_job: Job, tmp_path: Path) -> None:
+    """A variant's rows have its name; one added later makes its own rows only; every verb takes them."""
+    output = str(tmp_path / "out")
+    given = [*arguments(tiny_job()), "parallel.ulysses=1", "limit=1", "strategies=[numina]", "method.guide.add=6"]
+    assert "2 of 2 videos" in numina("run", "-c", "demo", *given, "variants.strong.guide.add=9")
+    more = ["variants.strong.guide.add=9", "variants.grid.guide.add=[6,12]"]  # 6 is numina itself
+    assert "3 of 3 videos in" in (ran := numina("run", "-c", "demo", *given, *more))
+    assert "1 generated now" in ran
+    assert "3 done, 0 failed, 0 left of 3" in numina("status", output)
+
+    rows = {row["strategy"]: row for row in Store(output).rows().to_pylist()}
+    assert rows.keys() == {"numina", "strong", "grid:add=12"}
+    assert len({row["config_hash"] for row in rows.values()}) == 3
+    assert len({str(row["identified"]) for row in rows.values()}) == 1  # they differ in guidance alone
+
+    table = numina("evaluate", output)
+    for strategy in rows:
+        assert f"CountAcc {strategy}: " in table
+    numina("report", output)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(strategy in page for strategy in rows)
 
 
 def test_prompts_make_and_check(tmp_path: Path) -> None:

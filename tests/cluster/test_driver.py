@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from ray.exceptions import RayError
 
-from cluster.driver import JobProgress, prepare, run_job
+from cluster.driver import Driver, JobProgress, _Flight, prepare, run_job
 from cluster.job import JobConfig
 from cluster.promptset import make_prompts
 from cluster.store import Store
 from numina.errors import ConfigError, ModelError, OutputError, PromptSetError
 from pipelines.video import decode_mp4
+from tests.cluster.conftest import PROMPTS
 
 Job = Callable[..., JobConfig]
 
@@ -52,12 +54,15 @@ def test_a_job_commits_every_video_once_and_resumes_for_nothing(tiny_job: Job, t
 
 
 def test_a_killed_rank_costs_time_but_no_row(tiny_job: Job) -> None:
-    """SIGKILL of one rank in mid-job: a fresh gang takes over, every row is there, nothing failed."""
-    job = tiny_job("generation.steps=30", "samples=2")
+    """SIGKILL of one rank in mid-job: a fresh gang takes over, every row is there, nothing failed.
+
+    The batch that was lost with it is tried again clip by clip.
+    """
+    job = tiny_job("generation.steps=30", "samples=2", "parallel.batch=2")
     killed: list[int] = []
 
     def kill_one_rank(progress: JobProgress) -> None:
-        if progress.generated == 1 and not killed:
+        if progress.generated and not killed:
             ranks = [p for p in psutil.Process().children(recursive=True) if "ray::Rank" in " ".join(p.cmdline())]
             ranks += [p for p in psutil.process_iter() if "ray::Rank" in p.name()]
             killed.append(ranks[0].pid)
@@ -138,3 +143,97 @@ def test_a_poison_prompt_is_recorded_and_the_job_goes_on(tiny_job: Job) -> None:
     assert run_job(prepare(tiny_job(*again))).failed == 1
     [records] = Store(job.output).failures().values()
     assert len(records) == 2  # tried once more, and said so
+
+
+# --- batches ---
+
+
+def numbered(job: Job, number: int, *overrides: str) -> Driver:
+    """A driver, not running, over `number` prompts; `ids` says which tasks a batch has."""
+    path = str(Path(job().output).parent / f"{number}.parquet")
+    make_prompts([{"id": str(index), "prompt": "two red circles"} for index in range(number)], path)
+    plan = prepare(job(f"prompts={path}", *overrides))
+    driver = Driver(plan, Store(plan.job.output), JobProgress(total=0), lambda progress: None)
+    driver.pending.extend(plan.tasks())
+    return driver
+
+
+def batches(driver: Driver) -> list[str]:
+    """All batches that a gang would be given, as their strategy and ids."""
+    found = []
+    while driver.pending:
+        batch = driver._next_batch()
+        [strategy] = {task.strategy for task in batch}
+        found.append(f"{strategy} {' '.join(task.row.id or '' for task in batch)}")
+    return found
+
+
+def test_a_batch_is_of_one_strategy(tiny_job: Job) -> None:
+    """Prompts stay in their order, strategies take turns, and the last batches hold what is left."""
+    expected = ["baseline 0 1 2", "numina 0 1 2", "baseline 3 4", "numina 3 4"]
+    assert batches(numbered(tiny_job, 5, "parallel.batch=3")) == expected
+    assert batches(numbered(tiny_job, 2)) == ["baseline 0", "numina 0", "baseline 1", "numina 1"]
+
+
+def test_a_failed_batch_is_tried_again_clip_by_clip(tiny_job: Job) -> None:
+    """Whatever failed once goes alone, after what didn't; after the last attempt it is recorded, and only it."""
+    driver = numbered(tiny_job, 5, "parallel.batch=2", "strategies=[baseline]", "cluster.attempts=3")
+
+    def fail_next() -> None:
+        flight = _Flight(driver._next_batch(), gang=None, stage="denoise")
+        driver.flights.append(flight)
+        driver._fail(flight, RayError("lost"))
+
+    fail_next()
+    assert [task.row.id for task in driver.pending] == ["2", "3", "4", "0", "1"]
+    waiting = list(driver.pending)
+    assert batches(driver) == ["baseline 2 3", "baseline 4", "baseline 0", "baseline 1"]
+    driver.pending.extend(sorted(waiting, key=lambda task: task.row.id != "2"))  # 2 3 4 0 1: a failed one in the window
+    driver.pending.rotate(2)
+    assert batches(driver) == ["baseline 0", "baseline 1", "baseline 2 3", "baseline 4"]
+    driver.pending.extend(waiting[3:])
+    for _ in range(3):
+        fail_next()
+    assert [task.row.id for task in driver.pending] == ["1"]
+    [records] = driver.store.failures().values()
+    assert (records[0]["row"], records[0]["stage"]) == (0, "denoise")
+    assert "lost" in records[0]["error"]
+    assert driver.progress.failed == 1
+
+
+def test_the_same_video_is_asked_for_once(tiny_job: Job) -> None:
+    """A variant with numina's settings, or a seed that two rows' samples share: two tasks of one key would collide."""
+    path = str(Path(tiny_job().output).parent / "near.parquet")
+    make_prompts([{"id": str(seed), "prompt": "two red circles", "seed": seed} for seed in (3, 4)], path)
+    given = ["samples=2", "strategies=[numina]", "method.guide.add=6", "variants.grid.guide.add=[5,6]"]
+    plan = prepare(tiny_job(f"prompts={path}", *given))
+    tasks = list(plan.tasks())
+    assert [(task.row.id, task.seed) for task in tasks[::2]] == [("3", 3), ("3", 4), ("4", 5)]
+    assert [task.strategy for task in tasks] == ["numina", "grid:add=5"] * 3
+    assert len({task.key for task in tasks}) == 6
+
+
+def test_batches_make_the_same_rows(tiny_job: Job) -> None:
+    """Two clips per forward, strategies mixed, one prompt poison: rows, failures and videos are those of one each."""
+    path = str(Path(tiny_job().output).parent / "mixed.parquet")
+    long = {"id": "long", "prompt": f"{'red ' * 30}circles", "targets": [{"noun": "circles", "count": 3}]}
+    make_prompts([PROMPTS[0], long, PROMPTS[1]], path)
+    made = {}
+    for batch in (1, 2):
+        output = f"{tiny_job().output}-{batch}"
+        job = tiny_job("parallel.ulysses=1", f"parallel.batch={batch}", f"prompts={path}", f"output={output}")
+        outcome = run_job(prepare(job))
+        assert (outcome.generated, outcome.failed) == (5, 1)  # without NUMINA the long prompt is a prompt like any
+        store = Store(output)
+        rows = {row["key"]: row for row in store.rows().to_pylist()}
+        made[batch] = rows, {key: decode_mp4(store.read(row["file_name"])) for key, row in rows.items()}
+        [[record]] = store.failures().values()
+        assert (record["row"], record["stage"]) == (1, "identify")
+        assert "cut off" in record["error"]
+    (rows, videos), (batched_rows, batched_videos) = made[1], made[2]
+    assert rows.keys() == batched_rows.keys()
+    for key, row in batched_rows.items():
+        same = ("id", "strategy", "seed", "identified", "guided", "shortfall", "config_hash")
+        assert {name: row[name] for name in same} == {name: rows[key][name] for name in same}
+        assert np.abs(videos[key].astype(int) - batched_videos[key]).mean() < 0.5
+        assert row["retries"] == 0

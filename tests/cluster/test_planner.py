@@ -22,18 +22,19 @@ WAN_14B = ModelFacts(
     transformer_bytes=28 * 2**30,
 )
 ROW = PromptRow(index=0, id=None, prompt="two cats", targets=(Target("cats", 2),), negative_prompt=None, seed=None)
+ROWS = [replace(ROW, index=index, id=f"row {index}") for index in range(10)]
 
 
 def plan(*overrides: str) -> JobPlan:
     job = load_job("wan14b", ["model.path=unread", *overrides])
-    return JobPlan(job=job, model=WAN_14B, device="cuda", dtype="bfloat16", rows=[ROW] * 10)
+    return JobPlan(job=job, model=WAN_14B, device="cuda", dtype="bfloat16", rows=ROWS)
 
 
 def test_a_measured_shape_gets_its_time() -> None:
-    """480p on four ranks: 1.012 s a forward, two forwards a step, 50 steps, and 40 % more for identification."""
+    """480p on four ranks: 1.012 s a forward, two forwards a step, 50 steps, and the 21 steps through t* before them."""
     found = estimate(plan("parallel.gangs=2"))
     assert found.tokens == 32760
-    assert found.seconds_per_video == pytest.approx(1.012 * 2 * 50 * 1.4)
+    assert found.seconds_per_video == pytest.approx(1.012 * 2 * (50 + 21))
     assert found.hours == pytest.approx(10 * found.seconds_per_video / 2 / 3600)
     assert found.weights_gib == 28
 
@@ -44,6 +45,15 @@ def test_without_guidance_scale_a_step_is_one_forward() -> None:
     half = estimate(plan("strategies=[baseline]", "generation.guidance_scale=1")).seconds_per_video
     assert full == pytest.approx(1.012 * 2 * 50)
     assert half == pytest.approx(full / 2)
+
+
+def test_variants_and_strides_count() -> None:
+    """A variant's videos are its own, and a stride of 2 halves the steps before t*; times are the strategies' mean."""
+    variant = "variants.quick={identify: {stride: 2}, guide: {anchor: null}}"
+    found = estimate(plan("strategies=[baseline]", variant))
+    assert found.videos == 20
+    assert found.seconds_per_video == pytest.approx(1.012 * 2 * (50 + (50 + 11)) / 2)
+    assert estimate(plan("strategies=[]", variant)).seconds_per_video == pytest.approx(1.012 * 2 * (50 + 11))
 
 
 def test_what_was_not_measured_gets_no_time() -> None:

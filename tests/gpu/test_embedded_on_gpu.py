@@ -1,16 +1,26 @@
-"""The embedded model on a real GPU: the same path as on a CPU, in bfloat16 and float32.
+"""The embedded model on a real GPU: the same path as on a CPU, in bfloat16 and float32, in batches, and compiled.
 
 Run on a machine with a CUDA device: `python -m pytest tests/gpu`.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
 from cluster.job import load_job
-from numina.correct import correct
-from numina.prompts import Target
+from numina.guidance import GuidancePlan, plan_guidance
+from numina.layout import Layout, identify_layout
+from numina.prompts import parse_targets
+from numina.refine import refine
+from numina.tokens import locate_tokens
+from pipelines import denoise
+from pipelines.base import GenerationConfig, VideoModel
+from pipelines.clip import Identified, Request
 from pipelines.generate import ClipGenerator, generate
+from pipelines.judges import ExactCounter
+from pipelines.parallel import Shard
 from pipelines.registry import load_model
 
 pytestmark = [
@@ -18,8 +28,23 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; torch sees none"),
 ]
 
-PROMPT = "four red circles and two blue squares moving on a grey background"
-TARGETS = (Target("circles", 4), Target("squares", 2))
+DEVICE = "cuda"
+PROMPTS = (
+    "four red circles and two blue squares moving on a grey background",
+    "five green triangles drifting on a white background",
+    "three yellow squares and three magenta circles floating over a black background",
+    "two cyan crosses drifting on a grey background",
+)
+REQUESTS = [Request(str(seed), prompt, None, seed, parse_targets(prompt)) for seed, prompt in enumerate(PROMPTS, 3)]
+
+
+def identified(worker: ClipGenerator, requests: list[Request]) -> list[Layout]:
+    """What a batch's attention shows, under the preset closed."""
+    method = load_job("testbed").method
+    answers = worker.identify(requests, method)
+    worker.drop([request.key for request in requests])
+    assert all(isinstance(answer, Identified) for answer in answers)
+    return [identify_layout(answer.capture, method.identify) for answer in answers if isinstance(answer, Identified)]
 
 
 @pytest.mark.parametrize("preset", ["paper", "closed"])
@@ -27,8 +52,8 @@ TARGETS = (Target("circles", 4), Target("squares", 2))
 def test_a_clip_is_corrected_on_a_gpu(preset: str, dtype: str) -> None:
     """Identify, lay out, guide and decode run on the device, whatever its arithmetic."""
     job = load_job("testbed", [f"method.preset={preset}"])
-    model = load_model("testbed", dtype=dtype, device="cuda")
-    clip = generate(model, PROMPT, targets=TARGETS, seed=3, generation=job.generation, method=job.method)
+    model = load_model("testbed", dtype=dtype, device=DEVICE)
+    clip = generate(model, PROMPTS[0], seed=3, generation=job.generation, method=job.method)
     assert clip.video.shape == (17, 128, 128, 3)
     assert clip.video.std() > 1
     assert clip.correction is not None
@@ -37,21 +62,70 @@ def test_a_clip_is_corrected_on_a_gpu(preset: str, dtype: str) -> None:
 def test_going_on_is_bit_equal_to_plain_on_a_gpu() -> None:
     """Capture disturbs nothing in the GPU's kernels either."""
     job = load_job("testbed")
-    worker = ClipGenerator(load_model("testbed", device="cuda"), job.generation)
-    plain = worker.plain(PROMPT, None, 3)
-    worker.identify("clip", PROMPT, None, TARGETS, 3, job.method)
-    finished = worker.finish("clip")
-    assert plain is not None
-    assert finished is not None
+    worker = ClipGenerator(load_model("testbed", device=DEVICE), job.generation)
+    [plain] = worker.plain(REQUESTS[:1]) or []
+    worker.identify(REQUESTS[:1], job.method)
+    [finished] = worker.finish([REQUESTS[0].key]) or []
     assert np.array_equal(plain.video, finished.video)
 
 
 def test_gpu_and_cpu_read_the_same_layout() -> None:
     """In float32 both devices identify the same instances from the same noise, up to tokens at a threshold."""
-    job = load_job("testbed")
     labels = {}
-    for device in ("cpu", "cuda"):
-        worker = ClipGenerator(load_model("testbed", dtype="float32", device=device), job.generation)
-        seen = worker.identify("clip", PROMPT, None, TARGETS, 3, job.method)
-        labels[device] = correct(seen.capture, TARGETS, seen.spans, job.method).identified.labels > 0
-    assert (labels["cpu"] != labels["cuda"]).mean() < 0.01
+    for device in ("cpu", DEVICE):
+        model = load_model("testbed", dtype="float32", device=device)
+        [layout] = identified(ClipGenerator(model, load_job("testbed").generation), REQUESTS[:1])
+        labels[device] = layout.labels > 0
+    assert (labels["cpu"] != labels[DEVICE]).mean() < 0.01
+
+
+@pytest.mark.parametrize(("dtype", "tokens"), [("float32", 0.002), ("bfloat16", 0.02)])
+def test_a_batch_reads_what_its_clips_read_alone(dtype: str, tokens: float) -> None:
+    """Four clips in one forward have the counts of four forwards, and their layouts but for tokens at a threshold."""
+    model = load_model("testbed", dtype=dtype, device=DEVICE)
+    worker = ClipGenerator(model, load_job("testbed").generation)
+    together = identified(worker, REQUESTS)
+    for request, batched in zip(REQUESTS, together, strict=True):
+        [alone] = identified(worker, [request])
+        np.testing.assert_array_equal(batched.clip_counts(), alone.clip_counts(), err_msg=request.prompt)
+        assert ((batched.labels > 0) != (alone.labels > 0)).mean() < tokens, request.prompt
+
+
+def a_plan(model: VideoModel, request: Request, generation: GenerationConfig) -> GuidancePlan:
+    """The clip's plan, guided by its layout even where that was right already."""
+    method = load_job("testbed").method
+    [layout] = identified(ClipGenerator(model, generation), [request])
+    refinement = refine(layout, [target.count for target in request.targets], method.refine)
+    [text] = model.encode([request.prompt], [""], generation)
+    return plan_guidance(refinement, locate_tokens(text.prompt, request.targets, text.offsets), method.guide)
+
+
+def guided_counts(model: VideoModel, request: Request, plan: GuidancePlan, generation: GenerationConfig) -> np.ndarray:
+    """What the guided video shows of each noun in most of its frames."""
+    texts = model.encode([request.prompt], [""], generation)
+    latents = denoise.guide(model, Shard(), texts, [plan], [request.seed], generation)
+    [video] = model.decode(latents).numpy()
+    return np.median(ExactCounter().count(video, request.prompt, request.targets), axis=0)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing compiled before the test counts in it, and nothing of it stays."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_guidance_counts_alike_and_serves_the_next_prompt() -> None:
+    """Whole blocks compiled: guided videos show what they show uncompiled, and a second prompt compiles nothing."""
+    generation = load_job("testbed").generation
+    model = load_model("testbed", device=DEVICE)
+    requests = REQUESTS[:2]  # two nouns, then one
+    plans = [a_plan(model, request, generation) for request in requests]
+    expected = [guided_counts(model, *asked, generation) for asked in zip(requests, plans, strict=True)]
+    model.transformer.compile_repeated_blocks(fullgraph=True)
+    for number, stance in enumerate(("default", "fail_on_recompile")):
+        with torch.compiler.set_stance(stance):
+            found = guided_counts(model, requests[number], plans[number], generation)
+        np.testing.assert_array_equal(found, expected[number], err_msg=requests[number].prompt)

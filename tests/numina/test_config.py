@@ -38,7 +38,7 @@ def test_published_values():
     """What the publication states is what the preset paper does."""
     paper = load("paper")
     assert paper.identify.capture_step(50) == 20
-    assert paper.identify.capture_block(30) == 15
+    assert paper.identify.capture_blocks(30) == [15]
     assert paper.identify.needs_self_attention
     assert (paper.guide.remove, paper.guide.add, paper.refine.disc_radius) == (10.0, 0.8, 5.0)
     assert not load("closed").identify.needs_self_attention
@@ -53,9 +53,34 @@ def test_capture_step_stays_in_the_schedule(share, steps, index):
 
 
 @pytest.mark.parametrize(
+    ("block", "blocks", "depth", "indices"),
+    [
+        (0.5, 1, 30, [15]),
+        (0.25, 0, 8, [2, 3, 4, 5, 6, 7]),
+        (0.25, 3, 30, [7, 18, 29]),
+        (0.9, 5, 8, [7]),
+        (1.0, 1, 8, [7]),
+        (0.0, 2, 1, [0]),
+    ],
+)
+def test_captured_blocks_are_spread_from_the_first_to_the_last(block, blocks, depth, indices):
+    """0 is all of them; more than there are is all of them, too."""
+    assert IdentifyConfig(source="peaks", block=block, blocks=blocks).capture_blocks(depth) == indices
+
+
+def test_a_coarser_schedule_ends_at_the_captured_step():
+    """Up to t* every stride-th step, from there on all: the step that is read is always run."""
+    assert IdentifyConfig(stride=4).schedule(25) == [0, 4, 8, *range(10, 25)]
+    assert IdentifyConfig(stride=1).schedule(25) == list(range(25))
+    assert IdentifyConfig(stride=100, step=0.5).schedule(4) == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
     "override",
     [
         "identify.step=1.5",
+        "identify.blocks=3",
+        "guide.anchor=-1",
         "identify.min_area=0",
         "identify.dbscan_eps=0",
         "refine.margin=-1",
@@ -71,7 +96,7 @@ def test_values_out_of_range_are_refused(override):
     assert "preset paper has" in str(error.value)
 
 
-@pytest.mark.parametrize("override", ["identify.source=attention", "guide.schedule=linear", "identify.stpe=0.4"])
+@pytest.mark.parametrize("override", ["identify.source=attention", "guide.overwrite=true", "guide.schedule=linear", "identify.stpe=0.4"])
 def test_unknown_words_are_refused(override):
     """A mistyped choice or key is an error of the merge, before anything runs."""
     with pytest.raises(OmegaConfBaseException):

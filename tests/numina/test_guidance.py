@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from numina.config import GuideConfig
-from numina.guidance import SPARSE, GuidancePlan, ShardGuidance, intensity, plan_guidance, take
+from numina.guidance import PARTS, SPARSE, GuidancePlan, ShardGuidance, _row_lists, intensity, plan_guidance, take
 from numina.layout import Layout
 from numina.refine import Refinement, Region
 from numina.tokens import TokenSpans
@@ -115,16 +115,17 @@ def sharded(q, k, v, plans: Sequence[GuidancePlan], delta: float, shards: list[s
     for query, guidance in zip(queries, ready, strict=True):
         amount = guidance.delta * guidance.scales[block] if guidance.scales else guidance.delta
         result = attend(query, keys, values, None if guidance.bias is None else guidance.bias.mask(amount, keys))
+        flat = result.flatten(2).flatten(0, 1)
         if guidance.rows is not None:
-            chosen = take(query, guidance.rows)
-            if guidance.copies is not None:
-                means = guidance.copies.mean_scores(query, keys, lambda part: sum(sums))
-                mask, own_keys, own_values = guidance.copies.apply(chosen, keys, values, means, guidance.delta, amount)
-            else:
-                mask, own_keys, own_values = guidance.row_bias.mask(amount, keys), keys, values
-            flat = result.flatten(2).flatten(0, 1)
-            flat[guidance.rows.flatten()] = attend(chosen, own_keys, own_values, mask).flatten(2).flatten(0, 1)
-            result = flat.view(query.shape)
+            again = attend(take(query, guidance.rows), keys, values, guidance.row_bias.mask(amount, keys))
+            flat[guidance.rows.flatten()] = again.flatten(2).flatten(0, 1)
+        if guidance.copies is not None:
+            copies = guidance.copies
+            means = copies.mean_scores(query, keys, lambda part: sum(sums))
+            chosen = take(query, copies.rows)
+            mask, *others = copies.apply(chosen, keys, values, means, guidance.delta, amount)
+            flat[copies.rows.flatten()] = attend(chosen, *others, mask).flatten(2).flatten(0, 1)
+        result = flat.view(query.shape)
         out.append(result)
     return torch.cat(out, dim=1)[:, :ROWS]
 
@@ -172,13 +173,13 @@ def test_shards_equal_the_float64_oracle(seed, name, clips, share, delta, scaled
 @pytest.mark.parametrize(
     ("config", "share", "forms"),
     [
-        (PAPER, 0.1, {"rows", "copies"}),
-        (RELEASED, 0.1, {"rows", "copies"}),
-        (PAPER, 1.0, {"bias", "rows", "copies"}),
-        (EVERYTHING, 0.1, {"bias", "rows", "copies"}),
+        (PAPER, 0.1, {"rows", "row_bias", "copies"}),
+        (RELEASED, 0.1, {"rows", "row_bias", "copies"}),
+        (PAPER, 1.0, {"bias", "copies"}),
+        (EVERYTHING, 0.1, {"bias", "copies"}),
         (CLOSED, 0.1, {"bias"}),
         (ONLY_ADDED, 0.1, {"rows", "row_bias"}),
-        (PAPER, 0.0, {"rows", "copies"}),
+        (PAPER, 0.0, {"rows", "row_bias", "copies"}),
     ],
 )
 def test_the_form_follows_from_what_changes(config, share, forms):
@@ -258,9 +259,9 @@ def test_more_intensity_is_never_less_attention(mean):
         guidance.set(delta)
         keys = guidance.arrange(k.flatten(2)).view_as(k)
         means = guidance.copies.mean_scores(q, keys, lambda part: part)
-        chosen = take(q, guidance.rows)
-        mask, _, _ = guidance.copies.apply(chosen, keys, keys, means, guidance.delta, guidance.delta)
-        values.append(mask[0, 0, (guidance.rows[0] == 1).nonzero()[0, 0], -1].item())
+        rows = guidance.copies.rows
+        mask, _, _ = guidance.copies.apply(take(q, rows), keys, keys, means, guidance.delta, guidance.delta)
+        values.append(mask[0, 0, (rows[0] == 1).nonzero()[0, 0], -1].item())
     assert values == sorted(values)
     assert values[2] == mean
 
@@ -307,8 +308,22 @@ def test_lengths_do_not_follow_the_prompt():
         plan = random_plan(seed, PAPER, nouns=1 + seed % 3, share=0.04)
         guidance = ShardGuidance.prepare([plan], slice(0, ROWS), TEXT)
         copies = guidance.copies
-        shapes.add((guidance.rows.shape, copies.source.shape, copies.membership.shape))
-    assert shapes == {((1, 8), (1, 1, 8, 16), (1, 4 * F, 8))}
+        shapes.add((guidance.rows.shape, copies.rows.shape, copies.source.shape, copies.membership.shape))
+    assert shapes == {((1, 32), (1, 36), (1, 1, 36, 16), (1, 8, 4 * F, 5))}
+
+
+@pytest.mark.parametrize("rows", [60, 4095, 32760])
+def test_lengths_of_different_lists_never_meet(rows):
+    """Whatever is in them: torch.compile would take equal lengths for one, and compile again where they part."""
+    lengths = [set(), set(), set()]
+    for count in range(0, rows, max(1, rows // 60)):
+        chosen = np.arange(rows)[None] < count
+        for kind, found in enumerate(lengths):
+            length = _row_lists(chosen, kind).shape[1]
+            assert length >= count
+            assert length % PARTS == 0 or kind < 2
+            found.add(length // PARTS if kind == 2 else length)
+    assert not lengths[0] & lengths[1] | lengths[1] & lengths[2] | lengths[0] & lengths[2]
 
 
 def test_tanh_schedule_is_the_published_one():
@@ -337,8 +352,9 @@ def test_plan_takes_the_configured_tokens():
     spans = [TokenSpans(noun=(3, 8), phrase=(2, 3), first=(3,)), TokenSpans(noun=(6,), phrase=(6,), first=(6,))]
     assert plan_guidance(refinement, spans, PAPER).tokens == ((3, 8), (6,))
     assert plan_guidance(refinement, spans, CLOSED).tokens == ((2, 3), (6,))
-    assert plan_guidance(refinement, spans, RELEASED, (0.5, 2.0)).tokens == ((3,), (6,))
-    assert plan_guidance(refinement, spans, RELEASED, (0.5, 2.0)).scales == (0.5, 2.0)
+    assert plan_guidance(refinement, spans, RELEASED, 1.4).tokens == ((3,), (6,))
+    assert plan_guidance(refinement, spans, RELEASED, 1.4).scale == 1.0
+    assert plan_guidance(refinement, spans, replace(CLOSED, unit="deviation"), 1.4).scale == 1.4
     with pytest.raises(ValueError, match="1 token spans for 2 nouns"):
         plan_guidance(refinement, spans[:1], PAPER)
 

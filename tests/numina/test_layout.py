@@ -9,18 +9,18 @@ from scipy import ndimage
 from sklearn.cluster import DBSCAN
 
 from numina.config import IdentifyConfig
-from numina.layout import Capture, Layout, dense_tokens, identify_layout
+from numina.layout import Capture, Layout, combine_blocks, dense_tokens, identify_layout, steadiness
 from numina.prompts import Target
 from tests.benchmarks.layout_cost import moving_blobs
 from tests.numina.scenes import Scene, Square, partition, preset, scenes, soft_scenes, uneven_scenes
 
-COMPONENTS = IdentifyConfig(source="components", head="mean", extent=0.5)
-TRACKS = IdentifyConfig(source="components", head="mean", extent=0.5, min_area=2, tracks=True)
+PEAKS = IdentifyConfig(source="peaks", head="mean", extent=0.5)
+TRACKS = IdentifyConfig(source="peaks", head="mean", extent=0.5, min_area=2, tracks=True)
 
 
 @settings(max_examples=40, deadline=None)
-@given(scenes(), st.sampled_from([COMPONENTS, TRACKS]))
-def test_components_recover_separated_instances(scene: Scene, config: IdentifyConfig):
+@given(scenes(), st.sampled_from([PEAKS, TRACKS]))
+def test_peaks_recover_separated_instances(scene: Scene, config: IdentifyConfig):
     """Instances with a free token between them are found exactly, and with tracks keep their number over the clip."""
     assume(all(scene.counts()))  # an absent noun's response is noise, and relative to its own peak all there is
     layout = identify_layout(scene.capture(noise=0.2), config)
@@ -37,7 +37,7 @@ def test_components_recover_separated_instances(scene: Scene, config: IdentifyCo
 def test_any_response_gives_a_sound_layout(nouns, frames, seed, tracks, threshold):
     """Whatever the maps hold: a token has one noun at most, numbers are dense where frames stand alone, runs repeat."""
     responses = np.random.default_rng(seed).random((nouns, frames, 6, 7), dtype=np.float32) ** 4
-    config = IdentifyConfig(source="components", threshold=threshold, tracks=tracks)
+    config = IdentifyConfig(source="peaks", threshold=threshold, tracks=tracks)
     layout = identify_layout(Capture(responses, None), config)
     assert ((layout.labels > 0).sum(axis=0) <= 1).all()
     assert (layout.counts() <= np.array([len(layout.instances(noun)) for noun in range(nouns)])[:, None]).all()
@@ -49,14 +49,14 @@ def test_any_response_gives_a_sound_layout(nouns, frames, seed, tracks, threshol
 def test_a_blank_response_has_no_instances():
     """A noun that no token looks at, and one that every token looks at alike, don't raise."""
     blank = Capture(np.zeros((2, 2, 4, 4), dtype=np.float32), np.zeros((2, 4, 4, 3), dtype=np.float32))
-    assert identify_layout(blank, COMPONENTS).counts().tolist() == [[0, 0], [0, 0]]
+    assert identify_layout(blank, PEAKS).counts().tolist() == [[0, 0], [0, 0]]
     assert identify_layout(blank, IdentifyConfig()).counts().tolist() == [[0, 0], [0, 0]]
 
 
 def test_specks_are_dropped():
     """Pieces below ``min_area`` are no instances."""
     scene = Scene((9, 9), 1, 1, (Square(0, 1, 1, 3, 0), Square(0, 6, 6, 1, 0)))
-    assert identify_layout(scene.capture(), COMPONENTS).counts().tolist() == [[2]]
+    assert identify_layout(scene.capture(), PEAKS).counts().tolist() == [[2]]
     assert identify_layout(scene.capture(), TRACKS).counts().tolist() == [[1]]
 
 
@@ -66,7 +66,7 @@ def test_a_token_goes_to_the_noun_that_looks_harder():
     responses[0, 0, 1:4, 1:4] = 1.0
     responses[0, 0, 1:4, 5:8] = 0.6
     responses[1, 0, 1:4, 5:8] = 0.01
-    labels = identify_layout(Capture(responses, None), COMPONENTS).labels
+    labels = identify_layout(Capture(responses, None), PEAKS).labels
     assert (labels[0, 0] > 0).sum() == 9
     assert (labels[1, 0] > 0).sum() == 9
 
@@ -75,9 +75,9 @@ def test_instances_grow_from_their_cores():
     """Cores tell neighbours apart; the weaker tokens around go to the nearer core, those elsewhere to none."""
     response = np.array([[0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [0, 3, 9, 3, 2.5, 3, 9, 3, 0, 3]], dtype=np.float32) / 9
     capture = Capture(response[None, None], None)
-    config = IdentifyConfig(source="components", threshold=0.5, extent=0.25)
+    config = IdentifyConfig(source="peaks", threshold=0.5, extent=0.25)
     assert identify_layout(capture, config).labels[0, 0, 1].tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 0, 0]
-    bare = IdentifyConfig(source="components", threshold=0.5, extent=1.0)
+    bare = IdentifyConfig(source="peaks", threshold=0.5, extent=1.0)
     assert identify_layout(capture, bare).labels[0, 0, 1].tolist() == [0, 0, 1, 0, 0, 0, 2, 0, 0, 0]
 
 
@@ -211,10 +211,10 @@ def test_nouns_may_share_a_cluster_where_each_is_read_alone():
     np.testing.assert_array_equal(shared.labels[1, 0] > 0, kinds == 2)
     alone = identify_layout(both, IdentifyConfig(bandwidth_quantile=0.1))
     assert ((alone.labels > 0).sum(axis=0) <= 1).all()
-    parts = dataclasses.replace(COMPONENTS, exclusive=False)
+    parts = dataclasses.replace(PEAKS, exclusive=False)
     assert identify_layout(both, parts).counts().tolist() == [[2], [1]]
     assert identify_layout(both, dataclasses.replace(parts, tracks=True)).counts().tolist() == [[2], [1]]
-    assert identify_layout(both, COMPONENTS).counts().tolist() == [[2], [0]]
+    assert identify_layout(both, PEAKS).counts().tolist() == [[2], [0]]
 
 
 def test_nouns_read_alone_bridge_gaps_alone():
@@ -326,7 +326,7 @@ def test_a_480p_clip_takes_seconds_at_most(name, seconds):
     assert time.perf_counter() - began < seconds
 
 
-def test_components_form_is_fast():
+def test_peaks_form_is_fast():
     """A clip of 5 × 16 × 16 tokens takes less than 50 ms: the gangs never wait for a layout."""
     scene = Scene((16, 16), 5, 2, tuple(Square(i % 2, 5 * (i // 3), 5 * (i % 3), 3, 1) for i in range(9)))
     capture = scene.capture(noise=0.2)
@@ -338,3 +338,56 @@ def _seconds(capture: Capture) -> float:
     start = time.perf_counter()
     identify_layout(capture, TRACKS)
     return time.perf_counter() - start
+
+
+def bumps(*tops: tuple[int, float], width: int = 24) -> np.ndarray:
+    """One frame of one row with a peak of its own height at each place, falling linearly by 0.15 a token."""
+    place = np.arange(width)
+    rows = [np.maximum(0, height - 0.15 * np.abs(place - top)) for top, height in tops]
+    return np.max(rows, axis=0).astype(np.float32)[None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("tops", "prominence", "count"),
+    [
+        (((4, 1.0), (8, 1.0)), 0.2, 2),  # falls by 0.3 in between: no threshold of 0.7 or below tells them apart
+        (((4, 1.0), (8, 1.0)), 0.4, 1),
+        (((4, 1.0), (8, 0.8)), 0.2, 1),  # a dip of 19 % of the lower one
+        (((4, 1.0), (9, 0.8)), 0.2, 2),
+        (((4, 1.0), (6, 0.9)), 0.2, 1),  # a shoulder
+        (((4, 1.0), (14, 0.55)), 0.2, 2),
+        (((4, 1.0), (14, 0.45)), 0.2, 1),  # too low a peak
+        (((4, 1.0), (9, 0.9), (14, 1.0)), 0.2, 3),
+    ],
+)
+def test_neighbours_are_told_apart_by_the_dip_between_them(tops, prominence, count):
+    """Prominence is relative to the lower of two peaks; each instance has its own surroundings, down to ``extent``."""
+    config = IdentifyConfig(source="peaks", prominence=prominence, extent=0.3, threshold=0.5)
+    response = bumps(*tops)
+    layout = identify_layout(Capture(response, None), config)
+    assert layout.counts().tolist() == [[count]]
+    if count == len(tops):
+        assert [layout.labels[0, 0, 0, top] for top, _ in tops] == list(range(1, count + 1))
+        assert ((layout.labels[0, 0, 0] > 0) == (response[0, 0, 0] >= 0.3)).all()
+
+
+def test_one_block_is_taken_as_it_is_and_several_as_shares_of_their_peaks():
+    """The mean of blocks weighs a faint block as much as a strong one."""
+    strong, faint = np.zeros((2, 1, 2, 3, 3), dtype=np.float32)
+    strong[0, :, 0, 0], strong[0, :, 2, 2], faint[0, :, 2, 2] = 4.0, 2.0, 0.01
+    np.testing.assert_array_equal(combine_blocks(strong[None], "mean"), strong)
+    both = combine_blocks(np.stack([strong, faint]), "mean")
+    assert both[0, 0, 2, 2] == pytest.approx(0.75)
+    assert both[0, 0, 0, 0] == pytest.approx(0.5)
+
+
+def test_the_steadiest_block_is_the_one_whose_maps_stay():
+    """Objects are where they were a frame ago; noise isn't."""
+    rng = np.random.default_rng(0)
+    noise = rng.random((2, 4, 8, 8), dtype=np.float32)
+    still = np.repeat(rng.random((2, 1, 8, 8), dtype=np.float32), 4, axis=1)
+    assert steadiness(still) == pytest.approx(1.0)
+    assert abs(steadiness(noise)) < 0.3
+    assert steadiness(np.ones((1, 4, 2, 2), dtype=np.float32)) == steadiness(noise[:, :1]) == 0.0
+    chosen = combine_blocks(np.stack([noise, still, noise]), "steadiest")
+    np.testing.assert_allclose(chosen, still / still.max(axis=(1, 2, 3), keepdims=True), rtol=1e-6)

@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from numina.config import GuideConfig
 from numina.guidance import GuidancePlan, ShardGuidance
 from numina.refine import Region
-from pipelines.attention import guided, project
+from pipelines.attention import Onlooker, guided, processors, project
 from pipelines.parallel import Shard
 from pipelines.wan import WanModel
 
@@ -181,11 +181,11 @@ def compiled() -> Iterator[tuple[Transformer, Transformer, CompileCounterWithBac
 
 
 def sparse_plan(config: GuideConfig, variant: int, scales: tuple[float, ...] = ()) -> GuidancePlan:
-    """Prompts that differ in nouns, tokens, and how many rows change: 8, 16, 24 of 192, …"""
-    regions = np.zeros((1 + variant % 3, 3, 8, 8), dtype=np.int8)
-    regions[0, :, 0, : 1 + variant] = Region.REFERENCE
-    regions[0, :, 4, : 2 * variant] = Region.ADD_COPY
-    regions[-1, :, 6, : 1 + variant] = Region.REMOVE
+    """Prompts that differ in nouns, tokens, and how many of 768 rows are copies (0 to 144) or removed (3 to 48)."""
+    regions = np.zeros((1 + variant % 3, 3, 16, 16), dtype=np.int8)
+    regions[0, :, 0:2, : 1 + 4 * variant] = Region.REFERENCE
+    regions[0, :, 8:10, : 8 * variant] = Region.ADD_COPY
+    regions[-1, :, 14, : 1 + 5 * variant] = Region.REMOVE
     return GuidancePlan(regions, ((2, 3), (5 + variant,), (9, 10, 11))[: len(regions)], config, scales)
 
 
@@ -195,13 +195,14 @@ def test_one_graph_serves_all_prompts_and_steps(compiled, config: GuideConfig, s
     """Compiled whole: one graph for plain blocks, one for guided ones; no other block, prompt, δ or step adds one."""
     plain, model, counter = compiled
     generator = torch.Generator().manual_seed(1)
-    latents, text = torch.randn(1, 4, 3, 16, 16, generator=generator), torch.randn(1, T, 16, generator=generator)
+    latents, text = torch.randn(1, 4, 3, 32, 32, generator=generator), torch.randn(1, T, 16, generator=generator)
     torch.testing.assert_close(model.predict(latents, text), plain.predict(latents, text), atol=1e-5, rtol=1e-5)
     assert counter.frame_count == 1
     lengths, stance = set(), "default"
     for variant in (1, 2, 3, 0):
-        guidance = ShardGuidance.prepare([sparse_plan(config, variant, scales)], slice(0, 192), T)
-        lengths.add(guidance.rows.shape if guidance.rows is not None else None)
+        guidance = ShardGuidance.prepare([sparse_plan(config, variant, scales)], slice(0, 768), T)
+        lists = (guidance.rows, guidance.copies and guidance.copies.rows)
+        lengths.add(tuple(None if rows is None else rows.shape for rows in lists))
         for delta in (1.75, 0.5):
             with torch.compiler.set_stance(stance), guided(model, Shard(), guidance, delta):
                 found = model.predict(latents, text)
@@ -225,3 +226,73 @@ def test_projection_is_the_wrapped_processors_own(tiny_model: WanModel) -> None:
         query, key, value = (x.transpose(1, 2) for x in project(attn, hidden, None, rotary))
         output = torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         torch.testing.assert_close(attn.to_out[0](output), attn(hidden, None, None, rotary), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_looking_on_sees_what_the_processor_used(tiny_model: WanModel, fused: bool) -> None:
+    """Queries and keys are the projected, normalised, rotated ones; output as ever, nothing projected twice or left."""
+    generator = torch.Generator().manual_seed(1)
+    rotary = tiny_model.transformer.rope(torch.zeros(1, 4, F, 2 * H, 2 * W))
+    for attn, turned in ((tiny_model.self_attention(0), rotary), (tiny_model.cross_attention(0), None)):
+        hidden = torch.randn(1, F * H * W, attn.to_q.in_features, generator=generator)
+        text = None if turned else torch.randn(1, T, attn.to_q.in_features, generator=generator)
+        seen, calls = [], []
+        with torch.inference_mode():
+            plain, (query, key, _) = attn(hidden, text, None, turned), project(attn, hidden, text, turned)
+        if fused:
+            attn.fuse_projections()
+        counting = (attn.to_q if not fused else attn.to_qkv if turned else attn.to_q).register_forward_hook(
+            lambda *_, calls=calls: calls.append(1)
+        )
+        onlooker = Onlooker(attn.processor, lambda *pair, seen=seen: seen.append(pair))
+        try:
+            with torch.inference_mode(), processors({attn: onlooker}):
+                torch.testing.assert_close(attn(hidden, text, None, turned), plain)
+        finally:
+            counting.remove()
+            attn.unfuse_projections()
+        torch.testing.assert_close(seen, [(query, key)])
+        assert len(calls) == 1
+        assert not attn.norm_q._forward_hooks
+        assert not attn.norm_k._forward_hooks
+
+
+def test_a_processor_that_does_not_normalise_is_refused(tiny_model: WanModel) -> None:
+    """No guess at what another processor's queries are; an error inside it leaves nothing installed."""
+    attn = tiny_model.cross_attention(0)
+    hidden, text = states(attn)
+
+    def other(attn, hidden_states, *rest, **options):
+        attn.norm_q(hidden_states)
+        return hidden_states
+
+    with pytest.raises(RuntimeError, match="norm_q and norm_k 1 and 0 times"):
+        Onlooker(other, lambda query, key: None)(attn, hidden, text)
+    with pytest.raises(ZeroDivisionError):
+        Onlooker(lambda *given: 1 // 0, lambda query, key: None)(attn, hidden, text)
+    assert not attn.norm_q._forward_hooks
+    assert not attn.norm_k._forward_hooks
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_looking_on_in_compiled_blocks(whole: bool) -> None:
+    """The graph breaks where someone looks on; a block compiled as a whole says that it can't, or runs eagerly."""
+    torch.manual_seed(0)
+    options = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 16}
+    model = WanTransformer3DModel(**options, freq_dim=16, ffn_dim=32, num_layers=2, rope_max_seq_len=64).eval()
+    latents, text = torch.randn(1, 4, 3, 4, 4), torch.randn(1, T, 16)
+    plain = Transformer(model).predict(latents, text)
+    torch._dynamo.reset()
+    model.compile_repeated_blocks(fullgraph=whole, backend="aot_eager")
+    torch.testing.assert_close(Transformer(model).predict(latents, text), plain, atol=1e-5, rtol=1e-5)
+    seen = []
+    own = model.blocks[1].attn1
+    with processors({own: Onlooker(own.processor, lambda query, key: seen.append(query))}):
+        if whole:
+            with pytest.raises(torch._dynamo.exc.Unsupported, match=r"torch\.compiler\.disable"):
+                Transformer(model).predict(latents, text)
+        with torch.compiler.set_stance("force_eager" if whole else "default"):
+            found = Transformer(model).predict(latents, text)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+    assert [query.shape for query in seen] == [(1, 12, 2, 12)]
+    torch._dynamo.reset()

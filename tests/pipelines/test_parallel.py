@@ -1,5 +1,6 @@
 """Ranks: real processes with gloo give what one process gives."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +16,26 @@ from pipelines import denoise
 from pipelines.base import Grid
 from pipelines.parallel import ParallelConfig, Shard, check_divides, parallelize
 from pipelines.wan import WanModel
-from tests.pipelines.conftest import GENERATION, PROMPT, TARGETS
+from tests.pipelines.conftest import BATCH_TARGETS, GENERATION, NEGATIVES, PROMPTS, SEEDS
 from tests.pipelines.test_denoise import some_plan
 
+SHORT = replace(GENERATION, steps=4)
 METHOD = MethodConfig(identify=IdentifyConfig(source="clusters"))
 
 
 def run_phases(model: WanModel, shard: Shard) -> dict[str, np.ndarray]:
-    """Identification, continuation and guidance (with the overwrite rule, which needs a collective)."""
-    text = model.encode(PROMPT, "", GENERATION)
-    spans = locate_tokens(text.prompt, TARGETS, text.offsets)
-    state, capture = denoise.identify(model, shard, text, spans, 1, GENERATION, METHOD)
+    """A batch's identification, continuation and guidance (with the overwrite rule, which needs a collective)."""
+    texts = model.encode(PROMPTS, NEGATIVES, SHORT)
+    spans = [locate_tokens(text.prompt, own, text.offsets) for text, own in zip(texts, BATCH_TARGETS, strict=True)]
+    state, captures = denoise.identify(model, shard, texts, spans, SEEDS, SHORT, METHOD)
+    plans = [some_plan(own, GuideConfig(), variant) for variant, own in enumerate(spans)]
+    part = denoise.finish(model, state.take([2, 1]), [texts[2], texts[1]], SHORT)
+    guided = denoise.guide(model, shard, texts[:2], plans[:2], SEEDS[:2], SHORT)
     return {
-        "responses": capture.responses,
-        "components": capture.components,
-        "finished": denoise.finish(model, state, text, GENERATION).numpy(),
-        "guided": denoise.guide(model, shard, text, some_plan(spans, GuideConfig()), 1, GENERATION).numpy(),
+        "responses": np.concatenate([capture.responses for capture in captures]),
+        "components": np.stack([capture.components for capture in captures]),
+        "finished": part.numpy(),
+        "guided": guided.numpy(),
     }
 
 
@@ -47,7 +52,7 @@ def work(rank: int, ranks: int, checkpoint: Path, folder: Path) -> None:
 def test_ranks_give_what_one_process_gives(
     tiny_model: WanModel, tiny_checkpoint: Path, tmp_path: Path, ranks: int
 ) -> None:
-    """Captured maps, chosen heads' images and latents agree within 1e-4 in float32, on every rank.
+    """A batch's captured maps, chosen heads' images and latents agree within 1e-4 in float32, on every rank.
 
     With 4 ranks of 20 tokens each and frames of 16, frames straddle ranks.
     """
@@ -76,3 +81,5 @@ def test_config_refuses_what_no_engine_does() -> None:
         ParallelConfig(engine="single", ulysses=2)
     with pytest.raises(ConfigError, match="at least 1"):
         ParallelConfig(ulysses=0)
+    with pytest.raises(ConfigError, match=r"parallel\.batch is 0"):
+        ParallelConfig(batch=0)

@@ -12,7 +12,7 @@ from numina.errors import ConfigError, ModelError
 from pipelines import denoise
 from pipelines.checkpoint import inspect
 from pipelines.wan import WanModel
-from tests.pipelines.conftest import GENERATION, PROMPT
+from tests.pipelines.conftest import GENERATION, NEGATIVES, PROMPT, PROMPTS
 
 
 @pytest.fixture
@@ -91,18 +91,37 @@ def test_denoising_is_the_pipelines_own(tiny_model: WanModel) -> None:
         num_frames=GENERATION.num_frames,
         num_inference_steps=GENERATION.steps,
         guidance_scale=GENERATION.guidance_scale,
-        latents=tiny_model.noise(1, GENERATION),
+        latents=tiny_model.noise([1], GENERATION),
         max_sequence_length=tiny_model.pipeline.tokenizer.model_max_length,
         output_type="latent",
     ).frames
-    text = tiny_model.encode(PROMPT, "", GENERATION)
-    ours = denoise.finish(tiny_model, denoise.start(tiny_model, 1, GENERATION), text, GENERATION)
+    texts = tiny_model.encode([PROMPT], [""], GENERATION)
+    ours = denoise.finish(tiny_model, denoise.start(tiny_model, [1], GENERATION), texts, GENERATION)
     assert torch.equal(ours, theirs)
 
 
 def test_offsets_stand_in_the_cleaned_prompt(tiny_model: WanModel) -> None:
     """Offsets count in the text that was tokenized, after the pipeline's own cleaning."""
-    text = tiny_model.encode("  three   red circles &amp; two blue squares", "", GENERATION)
+    [text] = tiny_model.encode(["  three   red circles &amp; two blue squares"], [""], GENERATION)
     assert text.prompt == "three red circles & two blue squares"
     words = [text.prompt[start:end] for start, end in text.offsets if end]
     assert words[:3] == ["three", "red", "circles"]
+
+
+def test_texts_of_a_batch_are_the_prompts_own(tiny_model: WanModel) -> None:
+    """A prompt's states, offsets and negative states are those it has alone; at scale 1 the last are left out."""
+    for clip, together in enumerate(tiny_model.encode(PROMPTS, NEGATIVES, GENERATION)):
+        [alone] = tiny_model.encode([PROMPTS[clip]], [NEGATIVES[clip]], GENERATION)
+        assert (together.prompt, together.offsets) == (alone.prompt, alone.offsets)
+        torch.testing.assert_close(together.conditional, alone.conditional, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together.unconditional, alone.unconditional, atol=1e-5, rtol=1e-5)
+    unguided = tiny_model.encode(PROMPTS, NEGATIVES, replace(GENERATION, guidance_scale=1.0))
+    assert [text.unconditional for text in unguided] == [None] * len(PROMPTS)
+
+
+def test_a_shortened_schedule_ends_at_the_clean_clip(tiny_model: WanModel) -> None:
+    """The kept steps have the timesteps and noise levels of the whole schedule, and the last leads to no noise."""
+    whole, kept = tiny_model.scheduler(GENERATION), tiny_model.scheduler(GENERATION, [0, 2, 5])
+    assert torch.equal(kept.timesteps, whole.timesteps[[0, 2, 5]])
+    assert torch.equal(kept.sigmas, whole.sigmas[[0, 2, 5, 6]])
+    assert kept.sigmas[-1] == 0

@@ -70,7 +70,7 @@ def score_heads(
     grid: tuple[int, int],
     config: IdentifyConfig,
     *,
-    memory: int = 1 << 30,
+    memory: int = 3 << 29,
 ) -> tuple[Float[Tensor, "frames heads"], Float[Tensor, "frames heads H W 3"]]:
     """How well each head of each frame separates instances, S = α·S1 + β·S2 + γ·S3, and its image.
 
@@ -244,12 +244,12 @@ def _leading_axes(gram: Float[Tensor, "maps space space"]) -> Float[Tensor, "map
     """The first three eigenvectors of Gram matrices in float64; zero or any, orthogonal, where there is nothing left.
 
     By repeated squaring, one vector after the other: a GPU's own solvers take such matrices one by one and make the
-    host wait. After 16 squarings a vector holds (λ'/λ)^65,536 of the next one, whose eigenvalue is λ'.
+    host wait. After 12 squarings a vector holds (λ'/λ)^4,096 of the next one, whose eigenvalue is λ'.
     """
     axes = gram.new_zeros(*gram.shape[:2], 0)
     for _ in range(3):
         power = gram
-        for step in range(17):
+        for step in range(13):
             power = power @ power if step else power
             if step % 4 == 0:  # a 16th power of what is from 1/space to 1 doesn't leave float64's range
                 power = power / torch.linalg.vector_norm(power, dim=(1, 2), keepdim=True).clamp_min(1e-100)
@@ -283,25 +283,21 @@ def _edge_strength(grey: Float[Tensor, "maps H W"]) -> Float[Tensor, " maps"]:
 
 
 def cross_response(
-    q: Float[Tensor, "rows heads dim"],
-    k: Float[Tensor, "text heads dim"],
-    token_sets: Sequence[Sequence[int]],
-    *,
-    memory: int = 1 << 30,
+    q: Float[Tensor, "rows heads dim"], k: Float[Tensor, "text heads dim"], token_sets: Sequence[Sequence[int]]
 ) -> Float[Tensor, "nouns heads rows"]:
     """How strongly each row looks at each noun: mean over the noun's tokens of softmax(q kᵀ/√D), in float32.
 
     The softmax runs over all text tokens, so the result of a row depends on that row alone: any shard of rows will do.
-    Only the nouns' columns of it are formed. ``memory`` bounds the bytes of temporaries beside the result.
+    It is attention to values that say which tokens are whose: any fused kernel computes it without forming a map, as
+    precise as the inputs' dtype. There can be as many nouns as a head has channels.
     """
-    columns = _index([token for tokens in token_sets for token in tokens], q.device)
-    weights = torch.block_diag(*(torch.full((len(tokens), 1), 1 / len(tokens)) for tokens in token_sets))
-    weights = weights.reshape(len(columns), len(token_sets)).to(q.device, non_blocking=True)
-    response = q.new_empty(len(token_sets), q.shape[1], q.shape[0], dtype=torch.float32)
-    for rows, scores in _score_chunks(q, k, memory):
-        shares = scores.softmax(dim=2).index_select(2, columns)
-        response[:, :, rows] = (shares @ weights).movedim(2, 0)
-    return response
+    values = torch.zeros(len(k), q.shape[2], dtype=q.dtype)  # as wide as a head: the quickest kernels ask for it
+    for noun, tokens in enumerate(token_sets):
+        values[list(tokens), noun] = 1.0
+    values = values.to(q.device, non_blocking=True).expand(1, q.shape[1], -1, -1)
+    shares = nnf.scaled_dot_product_attention(q.transpose(0, 1)[None], k.transpose(0, 1)[None], values)[0]
+    sizes = torch.tensor([float(len(tokens)) for tokens in token_sets]).to(q.device, non_blocking=True)
+    return shares[..., : len(token_sets)].movedim(2, 0).float() / sizes[:, None, None]
 
 
 def score_deviation(

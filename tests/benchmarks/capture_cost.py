@@ -222,7 +222,7 @@ def testbed(device: str, dtype: torch.dtype, size: int) -> None:
     model = load_model("testbed", device=device)
     generation = GenerationConfig(height=size, width=size, num_frames=17, fps=8, steps=25)
     grid = model.grid(generation)
-    text = model.encode("four red circles and two blue squares moving on a grey background", "", generation)
+    texts = model.encode(["four red circles and two blue squares moving on a grey background"], [""], generation)
     seen: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def looking_on(step: int) -> AbstractContextManager[None]:
@@ -240,7 +240,8 @@ def testbed(device: str, dtype: torch.dtype, size: int) -> None:
 
         return processors({own: Onlooker(own.processor, keep(block)) for own, block in blocks.items()})
 
-    denoise.advance(model, denoise.start(model, 3, generation), text, generation, until=21, conditional_pass=looking_on)
+    state = denoise.start(model, [3], generation)
+    denoise.advance(model, state, texts, generation, until=21, conditional_pass=looking_on)
     print(f"{'step':>4} {'block':>5} {ACCURACY}")
     for (step, block), (q, k) in seen.items():
         print(f"{step:>4} {block:>5} {row(measure(q, k, (grid.height, grid.width), range(grid.frames)))}", flush=True)

@@ -90,7 +90,7 @@ def plan(config: GuideConfig, grid: tuple[int, int, int], radius: int, shift: in
             down = (frame + shift) % max(1, (height - 2 * side) // 2 + 1)  # the nouns' regions never meet
             row = top + down if noun == 0 else top - down
             regions[noun, frame, row : row + side, left : left + side][shape] = kind
-    return GuidancePlan(regions, ((3 + shift, 4 + shift), (8 + shift,)), config, (1.0,) * scales)
+    return GuidancePlan(regions, ((3 + shift, 4 + shift), (8 + shift,)), config, scales=(1.0,) * scales)
 
 
 def measure(model: Model, config: GuideConfig, options: argparse.Namespace, compiled: bool) -> dict[str, object]:

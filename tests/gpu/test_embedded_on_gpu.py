@@ -3,18 +3,17 @@
 Run on a machine with a CUDA device: `python -m pytest tests/gpu`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 import torch
 
 from cluster.job import load_job
-from numina.guidance import GuidancePlan, plan_guidance
+from numina.correct import correct
+from numina.guidance import GuidancePlan
 from numina.layout import Layout, identify_layout
-from numina.prompts import parse_targets
-from numina.refine import refine
-from numina.tokens import locate_tokens
+from numina.prompts import Target, parse_targets
 from pipelines import denoise
 from pipelines.base import GenerationConfig, VideoModel
 from pipelines.clip import Identified, Request
@@ -35,16 +34,23 @@ PROMPTS = (
     "three yellow squares and three magenta circles floating over a black background",
     "two cyan crosses drifting on a grey background",
 )
-REQUESTS = [Request(str(seed), prompt, None, seed, parse_targets(prompt)) for seed, prompt in enumerate(PROMPTS, 3)]
+REQUESTS = [
+    Request(str(seed), prompt, None, seed, tuple(parse_targets(prompt))) for seed, prompt in enumerate(PROMPTS, 3)
+]
+METHOD = load_job("testbed").method
 
 
-def identified(worker: ClipGenerator, requests: list[Request]) -> list[Layout]:
+def identified(worker: ClipGenerator, requests: Sequence[Request]) -> list[Identified]:
     """What a batch's attention shows, under the preset closed."""
-    method = load_job("testbed").method
-    answers = worker.identify(requests, method)
+    answers = worker.identify(requests, METHOD)
     worker.drop([request.key for request in requests])
-    assert all(isinstance(answer, Identified) for answer in answers)
-    return [identify_layout(answer.capture, method.identify) for answer in answers if isinstance(answer, Identified)]
+    sound = [answer for answer in answers if isinstance(answer, Identified)]
+    assert len(sound) == len(requests)
+    return sound
+
+
+def layouts(worker: ClipGenerator, requests: Sequence[Request]) -> list[Layout]:
+    return [identify_layout(seen.capture, METHOD.identify) for seen in identified(worker, requests)]
 
 
 @pytest.mark.parametrize("preset", ["paper", "closed"])
@@ -74,7 +80,7 @@ def test_gpu_and_cpu_read_the_same_layout() -> None:
     labels = {}
     for device in ("cpu", DEVICE):
         model = load_model("testbed", dtype="float32", device=device)
-        [layout] = identified(ClipGenerator(model, load_job("testbed").generation), REQUESTS[:1])
+        [layout] = layouts(ClipGenerator(model, load_job("testbed").generation), REQUESTS[:1])
         labels[device] = layout.labels > 0
     assert (labels["cpu"] != labels[DEVICE]).mean() < 0.01
 
@@ -84,20 +90,19 @@ def test_a_batch_reads_what_its_clips_read_alone(dtype: str, tokens: float) -> N
     """Four clips in one forward have the counts of four forwards, and their layouts but for tokens at a threshold."""
     model = load_model("testbed", dtype=dtype, device=DEVICE)
     worker = ClipGenerator(model, load_job("testbed").generation)
-    together = identified(worker, REQUESTS)
+    together = layouts(worker, REQUESTS)
     for request, batched in zip(REQUESTS, together, strict=True):
-        [alone] = identified(worker, [request])
+        [alone] = layouts(worker, [request])
         np.testing.assert_array_equal(batched.clip_counts(), alone.clip_counts(), err_msg=request.prompt)
         assert ((batched.labels > 0) != (alone.labels > 0)).mean() < tokens, request.prompt
 
 
 def a_plan(model: VideoModel, request: Request, generation: GenerationConfig) -> GuidancePlan:
-    """The clip's plan, guided by its layout even where that was right already."""
-    method = load_job("testbed").method
-    [layout] = identified(ClipGenerator(model, generation), [request])
-    refinement = refine(layout, [target.count for target in request.targets], method.refine)
-    [text] = model.encode([request.prompt], [""], generation)
-    return plan_guidance(refinement, locate_tokens(text.prompt, request.targets, text.offsets), method.guide)
+    """A plan for the clip: one that asks for more where its counts are right already."""
+    [seen] = identified(ClipGenerator(model, generation), [request])
+    more = [Target(target.noun, target.count + 1) for target in request.targets]
+    plans = [correct(seen.capture, targets, seen.spans, METHOD).plan for targets in (request.targets, more)]
+    return next(plan for plan in plans if plan is not None)
 
 
 def guided_counts(model: VideoModel, request: Request, plan: GuidancePlan, generation: GenerationConfig) -> np.ndarray:

@@ -186,7 +186,7 @@ def sparse_plan(config: GuideConfig, variant: int, scales: tuple[float, ...] = (
     regions[0, :, 0:2, : 1 + 4 * variant] = Region.REFERENCE
     regions[0, :, 8:10, : 8 * variant] = Region.ADD_COPY
     regions[-1, :, 14, : 1 + 5 * variant] = Region.REMOVE
-    return GuidancePlan(regions, ((2, 3), (5 + variant,), (9, 10, 11))[: len(regions)], config, scales)
+    return GuidancePlan(regions, ((2, 3), (5 + variant,), (9, 10, 11))[: len(regions)], config, scales=scales)
 
 
 @pytest.mark.parametrize("scales", [(), (1.0, 0.5)], ids=["unscaled", "scaled"])

@@ -60,7 +60,7 @@ def test_a_bad_request_has_its_error_in_its_place(worker: ClipGenerator) -> None
                 assert isinstance(answer, Identified)
                 assert answer.spans == expected[request.key].spans
                 np.testing.assert_allclose(answer.capture.responses, expected[request.key].capture.responses, atol=1e-5)
-    assert_same_clips(worker.finish(["1", "2"]), worker.plain(REQUESTS[1:]))
+    assert_same_clips(worker.finish(["2", "1"]), worker.plain([REQUESTS[2], REQUESTS[1]]))
     with pytest.raises(KeyError):
         worker.finish([CUT_OFF.key])  # never kept
 

@@ -28,7 +28,7 @@ from cluster.rows import row_key, sample_seed
 from cluster.store import Store
 from numina.errors import GangError, InputError
 from pipelines.base import ModelFacts
-from pipelines.cache import cache_label
+from pipelines.cache import cache_label, check_cache
 from pipelines.clip import Clip, Identified, Request
 from pipelines.parallel import check_divides
 from pipelines.registry import inspect_model, resolve_device, resolve_dtype
@@ -97,6 +97,10 @@ def prepare(job: JobConfig) -> JobPlan:
     """Checks model, shapes, degrees and every prompt. Raises an InputError before any GPU is taken."""
     model = inspect_model(job.model.path)
     check_divides(job.parallel.ulysses, heads=model.heads, grid=model.grid(job.generation))
+    together = {"ranks": job.parallel.ulysses, "batch": job.parallel.batch}
+    check_cache("generation.cache", job.generation.cache, **together)
+    for method in filter(None, job.methods.values()):
+        check_cache("method.identify.cache", method.identify.cache, **together)
     device = job.model.device
     if device == "auto" and job.cluster.address != "local":
         device = "cuda"  # the driver may stand on a head node without a GPU

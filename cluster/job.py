@@ -21,7 +21,7 @@ from numina.errors import ConfigError
 from pipelines.base import GenerationConfig
 from pipelines.parallel import ParallelConfig
 
-ALGORITHM_VERSION = 1  # raised when the same configuration would give other pixels; part of every row's key
+ALGORITHM_VERSION = 2  # raised when the same configuration would give other pixels; part of every row's key
 STRATEGIES = ("baseline", "numina")
 DEFAULT_PRESET = "closed"
 

@@ -41,6 +41,7 @@ class IdentifyConfig:
     min_focus: float = 0.2  # τ, share of a cluster that must lie in the focus mask (published)
     connected: bool = False  # split clusters into connected components (ours; published: no)
 
+    absence: float = 0.0  # peaks: share of the strongest noun's peak response below which a noun isn't there (ours)
     threshold: float = 0.5  # peaks: share of the clip's peak response that an instance's own peak must reach (ours)
     prominence: float = 0.2  # peaks: share of a peak by which the response must fall before the next one (ours)
     extent: float = 0.2  # peaks: share of the clip's peak response down to which the surroundings belong (ours)
@@ -52,7 +53,7 @@ class IdentifyConfig:
 
     def __post_init__(self) -> None:
         _share(self, "step", "block", "bandwidth_quantile", "focus", "min_focus", "threshold", "extent", "min_presence")
-        _share(self, "prominence")
+        _share(self, "prominence", "absence")
         _at_least(self, 0, "contrast_weight", "structure_weight", "edge_weight", "link_distance", "blocks")
         _at_least(self, 1, "structure_blocks", "dbscan_min_samples", "min_area", "stride")
         _above_zero(self, "dbscan_eps")
@@ -121,7 +122,9 @@ class GuideConfig:
     unit: Literal["score", "deviation"] = "score"  # of the strengths: scores, or standard deviations of scores (ours)
     strength: float = 1.75  # δ while on, for the constant schedule (ours: the tanh schedule's first value)
     until: float = 1.0  # share of the steps that are guided (published: all)
-    anchor: int | None = None  # tokens around edits beyond which a clip is held to the plain one up to t* (ours; null: not)
+    anchor: int | None = (
+        None  # tokens around edits beyond which a clip is held to the plain one up to t* (ours; null: not)
+    )
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "remove", "add", "keep", "elsewhere", "other", "strength")

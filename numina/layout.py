@@ -2,7 +2,8 @@
 
 Legend: nouns in prompt order, F frames, H W the token grid of a frame. Two sources of instances: ``clusters``
 (published: mean shift on the self-attention image, kept where the noun's cross-attention agrees) and ``peaks``
-(peaks of the cross-attention response with their surroundings). Instances are numbered frame by frame, or linked into tracks.
+(peaks of the cross-attention response with their surroundings). Instances are numbered frame by
+frame, or linked into tracks.
 """
 
 from collections.abc import Sequence
@@ -74,11 +75,9 @@ def identify_layout(capture: Capture, config: IdentifyConfig) -> Layout:
     """
     _check(capture)
     if config.source == "peaks":
-        labels = _peaks(_relative(capture.responses), config)
+        labels = _peaks(_relative(_present(capture.responses, config)), config)
     elif capture.components is None:
-        raise ValueError(
-            "source = clusters reads self-attention, but the capture has none: capture it, or use peaks"
-        )
+        raise ValueError("source = clusters reads self-attention, but the capture has none: capture it, or use peaks")
     else:
         labels = _clusters(capture.responses, capture.components, config)
     if config.tracks:
@@ -93,20 +92,20 @@ def combine_blocks(
 ) -> Float32[np.ndarray, "nouns frames H W"]:
     """One response per noun from those of several transformer blocks.
 
-    ``mean``: each as a share of its own peak, averaged; what is in all blocks stands out, what one block alone sees
-    doesn't. ``steadiest``: the block whose maps are most alike in neighbouring frames (mean correlation over nouns):
-    objects stay where they are for a frame, noise doesn't.
+    ``mean``: each as a share of its own peak, averaged, and scaled by the mean of the peaks; what is in all blocks
+    stands out, what one block alone sees doesn't. ``steadiest``: the block whose maps are most alike in neighbouring
+    frames (mean correlation over nouns): objects stay where they are for a frame, noise doesn't.
     """
     if len(responses) == 1:
         return responses[0]
-    relative = np.stack([_relative(block) for block in responses])
     if mode == "mean":
-        return np.asarray(relative.mean(axis=0))
-    return np.asarray(relative[int(np.argmax([steadiness(block) for block in relative]))])
+        relative = np.stack([_relative(block) for block in responses])
+        return np.asarray(relative.mean(axis=0) * responses.max(axis=(2, 3, 4)).mean(axis=0)[:, None, None, None])
+    return responses[int(np.argmax([steadiness(block) for block in responses]))]
 
 
 def steadiness(responses: Float32[np.ndarray, "nouns frames H W"]) -> float:
-    """Mean correlation of neighbouring frames' maps, over nouns; 0 for a single frame, and for maps without contrast."""
+    """Mean correlation of neighbouring frames' maps, over nouns; 0 for a single frame and for maps without contrast."""
     flat = responses.reshape(*responses.shape[:2], -1).astype(np.float64)
     flat = flat - flat.mean(axis=2, keepdims=True)
     norms = np.linalg.norm(flat, axis=2)
@@ -148,6 +147,17 @@ def _relative(
     return np.asarray(responses / np.maximum(peaks, np.finfo(np.float32).tiny))
 
 
+def _present(
+    responses: Float32[np.ndarray, "nouns frames H W"], config: IdentifyConfig
+) -> Float32[np.ndarray, "nouns frames H W"]:
+    """Responses without those of nouns that nothing in the clip looks at, next to what looks at the strongest noun.
+
+    An absent noun's response is noise, and noise has peaks, too.
+    """
+    peaks = responses.max(axis=(1, 2, 3), keepdims=True)
+    return np.asarray(np.where(peaks >= config.absence * peaks.max(), responses, 0.0), dtype=np.float32)
+
+
 def _contrasted(response: Float32[np.ndarray, "H W"]) -> bool:
     """Whether a response tells tokens apart at all."""
     peak = float(response.max())
@@ -157,7 +167,7 @@ def _contrasted(response: Float32[np.ndarray, "H W"]) -> bool:
 def _peaks(
     relative: Float32[np.ndarray, "nouns frames H W"], config: IdentifyConfig
 ) -> Int16[np.ndarray, "nouns frames H W"]:
-    """Instances as the peaks of a noun's response with their surroundings, on tokens where no other noun's is higher."""
+    """Instances as the peaks of a noun's response with their surroundings, where no other noun's is higher."""
     strongest = relative.argmax(axis=0)
     labels = np.zeros(relative.shape, dtype=np.int16)
     for noun, frame in np.ndindex(relative.shape[:2]):

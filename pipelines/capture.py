@@ -35,7 +35,7 @@ class BlockCapture:
         self.deviations: list[Tensor] = []  # per clip, of the phrases' scores
 
     def see_self_attention(self, query: Tensor, key: Tensor) -> None:
-        """Own rows [B, n/R, N, D] → each rank scores its own heads on whole frames; the winners' owners fill them in."""
+        """Own rows [B, n/R, N, D] → every rank scores its own heads on whole frames; winners' owners fill in theirs."""
         own = self.shard.heads(query.shape[2])
         query, key = (self._by_frame(self.shard.swap_rows_for_heads(x)) for x in (query, key))
         scores, components = score_heads(query, key, (self.grid.height, self.grid.width), self.config)

@@ -109,9 +109,7 @@ class ClipGenerator:
         with stage(timings, "guide", self.model):
             texts, seeds = [clip.text for clip in held], [clip.seed for clip in held]
             path = held[0].state.take([clip.place for clip in held]).path
-            latents = denoise.guide(
-                self.model, self.shard, texts, plans, seeds, self.generation, self.progress, path
-            )
+            latents = denoise.guide(self.model, self.shard, texts, plans, seeds, self.generation, self.progress, path)
         return self._clips(latents, timings)
 
     def drop(self, keys: Sequence[str]) -> None:

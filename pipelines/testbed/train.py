@@ -285,7 +285,9 @@ def main() -> None:
     parser.add_argument("--minutes-miscounted", type=float, default=2.5)
     parser.add_argument("--device", help="cuda if there is one, else cpu")
     parser.add_argument("--start", type=Path, help="folder of weights to go on from, its autoencoder kept as it is")
-    parser.add_argument("--transformer", type=int, nargs=2, metavar=("BLOCKS", "HEADS"), help="a fresh one of this shape")
+    parser.add_argument(
+        "--transformer", type=int, nargs=2, metavar=("BLOCKS", "HEADS"), help="a fresh one of this shape"
+    )
     parser.add_argument("--prompts", type=int, default=100, help="held-out prompts to measure on")
     train(**vars(parser.parse_args()))
 

@@ -23,10 +23,19 @@ from torch import Tensor
 
 from numina import heads as heads_module
 from numina.config import IdentifyConfig
-from numina.heads import GREY_WEIGHTS, cross_response, frame_attention, score_heads, select_response
+from numina.heads import (
+    GREY_WEIGHTS,
+    cross_response,
+    deviation,
+    frame_attention,
+    score_deviation,
+    score_heads,
+    select_response,
+)
 
 TEXT_TOKENS = 512
 NOUNS = ((3, 4), (11,))
+PHRASES = (2, 3, 4, 7, 8)
 DIM = 128
 NEAR = 1e-3  # the largest error of an image that counts as equal, of a range of 1
 
@@ -199,6 +208,21 @@ def cost(heads: int, options: argparse.Namespace) -> None:
             f" {median(cross):>8.4f} {memory:>7.2f} {leaving:>10} {by_head / median(own):>7.0f}x {errors}",
             flush=True,
         )
+
+    blocks = {12: 23, 40: 30}.get(heads, 8)  # Wan2.1-1.3B's and -14B's, but the first quarter
+
+    def closed() -> Tensor:
+        """What the preset `closed` takes: the mean over heads of many blocks, and the spread of their scores."""
+        responses = []
+        for _ in range(blocks):
+            maps = cross_response(text_q, text_k, NOUNS).unflatten(2, (options.frames, *grid))
+            responses.append(select_response(maps, "mean")[0])
+            deviation(score_deviation(text_q, text_k, PHRASES))
+        return torch.stack(responses)
+
+    took = seconds(closed, device, options.repeats)
+    memory = extra_memory(closed, device)
+    print(f"    closed {heads:>5} {blocks} blocks {median(took):>8.4f} {min(took):>8.4f}  {memory:.2f} GiB", flush=True)
 
 
 def row(accuracy: Accuracy) -> str:

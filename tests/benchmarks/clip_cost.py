@@ -163,7 +163,7 @@ class Bench:
         """Seconds of a guided step."""
         config = GuideConfig(**OmegaConf.to_container(OmegaConf.load(PRESETS / f"{preset}.yaml").guide))
         radius = 1 if self.options.tiny else 5
-        scales = self.model.depth if config.unit == "deviation" else 0
+        scales = 0
         short = replace(self.generation, steps=GUIDED_STEPS)
         clock = self.clock()
         own = plan(config, self.grid, radius, 0, scales)

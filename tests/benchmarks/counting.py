@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.counting --prompts 200 --samples 2 --config study --workers 12 --batch 32
 
-The variants are those of a job file (`variants:`, lists make a grid): `numina run --config study` makes the same clips as
-a dataset. Here clips share their plain run and, where settings of the reading are equal, their identification.
+The variants are those of a job file (`variants:`, lists make a grid): `numina run --config study` makes the same clips
+as a dataset. Here clips share their plain run and, where settings of the reading are equal, their identification.
 
 Prints CountAcc over all frames (exact counter: colour and shape) overall, per asked count and per number of nouns; the
 share of clips whose identified counts equal the plain video's true ones; what became of right and wrong targets; what
@@ -42,7 +42,8 @@ from pipelines.testbed import counter
 from pipelines.testbed.world import Prompt, heldout_prompts
 
 CAPTURE_FIELDS = (
-    "step stride cache block blocks combine source tokens head contrast_weight structure_weight edge_weight structure_blocks".split()
+    *("step", "stride", "cache", "block", "blocks", "combine", "source", "tokens", "head"),
+    *("contrast_weight", "structure_weight", "edge_weight", "structure_blocks"),
 )
 """Settings of identification that decide what is captured; the others decide what the layout makes of it."""
 SAMPLE_SEEDS = 100_000  # a clip's noise is seeded with its prompt's number + this × the sample
@@ -113,8 +114,7 @@ class Bench:
         self.generation = job.generation
         self.texts = model.encode([item.prompt.text for item in items], [""] * len(items), job.generation)
         self.spans = [
-            locate_tokens(text.prompt, item.targets, text.offsets)
-            for text, item in zip(self.texts, items, strict=True)
+            locate_tokens(text.prompt, item.targets, text.offsets) for text, item in zip(self.texts, items, strict=True)
         ]
         self.seeds = [item.seed for item in items]
         self.plain = self._generate(job.generation)
@@ -186,6 +186,7 @@ class Bench:
         changed = reference = float("nan")
         if regions is not None:
             mask = outside(regions, video.shape)
+        if regions is not None and mask.any():
             changed = float(change(video, self.plain[i])[mask].mean())
             if self.reference is not None:
                 reference = float(change(self.reference[i], self.plain[i])[mask].mean())
@@ -236,9 +237,7 @@ def summarise(results: Sequence[Result]) -> None:
             mean(float(true == asked) for r in own for asked, true in zip(r.asked, r.true, strict=True) if asked == n)
             for n in range(1, 7)
         ]
-        before = [
-            (r, *three) for r in own for three in zip(r.asked, plain[r.number, r.seed].true, r.true, strict=True)
-        ]
+        before = [(r, *three) for r in own for three in zip(r.asked, plain[r.number, r.seed].true, r.true, strict=True)]
         guided = [r for r in own if r.guided]
         cells = [
             mean(r.accuracy for r in own),
@@ -254,8 +253,8 @@ def summarise(results: Sequence[Result]) -> None:
             mean(r.exact for r in own),
             mean(r.stability for r in own),
             mean(r.motion for r in own),
-            mean(r.change_outside for r in guided),
-            mean(r.change_reference for r in guided),
+            mean(r.change_outside for r in guided if r.change_outside == r.change_outside),  # nan: edited everywhere
+            mean(r.change_reference for r in guided if r.change_reference == r.change_reference),
         ]
         print("  ".join([f"{variant:<{width}}", *(f"{cell:>8.3f}" for cell in cells), difference(own, first)]))
 
@@ -302,7 +301,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--reference-steps", type=int, default=0, help="e.g. 30: what a finer schedule changes; 0: none")
+    parser.add_argument(
+        "--reference-steps", type=int, default=0, help="e.g. 30: what a finer schedule changes; 0: none"
+    )
     parser.add_argument("--output", type=Path, help="results as JSON lines")
     options = parser.parse_args()
 

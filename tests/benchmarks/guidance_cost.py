@@ -103,7 +103,7 @@ def measure(model: Model, config: GuideConfig, options: argparse.Namespace, comp
         1, text_tokens, model.transformer.config.text_dim, generator=generator, device=device, dtype=dtype
     )
     timestep = torch.full((1,), 500.0, device=device)
-    scales = model.depth if config.unit == "deviation" or options.scales else 0
+    scales = model.depth if options.scales else 0
 
     def prepared(radius: int, shift: int) -> ShardGuidance:
         plans = [plan(config, grid, radius, shift, scales)]

@@ -45,11 +45,12 @@ def measure(
             texts = model.encode([prompt.text], [""], job.generation)
             spans = locate_tokens(texts[0].prompt, targets, texts[0].offsets)
             seen = look_on(model, shard, texts, spans, number, job)
-            [capture], heads = seen.results(), seen.seen
+            [capture], blocks = seen.results(), list(seen.seen.values())
             correction = correct(capture, targets, spans, job.method)
             name = f"{number} {preset}"
-            found[f"{name} self heads"] = None if heads.self_heads is None else heads.self_heads.numpy()
-            found[f"{name} cross heads"] = heads.cross_heads[0].numpy()
+            self_heads = [block.self_heads.numpy() for block in blocks if block.self_heads is not None]
+            found[f"{name} self heads"] = np.stack(self_heads) if self_heads else None
+            found[f"{name} cross heads"] = np.stack([block.cross_heads[0].numpy() for block in blocks])
             found[f"{name} labels"] = correction.identified.labels
             plan = plans.setdefault(name, correction.plan)
             if preset == "closed" and plan is not None:
@@ -110,7 +111,9 @@ def main() -> None:
             if total:
                 print(f"{preset:>8}  {what:<12} {different} of {total} differ, 1 against {options.ranks} ranks")
     largest = [np.abs(value - together[name]).max() for name, value in alone.items() if name.endswith("latents")]
-    print(f"guided latents under the same plan, {len(largest)} clips: largest difference {max(largest, default=0.0):.2e}")
+    print(
+        f"guided latents under the same plan, {len(largest)} clips: largest difference {max(largest, default=0.0):.2e}"
+    )
 
 
 if __name__ == "__main__":

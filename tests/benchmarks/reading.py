@@ -1,12 +1,12 @@
-"""Which block, step, tokens and thresholds read the true count off the embedded model: collected once, searched offline.
+"""Which blocks, step, tokens and thresholds read the true count off the embedded model.
 
-    python -m tests.benchmarks.reading collect --prompts 200 --samples 2 --steps 5 8 10 13 --output readings/ --workers 8
-    python -m tests.benchmarks.reading search readings/*.npz --set threshold=0.4,0.5 only=3,4,5,4+5
+    python -m tests.benchmarks.reading collect --prompts 200 --samples 2 --steps 7 10 13 --output maps/ --workers 8
+    python -m tests.benchmarks.reading search maps/*.npz --set threshold=0.4,0.5 only=3,4,5,4+5
 
-`collect` generates plain clips, counts them exactly, and keeps every block's cross-attention to every noun at some steps
-(mean over heads, of the noun's tokens and of its phrase's) with the standard deviation of the phrase's scores. `search`
-lays them out under every combination of settings and prints the share of clips whose counts come out as the plain clip's
-true ones, with the share by count.
+`collect` generates plain clips, counts them exactly, and keeps every block's cross-attention to every noun at some
+steps (mean over heads, of the noun's tokens and of its phrase's) with the standard deviation of the phrase's scores.
+`search` lays them out under every combination of settings and prints the share of clips whose counts come out as the
+plain clip's true ones, with the share by count.
 """
 
 import argparse
@@ -88,9 +88,7 @@ def collect(items: Sequence[Item], job: JobConfig, device: str, batch: int, step
         with torch.inference_mode():
             videos = model.decode(state.latents).numpy()
         responses = torch.stack([torch.stack(seen[step].responses, 1) for step in steps], 1)
-        rows["responses"].append(
-            responses.unflatten(-1, (grid.frames, grid.height, grid.width)).half().cpu().numpy()
-        )
+        rows["responses"].append(responses.unflatten(-1, (grid.frames, grid.height, grid.width)).half().cpu().numpy())
         rows["deviations"].append(torch.stack([torch.stack(seen[s].deviations, 1) for s in steps], 1).cpu().numpy())
         for item, video in zip(chosen, videos, strict=True):
             counts = np.full((len(video), NOUNS), -1)
@@ -166,7 +164,9 @@ def main() -> None:
     collecting.add_argument("overrides", nargs="*")
     searching = commands.add_parser("search")
     searching.add_argument("files", type=Path, nargs="+")
-    searching.add_argument("--set", nargs="*", default=[], help="setting=value,value of identify; only=2,5,2+5 reads these blocks")
+    searching.add_argument(
+        "--set", nargs="*", default=[], help="setting=value,value of identify; only=2,5,2+5 reads these blocks"
+    )
     searching.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
 

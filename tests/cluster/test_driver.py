@@ -98,12 +98,18 @@ def test_another_configuration_in_the_same_output_is_refused(tiny_job: Job, tmp_
         (["model.path=/nowhere"], ModelError, r"/nowhere has no model_index\.json"),
         (["prompts=/nowhere.parquet"], PromptSetError, "/nowhere.parquet"),
         (["max_count=2"], PromptSetError, r"row 0.*circles"),
+        (["generation.cache=magcache"], ConfigError, r"generation\.cache=magcache doesn't run on 2 ranks"),
+        (
+            ["variants.a.identify.cache=first_block", "parallel.ulysses=1", "parallel.batch=2"],
+            ConfigError,
+            r"method\.identify\.cache=first_block .* parallel\.batch=1",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_starts(
     tiny_job: Job, tmp_path: Path, overrides: list[str], error: type[Exception], message: str
 ) -> None:
-    """Degrees, model and prompts are checked without Ray, and without an output folder."""
+    """Degrees, caches, model and prompts are checked without Ray, and without an output folder."""
     with pytest.raises(error, match=message):
         prepare(tiny_job(*overrides))
     assert not (tmp_path / "out").exists()

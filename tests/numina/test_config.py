@@ -96,7 +96,9 @@ def test_values_out_of_range_are_refused(override):
     assert "preset paper has" in str(error.value)
 
 
-@pytest.mark.parametrize("override", ["identify.source=attention", "guide.overwrite=true", "guide.schedule=linear", "identify.stpe=0.4"])
+@pytest.mark.parametrize(
+    "override", ["identify.source=attention", "guide.overwrite=true", "guide.schedule=linear", "identify.stpe=0.4"]
+)
 def test_unknown_words_are_refused(override):
     """A mistyped choice or key is an error of the merge, before anything runs."""
     with pytest.raises(OmegaConfBaseException):

@@ -377,8 +377,8 @@ def test_one_block_is_taken_as_it_is_and_several_as_shares_of_their_peaks():
     strong[0, :, 0, 0], strong[0, :, 2, 2], faint[0, :, 2, 2] = 4.0, 2.0, 0.01
     np.testing.assert_array_equal(combine_blocks(strong[None], "mean"), strong)
     both = combine_blocks(np.stack([strong, faint]), "mean")
-    assert both[0, 0, 2, 2] == pytest.approx(0.75)
-    assert both[0, 0, 0, 0] == pytest.approx(0.5)
+    assert both[0, 0, 2, 2] == pytest.approx(0.75 * (4.0 + 0.01) / 2)  # in the scale of the blocks' mean peak
+    assert both[0, 0, 0, 0] == pytest.approx(0.5 * (4.0 + 0.01) / 2)
 
 
 def test_the_steadiest_block_is_the_one_whose_maps_stay():
@@ -390,4 +390,16 @@ def test_the_steadiest_block_is_the_one_whose_maps_stay():
     assert abs(steadiness(noise)) < 0.3
     assert steadiness(np.ones((1, 4, 2, 2), dtype=np.float32)) == steadiness(noise[:, :1]) == 0.0
     chosen = combine_blocks(np.stack([noise, still, noise]), "steadiest")
-    np.testing.assert_allclose(chosen, still / still.max(axis=(1, 2, 3), keepdims=True), rtol=1e-6)
+    np.testing.assert_array_equal(chosen, still)
+
+
+def test_a_noun_that_nothing_looks_at_is_absent():
+    """Beside a noun with a clear response, one whose peaks are far lower is noise; by itself it is all there is."""
+    rng = np.random.default_rng(1)
+    clear, noise = bumps((4, 1.0), (14, 0.9)), 0.3 * rng.random((1, 1, 1, 24), dtype=np.float32)
+    config = IdentifyConfig(source="peaks", absence=0.5)
+    assert identify_layout(Capture(np.concatenate([clear, noise]), None), config).counts().tolist() == [[2], [0]]
+    assert identify_layout(Capture(np.concatenate([clear, clear * 0.6]), None), config).counts()[0] == 2
+    assert identify_layout(Capture(noise, None), config).counts().item() > 0
+    without = dataclasses.replace(config, absence=0.0)
+    assert identify_layout(Capture(np.concatenate([clear, noise]), None), without).counts()[1] > 0

@@ -39,7 +39,8 @@ def test_held_to_the_plain_clip_outside_the_edits_up_to_the_captured_step(tiny_m
     def hold_to(own: denoise.DenoiseState, other: denoise.DenoiseState, free: torch.Tensor) -> None:
         original(own, other, free)
         ours, theirs = dict(own._tensors()), dict(other._tensors())
-        assert ours.keys() == theirs.keys() and len(ours) > 1
+        assert ours.keys() == theirs.keys()
+        assert len(ours) > 1
         outside = ~free.expand_as(own.latents)
         assert all(torch.equal(ours[name][outside], theirs[name][outside]) for name in ours)
         seen.append((own.latents - other.latents)[~outside].abs().max())

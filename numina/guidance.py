@@ -12,7 +12,7 @@ own rows and its own kernel need. All rules apply before the softmax, to the con
     any, where another noun is added     − o·δ, on top of the above
 
 Where nouns share a token their additions add up; an overwritten score takes none, and of two overwrites the later
-noun's holds. With ``plan.scales`` every addition (no overwrite) is multiplied by the transformer block's scale.
+noun's holds. Every addition (no overwrite) is multiplied by ``plan.scale``.
 
 The text tokens are put in another order, the nouns' last: attention doesn't care, and all that changes is then one
 slice of *tail* columns, of a width that doesn't depend on the prompt.
@@ -65,7 +65,6 @@ class GuidancePlan:
     tokens: tuple[tuple[int, ...], ...]  # per noun, the text tokens whose columns are biased
     config: GuideConfig
     scale: float = 1.0  # of all additions: the unit of the config's strengths, in scores
-    scales: tuple[float, ...] = ()  # per transformer block, what its additions are multiplied by; empty: 1 for all
 
     @property
     def rows(self) -> int:
@@ -87,21 +86,18 @@ def plan_guidance(
 
 @dataclass(eq=False)
 class Bias:
-    """What is added to the tail columns of some rows, as a mask over all columns; linear in δ·scale."""
+    """What is added to the tail columns of some rows, as a mask over all columns; linear in δ."""
 
     strengths: Float[Tensor, "clips 1 rows tail"]
-    kept: Float[Tensor, "clips 1 rows text"] | None  # the mask at the δ last set; None where each block has its scale
+    kept: Float[Tensor, "clips 1 rows text"]  # the mask at the δ last set
 
     def set(self, delta: float) -> None:
         """Brings the kept mask to δ, in place."""
-        if self.kept is not None:
-            self.kept[..., -self.strengths.shape[-1] :] = self.strengths * delta
+        self.kept[..., -self.strengths.shape[-1] :] = self.strengths * delta
 
-    def mask(self, amount: Tensor, key: Tensor) -> Tensor:
-        """[B, 1, rows, T] in the dtype of ``key`` [B, T, N, D]; ``amount`` is δ·scale."""
-        if self.kept is not None:
-            return self.kept.to(key.dtype)
-        return _before_tail(self.strengths * amount, key)
+    def mask(self, key: Tensor) -> Tensor:
+        """[B, 1, rows, T] in the dtype of ``key`` [B, T, N, D]."""
+        return self.kept.to(key.dtype)
 
 
 @dataclass(eq=False)
@@ -130,10 +126,10 @@ class Copies:
         return torch.einsum("brhd,behd->bhre", means, self._tail(key).float()) / query.shape[-1] ** 0.5
 
     def apply(
-        self, chosen: Tensor, key: Tensor, value: Tensor, means: Tensor, delta: Tensor, amount: Tensor
+        self, chosen: Tensor, key: Tensor, value: Tensor, means: Tensor, delta: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mask, keys and values with which plain attention of the ``chosen`` queries [B, R, N, D] is the guided one."""
-        biased = self.strengths * amount
+        biased = self.strengths * delta
         if self.per_head:
             return self._stand_ins(key, value, means, delta, biased)
         mean = (means.mean(dim=1) * self.tokens).sum(dim=-1)  # m, one for a reference
@@ -174,7 +170,6 @@ class ShardGuidance:
 
     order: Int64[Tensor, "clips text"]  # the text tokens, counted through the batch, each clip's tail last
     delta: Float[Tensor, ""]
-    scales: tuple[Float[Tensor, "clips 1 1 1"], ...]  # per transformer block; empty: 1 for all
     bias: Bias | None  # of all rows
     rows: Int64[Tensor, "clips chosen"] | None  # to compute again with a bias, counted through the batch
     row_bias: Bias | None  # of these
@@ -206,25 +201,21 @@ class ShardGuidance:
 
     @classmethod
     def _ready(cls, clips: "list[_ClipRules]", plans: Sequence[GuidancePlan], target: "_Target") -> "ShardGuidance":
-        overwrite, scaled = plans[0].config.overwrite, bool(plans[0].scales)
+        overwrite = plans[0].config.overwrite
         changed, copied = np.stack([clip.changed for clip in clips]), np.stack([clip.copied for clip in clips])
         dense = bool(changed.mean() > SPARSE)
         bias, rows, row_bias, copies = None, None, None, None
         if dense:
-            bias = target.bias(np.stack([clip.strengths for clip in clips]), scaled)
+            bias = target.bias(np.stack([clip.strengths for clip in clips]))
         else:
             again = _row_lists(changed & ~copied, 0)
             rows = target.dynamic(_through_batch(again, changed.shape[1]), 1)
-            row_bias = target.bias(_of_rows([clip.strengths for clip in clips], again), scaled, dynamic=True)
+            row_bias = target.bias(_of_rows([clip.strengths for clip in clips], again), dynamic=True)
         if overwrite != "none":  # every shard has a part in the references, also one without copies
             copies = target.copies(clips, _row_lists(copied, 1), overwrite == "head")
         return cls(
             order=target.tensor(_through_batch(np.stack([clip.order for clip in clips]), target.text_tokens)),
             delta=torch.zeros((), device=target.device),
-            scales=tuple(
-                target.tensor(np.array(block, dtype=np.float32)[:, None, None, None])
-                for block in zip(*(plan.scales for plan in plans), strict=True)
-            ),
             bias=bias,
             rows=rows,
             row_bias=row_bias,
@@ -270,16 +261,10 @@ class _Target:
     def dynamic(self, values: np.ndarray, dim: int) -> Tensor:
         return _dynamic(self.tensor(values), dim)
 
-    def bias(self, strengths: Float[np.ndarray, "clips rows tail"], scaled: bool, *, dynamic: bool = False) -> Bias:
-        """A mask is kept unless it is another one in every block."""
+    def bias(self, strengths: Float[np.ndarray, "clips rows tail"], *, dynamic: bool = False) -> Bias:
         values = self.tensor(strengths[:, None])
-        kept = None
-        if not scaled:
-            kept = torch.zeros(*values.shape[:3], self.text_tokens, device=self.device, dtype=self.dtype)
-        for varying in (values, kept):
-            if dynamic and varying is not None:
-                _dynamic(varying, 2)
-        return Bias(values, kept)
+        kept = torch.zeros(*values.shape[:3], self.text_tokens, device=self.device, dtype=self.dtype)
+        return Bias(_dynamic(values, 2), _dynamic(kept, 2)) if dynamic else Bias(values, kept)
 
     def copies(self, clips: "list[_ClipRules]", again: Int64[np.ndarray, "clips rows"], per_head: bool) -> Copies:
         sizes = np.stack([clip.reference_sizes for clip in clips])
@@ -363,12 +348,8 @@ def _check(plans: Sequence[GuidancePlan], rows: slice, text_tokens: int) -> None
     if rows.step not in (None, 1):
         raise ValueError(f"rows = {rows}, but a shard is a contiguous run: use a step of 1")
     for plan in plans:
-        if (plan.config, plan.regions.shape[1:], len(plan.scales)) != (
-            plans[0].config,
-            plans[0].regions.shape[1:],
-            len(plans[0].scales),
-        ):
-            raise ValueError("plans of one batch differ in config, grid or number of scales: prepare them apart")
+        if (plan.config, plan.regions.shape[1:]) != (plans[0].config, plans[0].regions.shape[1:]):
+            raise ValueError("plans of one batch differ in config or grid: prepare them apart")
         beyond = _special_tokens(plan)[_special_tokens(plan) >= text_tokens].tolist()
         if beyond:
             raise ValueError(

@@ -97,15 +97,14 @@ def outputs_of(*modules: torch.nn.Module) -> Iterator[list[list[Tensor]]]:
 
 
 class GuidedCrossAttention:
-    """Cross-attention under a batch's guidance, in one block, on this rank's rows (arXiv 2604.08546 §3.4).
+    """Cross-attention under a batch's guidance, on this rank's rows (arXiv 2604.08546 §3.4).
 
     One graph serves every prompt, step and block under torch.compile: all that varies is in tensors, and nothing here
     asks for a value on the host.
     """
 
-    def __init__(self, guidance: ShardGuidance, block: int, shard: Shard):
+    def __init__(self, guidance: ShardGuidance, shard: Shard):
         self.guidance = guidance
-        self.scale = guidance.scales[block] if guidance.scales else None
         self.shard = shard
 
     def __call__(
@@ -119,26 +118,25 @@ class GuidedCrossAttention:
     ) -> Tensor:
         guidance = self.guidance
         query, key, value = project(attn, hidden_states, guidance.arrange(encoder_hidden_states), rotary_emb)
-        amount = guidance.delta if self.scale is None else guidance.delta * self.scale
-        mask = None if guidance.bias is None else guidance.bias.mask(amount, key)
+        mask = None if guidance.bias is None else guidance.bias.mask(key)
         output = attend(query, key, value, mask).flatten(2)  # [B, n, N·D]
         flat = output.view(-1, output.shape[2])
-        for rows, again in self._again(query, key, value, amount):
+        for rows, again in self._again(query, key, value):
             flat.index_copy_(0, rows.flatten(), again.flatten(2).flatten(0, 1))
         return attn.to_out[1](attn.to_out[0](output.type_as(hidden_states)))
 
-    def _again(self, query: Tensor, key: Tensor, value: Tensor, amount: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _again(self, query: Tensor, key: Tensor, value: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Rows [B, R] that are computed again under their own mask, and their outputs [B, R, N, D]."""
         guidance, found = self.guidance, []
         if guidance.rows is not None:
             assert guidance.row_bias is not None
-            mask = guidance.row_bias.mask(amount, key)
+            mask = guidance.row_bias.mask(key)
             found.append((guidance.rows, attend(take(query, guidance.rows), key, value, mask)))
         if guidance.copies is not None:
             copies = guidance.copies
             means = copies.mean_scores(query, key, self.shard.sum)
             chosen = take(query, copies.rows)
-            mask, key, value = copies.apply(chosen, key, value, means, guidance.delta, amount)
+            mask, key, value = copies.apply(chosen, key, value, means, guidance.delta)
             found.append((copies.rows, attend(chosen, key, value, mask)))
         return found
 
@@ -158,11 +156,9 @@ def guided(model: VideoModel, shard: Shard, guidance: ShardGuidance, delta: floa
     if delta == 0.0:
         yield
         return
-    if guidance.scales and len(guidance.scales) != model.depth:
-        raise ValueError(f"{len(guidance.scales)} scales for a model of {model.depth} blocks: give one for each")
     guidance.set(delta)
     blocks = range(model.depth)
-    with processors({model.cross_attention(block): GuidedCrossAttention(guidance, block, shard) for block in blocks}):
+    with processors({model.cross_attention(block): GuidedCrossAttention(guidance, shard) for block in blocks}):
         yield
 
 

@@ -163,10 +163,9 @@ class Bench:
         """Seconds of a guided step."""
         config = GuideConfig(**OmegaConf.to_container(OmegaConf.load(PRESETS / f"{preset}.yaml").guide))
         radius = 1 if self.options.tiny else 5
-        scales = 0
         short = replace(self.generation, steps=GUIDED_STEPS)
         clock = self.clock()
-        own = plan(config, self.grid, radius, 0, scales)
+        own = plan(config, self.grid, radius, 0)
         denoise.guide(self.model, Shard(), self.texts, [own], [1], short, clock)
         guided = [step for step in range(1, GUIDED_STEPS) if intensity(step, GUIDED_STEPS, config)]
         return median(clock.steps[step] for step in guided)

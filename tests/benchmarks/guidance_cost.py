@@ -76,7 +76,7 @@ def build(name: str, layers: int | None, tiny: bool, device: str) -> Model:
     return Model(transformer.eval().requires_grad_(False))
 
 
-def plan(config: GuideConfig, grid: tuple[int, int, int], radius: int, shift: int, scales: int) -> GuidancePlan:
+def plan(config: GuideConfig, grid: tuple[int, int, int], radius: int, shift: int) -> GuidancePlan:
     """Per noun and frame a kept instance that is copied, its copy, and a removed one, all discs; moved by `shift`."""
     frames, height, width = grid
     shape = disc(radius)
@@ -90,7 +90,7 @@ def plan(config: GuideConfig, grid: tuple[int, int, int], radius: int, shift: in
             down = (frame + shift) % max(1, (height - 2 * side) // 2 + 1)  # the nouns' regions never meet
             row = top + down if noun == 0 else top - down
             regions[noun, frame, row : row + side, left : left + side][shape] = kind
-    return GuidancePlan(regions, ((3 + shift, 4 + shift), (8 + shift,)), config, scales=(1.0,) * scales)
+    return GuidancePlan(regions, ((3 + shift, 4 + shift), (8 + shift,)), config)
 
 
 def measure(model: Model, config: GuideConfig, options: argparse.Namespace, compiled: bool) -> dict[str, object]:
@@ -103,10 +103,9 @@ def measure(model: Model, config: GuideConfig, options: argparse.Namespace, comp
         1, text_tokens, model.transformer.config.text_dim, generator=generator, device=device, dtype=dtype
     )
     timestep = torch.full((1,), 500.0, device=device)
-    scales = model.depth if options.scales else 0
 
     def prepared(radius: int, shift: int) -> ShardGuidance:
-        plans = [plan(config, grid, radius, shift, scales)]
+        plans = [plan(config, grid, radius, shift)]
         return ShardGuidance.prepare(plans, slice(0, plans[0].rows), text_tokens, device, dtype)
 
     def forward() -> None:
@@ -192,7 +191,6 @@ def main() -> None:
     parser.add_argument("--presets", nargs="*", default=["paper", "closed", "released"])
     parser.add_argument("--layers", type=int, help="run fewer blocks than the model has")
     parser.add_argument("--radius", type=int, help="of the regions, in tokens; 5: 81 tokens")
-    parser.add_argument("--scales", action="store_true", help="a scale for each block, as unit=deviation has")
     parser.add_argument("--compile", action="store_true", help="measure compiled blocks too, after eager ones")
     parser.add_argument("--backend", default="inductor")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

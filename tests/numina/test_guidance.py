@@ -80,13 +80,12 @@ def oracle_scores(scores: torch.Tensor, plan: GuidancePlan, delta: float, scale:
     return guided
 
 
-def oracle(q, k, v, plans: Sequence[GuidancePlan], delta: float, block: int = 0) -> torch.Tensor:
+def oracle(q, k, v, plans: Sequence[GuidancePlan], delta: float) -> torch.Tensor:
     """Guided cross-attention of whole clips in float64, dense: [B, rows, N, D]."""
     q, k, v = q.double(), k.double(), v.double()
     scores = torch.einsum("bihd,bjhd->bhij", q, k) / D**0.5
-    scales = [plan.scales[block] if plan.scales else 1.0 for plan in plans]
-    clips = zip(scores, plans, scales, strict=True)
-    guided = torch.stack([oracle_scores(own, plan, delta, scale) for own, plan, scale in clips]) if delta else scores
+    clips = zip(scores, plans, strict=True)
+    guided = torch.stack([oracle_scores(own, plan, delta, plan.scale) for own, plan in clips]) if delta else scores
     return torch.einsum("bhij,bjhd->bihd", guided.softmax(dim=-1), v)
 
 
@@ -94,7 +93,7 @@ def attend(q, k, v, mask=None) -> torch.Tensor:
     return scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask).transpose(1, 2)
 
 
-def sharded(q, k, v, plans: Sequence[GuidancePlan], delta: float, shards: list[slice], block: int = 0) -> torch.Tensor:
+def sharded(q, k, v, plans: Sequence[GuidancePlan], delta: float, shards: list[slice]) -> torch.Tensor:
     """Guided cross-attention as ranks do it: each its own rows, with sums of the references added over all of them."""
     ready = [ShardGuidance.prepare(plans, rows, TEXT) for rows in shards]
     q = torch.nn.functional.pad(q, (0, 0, 0, 0, 0, max(0, shards[-1].stop - ROWS)))
@@ -113,17 +112,16 @@ def sharded(q, k, v, plans: Sequence[GuidancePlan], delta: float, shards: list[s
     assert len(sums) in (0, len(shards))  # all ranks enter the collective, or none
     out = []
     for query, guidance in zip(queries, ready, strict=True):
-        amount = guidance.delta * guidance.scales[block] if guidance.scales else guidance.delta
-        result = attend(query, keys, values, None if guidance.bias is None else guidance.bias.mask(amount, keys))
+        result = attend(query, keys, values, None if guidance.bias is None else guidance.bias.mask(keys))
         flat = result.flatten(2).flatten(0, 1)
         if guidance.rows is not None:
-            again = attend(take(query, guidance.rows), keys, values, guidance.row_bias.mask(amount, keys))
+            again = attend(take(query, guidance.rows), keys, values, guidance.row_bias.mask(keys))
             flat[guidance.rows.flatten()] = again.flatten(2).flatten(0, 1)
         if guidance.copies is not None:
             copies = guidance.copies
             means = copies.mean_scores(query, keys, lambda part: sum(sums))
             chosen = take(query, copies.rows)
-            mask, *others = copies.apply(chosen, keys, values, means, guidance.delta, amount)
+            mask, *others = copies.apply(chosen, keys, values, means, guidance.delta)
             flat[copies.rows.flatten()] = attend(chosen, *others, mask).flatten(2).flatten(0, 1)
         result = flat.view(query.shape)
         out.append(result)
@@ -162,12 +160,12 @@ def test_shards_equal_the_float64_oracle(seed, name, clips, share, delta, scaled
     """Any plans, however many clips and however rows are divided: guided attention is the plain dense definition."""
     plans = [random_plan(seed + clip, CONFIGS[name], nouns=1 + (seed + clip) % 3, share=share) for clip in range(clips)]
     if scaled:
-        plans = [replace(plan, scales=(1.0, 0.4 + clip)) for clip, plan in enumerate(plans)]
+        plans = [replace(plan, scale=0.4 + clip) for clip, plan in enumerate(plans)]
     q, k, v = random_attention(seed, clips)
     edges = [0, *sorted(cuts), ROWS + padding]
     shards = [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]
-    found = sharded(q, k, v, plans, delta, shards, block=1)
-    torch.testing.assert_close(found.double(), oracle(q, k, v, plans, delta, block=1), atol=2e-5, rtol=1e-4)
+    found = sharded(q, k, v, plans, delta, shards)
+    torch.testing.assert_close(found.double(), oracle(q, k, v, plans, delta), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +208,7 @@ def bias_of(plan: GuidancePlan, delta: float = 1.0, rows: slice | None = None, d
     guidance = ShardGuidance.prepare([plan], rows or slice(0, plan.rows), TEXT, dtype=dtype)
     guidance.set(delta)
     assert guidance.bias is not None
-    mask = guidance.bias.mask(guidance.delta, torch.zeros(1, TEXT, N, D, dtype=dtype))
+    mask = guidance.bias.mask(torch.zeros(1, TEXT, N, D, dtype=dtype))
     return mask[0, 0][:, guidance.order[0].argsort()]
 
 
@@ -224,13 +222,10 @@ def test_closed_table_by_hand():
 
 
 def test_bias_is_linear_in_intensity_and_scale():
-    """δ and a block's scale multiply every addition."""
+    """δ and a plan's scale multiply every addition."""
     plan = random_plan(2, CLOSED)
     torch.testing.assert_close(bias_of(plan, 1.75), 1.75 * bias_of(plan))
-    scaled = ShardGuidance.prepare([replace(plan, scales=(1.0, 0.5))], slice(0, ROWS), TEXT)
-    scaled.set(1.75)
-    mask = scaled.bias.mask(scaled.delta * scaled.scales[1], torch.zeros(1, TEXT, N, D))
-    torch.testing.assert_close(mask[0, 0][:, scaled.order[0].argsort()], 0.5 * 1.75 * bias_of(plan))
+    torch.testing.assert_close(bias_of(replace(plan, scale=0.5), 1.75), 0.5 * 1.75 * bias_of(plan))
 
 
 def test_padding_rows_are_left_alone():
@@ -260,7 +255,7 @@ def test_more_intensity_is_never_less_attention(mean):
         keys = guidance.arrange(k.flatten(2)).view_as(k)
         means = guidance.copies.mean_scores(q, keys, lambda part: part)
         rows = guidance.copies.rows
-        mask, _, _ = guidance.copies.apply(take(q, rows), keys, keys, means, guidance.delta, guidance.delta)
+        mask, _, _ = guidance.copies.apply(take(q, rows), keys, keys, means, guidance.delta)
         values.append(mask[0, 0, (rows[0] == 1).nonzero()[0, 0], -1].item())
     assert values == sorted(values)
     assert values[2] == mean
@@ -374,8 +369,6 @@ def test_what_does_not_fit_together_is_refused():
         ShardGuidance.prepare([plan], slice(0, 10, 2), TEXT)
     with pytest.raises(ValueError, match="differ"):
         ShardGuidance.prepare([plan, replace(plan, config=PAPER)], slice(0, 10), TEXT)
-    with pytest.raises(ValueError, match="differ"):
-        ShardGuidance.prepare([plan, replace(plan, scales=(1.0,))], slice(0, 10), TEXT)
     with pytest.raises(ValueError, match=r"text tokens \[30\]"):
         ShardGuidance.prepare([replace(plan, tokens=((1,), (30,)))], slice(0, 10), TEXT)
 

@@ -107,6 +107,7 @@ def test_bf16_stays_as_close_as_plain_attention(tiny_model: WanModel, config: Gu
     guidance = ShardGuidance.prepare([plan], slice(0, F * H * W), T, dtype=torch.bfloat16)
     expected = by_the_book(attn, hidden, text, plan, 1.75)
     plain = by_the_book(attn, hidden, text, replace(plan, config=nothing), 1.75)
+    weights = {name: value.clone() for name, value in attn.state_dict().items()}  # rounding is for this test alone
     attn.bfloat16()
     try:
         with torch.inference_mode():
@@ -114,7 +115,7 @@ def test_bf16_stays_as_close_as_plain_attention(tiny_model: WanModel, config: Gu
             with guided(tiny_model, Shard(), guidance, 1.75):
                 guided_error = (attn(hidden.bfloat16(), text.bfloat16())[0].double() - expected).abs()
     finally:
-        attn.float()
+        attn.float().load_state_dict(weights)
     assert guided_error.mean() <= 2 * error.mean()
     assert guided_error.max() <= 2 * error.max()
 
@@ -125,26 +126,6 @@ def test_without_intensity_nothing_is_installed(tiny_model: WanModel) -> None:
     before = dict(tiny_model.transformer.attn_processors)
     with guided(tiny_model, Shard(), guidance, 0.0):
         assert dict(tiny_model.transformer.attn_processors) == before
-
-
-@pytest.mark.parametrize("config", [PAPER, CLOSED, CONFIGS["few rows"]], ids=["paper", "closed", "few rows"])
-def test_every_block_has_its_scale(tiny_model: WanModel, config: GuideConfig) -> None:
-    """A plan's scale of a block multiplies δ there, where nothing is overwritten; a scale too few is refused."""
-    plan = plan_with(config)
-    plan = replace(plan, regions=np.where(plan.regions == Region.ADD_COPY, Region.KEEP, plan.regions).astype(np.int8))
-    scaled = replace(plan, scales=(1.0, 0.5, 3.0))
-    rows = slice(0, F * H * W)
-    with torch.inference_mode():
-        for block, scale in enumerate(scaled.scales):
-            attn = tiny_model.cross_attention(block)
-            hidden, text = states(attn)
-            with guided(tiny_model, Shard(), ShardGuidance.prepare([scaled], rows, T), 0.5):
-                found = attn(hidden, text)
-            with guided(tiny_model, Shard(), ShardGuidance.prepare([plan], rows, T), 0.5 * scale):
-                torch.testing.assert_close(attn(hidden, text), found, atol=1e-6, rtol=1e-6)
-    few = ShardGuidance.prepare([replace(plan, scales=(1.0, 0.5))], rows, T)
-    with pytest.raises(ValueError, match="2 scales for a model of 3 blocks"), guided(tiny_model, Shard(), few, 1.0):
-        pass
 
 
 @dataclass
@@ -180,18 +161,17 @@ def compiled() -> Iterator[tuple[Transformer, Transformer, CompileCounterWithBac
     torch._dynamo.reset()
 
 
-def sparse_plan(config: GuideConfig, variant: int, scales: tuple[float, ...] = ()) -> GuidancePlan:
+def sparse_plan(config: GuideConfig, variant: int) -> GuidancePlan:
     """Prompts that differ in nouns, tokens, and how many of 768 rows are copies (0 to 144) or removed (3 to 48)."""
     regions = np.zeros((1 + variant % 3, 3, 16, 16), dtype=np.int8)
     regions[0, :, 0:2, : 1 + 4 * variant] = Region.REFERENCE
     regions[0, :, 8:10, : 8 * variant] = Region.ADD_COPY
     regions[-1, :, 14, : 1 + 5 * variant] = Region.REMOVE
-    return GuidancePlan(regions, ((2, 3), (5 + variant,), (9, 10, 11))[: len(regions)], config, scales=scales)
+    return GuidancePlan(regions, ((2, 3), (5 + variant,), (9, 10, 11))[: len(regions)], config)
 
 
-@pytest.mark.parametrize("scales", [(), (1.0, 0.5)], ids=["unscaled", "scaled"])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_one_graph_serves_all_prompts_and_steps(compiled, config: GuideConfig, scales: tuple[float, ...]) -> None:
+def test_one_graph_serves_all_prompts_and_steps(compiled, config: GuideConfig) -> None:
     """Compiled whole: one graph for plain blocks, one for guided ones; no other block, prompt, δ or step adds one."""
     plain, model, counter = compiled
     generator = torch.Generator().manual_seed(1)
@@ -200,7 +180,7 @@ def test_one_graph_serves_all_prompts_and_steps(compiled, config: GuideConfig, s
     assert counter.frame_count == 1
     lengths, stance = set(), "default"
     for variant in (1, 2, 3, 0):
-        guidance = ShardGuidance.prepare([sparse_plan(config, variant, scales)], slice(0, 768), T)
+        guidance = ShardGuidance.prepare([sparse_plan(config, variant)], slice(0, 768), T)
         lists = (guidance.rows, guidance.copies and guidance.copies.rows)
         lengths.add(tuple(None if rows is None else rows.shape for rows in lists))
         for delta in (1.75, 0.5):

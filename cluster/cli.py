@@ -222,9 +222,10 @@ def _count_table(verdicts: Sequence["Verdict"], title: str) -> Table:
     table = Table(title=title, show_lines=False)
     for column in ("prompt", "noun"):
         table.add_column(column)
+    identifying = {verdict.strategy for verdict in verdicts if verdict.identified}
     for column in ("asked", *strategies):
-        table.add_column(column, justify="right")
-        if column == "numina":
+        table.add_column(escape(column), justify="right")
+        if column in identifying:
             table.add_column("identified", justify="right")
     for (prompt, _), group in groupby(verdicts, key=lambda verdict: (verdict.prompt, verdict.sample)):
         by_strategy = {verdict.strategy: verdict for verdict in group}
@@ -233,7 +234,7 @@ def _count_table(verdicts: Sequence["Verdict"], title: str) -> Table:
         for strategy in strategies:
             verdict = by_strategy.get(strategy)
             columns.append(_detected(verdict, shown_count))
-            if strategy == "numina":
+            if strategy in identifying:
                 columns.append(map(str, verdict.identified) if verdict and verdict.identified else ["–"])
         table.add_row(*map("\n".join, columns), end_section=True)
     return table

@@ -318,6 +318,7 @@ def on_ranks(rank: int, ranks: int, checkpoint: Path, folder: Path) -> None:
     shard = parallelize(model, ParallelConfig(ulysses=ranks))
     kept = {name: identified(model, name, shard=shard)[0].latents.numpy() for name in ON_RANKS}
     np.savez(folder / f"rank{rank}.npz", plain=plain(model).numpy(), **kept)
+    dist.barrier()  # see test_parallel.py
     dist.destroy_process_group()
 
 

@@ -45,6 +45,7 @@ def work(rank: int, ranks: int, checkpoint: Path, folder: Path) -> None:
     model = WanModel.load(checkpoint)
     shard = parallelize(model, ParallelConfig(ulysses=ranks))
     np.savez(folder / f"rank{rank}.npz", **run_phases(model, shard))
+    dist.barrier()  # who leaves while others still talk to it may take them, or itself, down
     dist.destroy_process_group()
 
 

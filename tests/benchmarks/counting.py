@@ -281,12 +281,13 @@ def mean(values) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def shares(prompts: int, samples: int, seed: int, workers: int) -> list[list[Item]]:
-    """The clips of a study, dealt to the workers."""
+def shares(prompts: int, samples: int, seed: int, workers: int, only: Sequence[int] | None = None) -> list[list[Item]]:
+    """The clips of a study, or of the prompts with these numbers alone, dealt to the workers."""
     items = [
         Item(number, number + SAMPLE_SEEDS * sample, prompt)
         for sample in range(samples)
         for number, prompt in enumerate(heldout_prompts(prompts, seed))
+        if only is None or number in only
     ]
     return [items[worker::workers] for worker in range(workers)]
 
@@ -296,6 +297,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--samples", type=int, default=1, help="clips per prompt, each from another noise")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the prompts, from 0")
     parser.add_argument("--config", default="testbed", help="a job file, or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", help="key=value of the job, e.g. variants.a.guide.add=[3,6]")
     parser.add_argument("--workers", type=int, default=1)
@@ -316,7 +318,7 @@ def main() -> None:
         batch=options.batch,
         reference_steps=options.reference_steps,
     )
-    dealt = shares(options.prompts, options.samples, options.seed, options.workers)
+    dealt = shares(options.prompts, options.samples, options.seed, options.workers, options.only)
     if options.workers == 1:
         results = work(dealt[0])
     else:

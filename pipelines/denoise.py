@@ -43,10 +43,11 @@ class DenoiseState:
     path: tuple["DenoiseState", ...] = ()  # where a guided run is to be held to this one: this one after every step
 
     def take(self, clips: Sequence[int]) -> "DenoiseState":
-        """Some clips of the batch, to go on with alone; what this state holds stays as it is."""
+        """Some clips of the batch, to go on with alone, without their path; what this state holds stays as it is."""
         chosen = list(clips)
-        path = tuple(earlier.take(chosen) for earlier in self.path)
-        return replace(self._mapped(lambda name, value: value[chosen]), path=path)
+        if chosen == list(range(len(self.latents))):
+            return self.snapshot()  # no tensor is copied
+        return self._mapped(lambda name, value: value[chosen])
 
     def snapshot(self) -> "DenoiseState":
         """This moment, kept: going on leaves it as it is. No tensor is copied, for none is changed in place."""

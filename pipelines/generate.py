@@ -108,7 +108,7 @@ class ClipGenerator:
         timings = [clip.timings for clip in held]
         with stage(timings, "guide", self.model):
             texts, seeds = [clip.text for clip in held], [clip.seed for clip in held]
-            path = held[0].state.take([clip.place for clip in held]).path
+            path = [earlier.take([clip.place for clip in held]) for earlier in held[0].state.path]
             latents = denoise.guide(self.model, self.shard, texts, plans, seeds, self.generation, self.progress, path)
         return self._clips(latents, timings)
 

@@ -152,7 +152,7 @@ class Bench:
         if wrong:
             plans = [corrections[i].plan for i in wrong]
             texts, seeds = [self.texts[i] for i in wrong], [self.seeds[i] for i in wrong]
-            path = state.take(wrong).path if method.guide.anchor is not None else ()
+            path = [earlier.take(wrong) for earlier in state.path]
             latents = denoise.guide(self.model, Shard(), texts, plans, seeds, self.generation, path=path)
             videos |= dict(zip(wrong, self._decode(latents), strict=True))
         for i, correction in enumerate(corrections):

@@ -1,12 +1,13 @@
 """Which blocks, step, tokens and thresholds read the true count off the embedded model.
 
     python -m tests.benchmarks.reading collect --prompts 200 --samples 2 --steps 7 10 13 --output maps/ --workers 8
+    python -m tests.benchmarks.reading describe maps/*.npz
     python -m tests.benchmarks.reading search maps/*.npz --set threshold=0.4,0.5 only=3,4,5,4+5
 
 `collect` generates plain clips, counts them exactly, and keeps every block's cross-attention to every noun at some
 steps (mean over heads, of the noun's tokens and of its phrase's) with the standard deviation of the phrase's scores.
-`search` lays them out under every combination of settings and prints the share of clips whose counts come out as the
-plain clip's true ones, with the share by count.
+`describe` prints how steady each block is and how absent nouns differ from others. `search` lays clips out under every
+combination of settings and prints the share of those whose counts come out as the plain clip's true ones, by count too.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 
 from cluster.job import JobConfig, load_job
-from numina.layout import Capture, combine_blocks, identify_layout
+from numina.layout import Capture, combine_blocks, identify_layout, steadiness
 from numina.tokens import TokenSpans, locate_tokens
 from pipelines import denoise
 from pipelines.attention import Onlooker, processors
@@ -137,6 +138,27 @@ def table(settings: Sequence[dict[str, Any]], found: Sequence[tuple[int, list[tu
         print(f"{right:.3f}  " + "  ".join(f"{n}:{share:.2f}" for n, share in enumerate(by_count)), setting)
 
 
+def describe(files: Sequence[Path], step: int, job: JobConfig) -> None:
+    """Each block's steadiness, the mean over clips of the noun's maps; and how far absent nouns' peaks are from
+    others'."""
+    steady, absent, present = [], [], []
+    for file in files:
+        data = np.load(file)
+        responses, counts = data["responses"][:, data["steps"].tolist().index(step), :, 0], data["counts"]
+        blocks = job.method.identify.capture_blocks(responses.shape[1])
+        for maps, clip in zip(responses, counts, strict=True):
+            nouns = int((clip[0] >= 0).sum())
+            own = maps[:, :nouns].astype(np.float32)
+            steady.append([steadiness(block) for block in own])
+            peaks = own[blocks].max(axis=(2, 3, 4)).mean(axis=0)
+            for true, share in zip(commonest(clip[:, :nouns]), peaks / peaks.max(), strict=True):
+                if nouns > 1:
+                    (present if true else absent).append(float(share))
+    print("steadiness by block:", " ".join(f"{share:.2f}" for share in np.mean(steady, axis=0)))
+    print(f"peak next to the strongest noun's: {len(absent)} absent nouns", np.sort(absent).round(2).tolist())
+    print(f"{len(present)} present nouns, from {min(present):.2f} up")
+
+
 def value(text: str) -> Any:
     """A setting's value: a number, true/false, a word, or blocks joined by + (their mean is read)."""
     if "+" in text:
@@ -168,8 +190,14 @@ def main() -> None:
         "--set", nargs="*", default=[], help="setting=value,value of identify; only=2,5,2+5 reads these blocks"
     )
     searching.add_argument("--workers", type=int, default=1)
+    describing = commands.add_parser("describe")
+    describing.add_argument("files", type=Path, nargs="+")
+    describing.add_argument("--step", type=int, default=10)
     options = parser.parse_args()
 
+    if options.command == "describe":
+        describe(options.files, options.step, load_job("testbed"))
+        return
     if options.command == "collect":
         options.output.mkdir(parents=True, exist_ok=True)
         job = load_job("testbed", options.overrides)

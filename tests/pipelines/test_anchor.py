@@ -32,7 +32,7 @@ def test_held_to_the_plain_clip_outside_the_edits_up_to_the_captured_step(tiny_m
     regions = np.zeros((2, 5, 4, 4), dtype=np.int8)
     regions[0, :, 0, :2] = Region.REMOVE
     plan = GuidancePlan(regions, tuple(span.noun for span in spans[1]), GUIDE)
-    path = state.take([1]).path
+    path = [earlier.take([1]) for earlier in state.path]
     seen: list[torch.Tensor] = []
     original = denoise.DenoiseState.hold_to
 

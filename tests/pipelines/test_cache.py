@@ -131,6 +131,13 @@ def test_without_a_cache_clips_are_those_of_diffusers(tiny_model: WanModel, befo
     assert torch.equal(before, reference)
 
 
+def test_the_method_knows_the_caches_there_are() -> None:
+    """The config of the method can't import the pipelines, so it lists their names itself."""
+    assert all(IdentifyConfig(cache=name).cache == name for name in CACHES)
+    with pytest.raises(ConfigError, match=", ".join(CACHES)):
+        IdentifyConfig(cache="pab")
+
+
 @pytest.mark.parametrize("name", CACHES)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_cache_runs_as_many_blocks_as_it_says(tiny_model: WanModel, name: str, stride: int) -> None:

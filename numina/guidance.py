@@ -114,16 +114,22 @@ class Copies:
     share: Float[Tensor, "clips references 1"]  # 1 / rows of the reference, in all shards
     tokens: Float[Tensor, "clips references tail"]  # 1 / tokens of the reference's noun, on these tokens
 
-    def mean_scores(self, query: Tensor, key: Tensor, sum_over_ranks: Callable[[Tensor], Tensor]) -> Tensor:
-        """Mean scores q·k/√D of the references on the tail columns: [B, N, references, E], float32.
+    def mean_queries(self, query: Tensor, sum_over_ranks: Callable[[Tensor], Tensor]) -> Tensor:
+        """Mean queries of the references: [B, references, N·D], float32.
 
-        A mean score is the mean query's score, and queries are all that ranks have to add up: every rank must call
-        this, whatever rows it holds. Partial sums are rounded to the model's dtype, as every single query already is.
+        They are all that ranks have to add up: every rank must call this, whatever rows it holds. Partial sums are
+        rounded to the model's dtype, as every single query already is. The sum may be on its way when this returns.
         """
         rows = take(query, self.reference_rows).flatten(3)
-        sums = sum_over_ranks((self.membership.to(query.dtype) @ rows).sum(dim=1, dtype=torch.float32))
-        means = (sums * self.share).unflatten(2, query.shape[2:])
-        return torch.einsum("brhd,behd->bhre", means, self._tail(key).float()) / query.shape[-1] ** 0.5
+        return sum_over_ranks((self.membership.to(query.dtype) @ rows).sum(dim=1, dtype=torch.float32) * self.share)
+
+    def mean_scores(self, queries: Tensor, key: Tensor) -> Tensor:
+        """Mean scores q·k/√D of the references on the tail columns: [B, N, references, E], float32.
+
+        A mean score is the mean query's score.
+        """
+        means = queries.unflatten(2, key.shape[2:])
+        return torch.einsum("brhd,behd->bhre", means, self._tail(key).float()) / key.shape[-1] ** 0.5
 
     def apply(
         self, chosen: Tensor, key: Tensor, value: Tensor, means: Tensor, delta: Tensor

@@ -118,14 +118,16 @@ class GuidedCrossAttention:
     ) -> Tensor:
         guidance = self.guidance
         query, key, value = project(attn, hidden_states, guidance.arrange(encoder_hidden_states), rotary_emb)
+        # The one collective goes first: it is under way while this rank attends to its own rows.
+        means = None if guidance.copies is None else guidance.copies.mean_queries(query, self.shard.sum)
         mask = None if guidance.bias is None else guidance.bias.mask(key)
         output = attend(query, key, value, mask).flatten(2)  # [B, n, N·D]
         flat = output.view(-1, output.shape[2])
-        for rows, again in self._again(query, key, value):
+        for rows, again in self._again(query, key, value, means):
             flat.index_copy_(0, rows.flatten(), again.flatten(2).flatten(0, 1))
         return attn.to_out[1](attn.to_out[0](output.type_as(hidden_states)))
 
-    def _again(self, query: Tensor, key: Tensor, value: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _again(self, query: Tensor, key: Tensor, value: Tensor, means: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Rows [B, R] that are computed again under their own mask, and their outputs [B, R, N, D]."""
         guidance, found = self.guidance, []
         if guidance.rows is not None:
@@ -133,10 +135,11 @@ class GuidedCrossAttention:
             mask = guidance.row_bias.mask(key)
             found.append((guidance.rows, attend(take(query, guidance.rows), key, value, mask)))
         if guidance.copies is not None:
+            assert means is not None
             copies = guidance.copies
-            means = copies.mean_scores(query, key, self.shard.sum)
             chosen = take(query, copies.rows)
-            mask, key, value = copies.apply(chosen, key, value, means, guidance.delta)
+            scores = copies.mean_scores(means, key)
+            mask, key, value = copies.apply(chosen, key, value, scores, guidance.delta)
             found.append((copies.rows, attend(chosen, key, value, mask)))
         return found
 

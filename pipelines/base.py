@@ -106,21 +106,26 @@ class Scheduler(Protocol):
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool) -> tuple[Tensor, ...]: ...
 
 
-class VideoModel(Protocol):
+class TextEncoder(Protocol):
+    """What makes of prompts what the transformer takes."""
+
+    def encode(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str], generation: GenerationConfig
+    ) -> list[Text]: ...
+
+
+class VideoModel(TextEncoder, Protocol):
     """A text-to-video diffusion transformer with its text encoder, sampler and VAE."""
 
     facts: ModelFacts
     device: torch.device
     transformer: Any  # diffusers' transformer
+    vae: Any  # diffusers' autoencoder
 
     @property
     def depth(self) -> int: ...
 
     def grid(self, generation: GenerationConfig) -> Grid: ...
-
-    def encode(
-        self, prompts: Sequence[str], negative_prompts: Sequence[str], generation: GenerationConfig
-    ) -> list[Text]: ...
 
     def noise(self, seeds: Sequence[int], generation: GenerationConfig) -> Tensor:
         """Seeded noise [B, C, F, h, w], float32, each clip's drawn on the CPU from its own seed: any number of ranks,
@@ -136,8 +141,11 @@ class VideoModel(Protocol):
 
     def cross_attention(self, block: int) -> Any: ...
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """[B, C, F, h, w] → uint8 [B, num_frames, height, width, 3] on the CPU."""
+    def decode(self, latents: Tensor) -> Tensor | None:
+        """[B, C, F, h, w] → uint8 [B, num_frames, height, width, 3] on the CPU.
+
+        All ranks of a gang have a part in it, and the first one has the result; the others get None.
+        """
 
 
 def prompt_offsets(offsets: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:

@@ -79,8 +79,8 @@ class Passes:
         """Surrounds the conditional pass."""
         return nullcontext()
 
-    def unconditional(self, velocity: Tensor, run: Callable[[], Tensor]) -> Tensor:
-        """The unconditional prediction, where the conditional one is `velocity`."""
+    def unconditional(self, run: Callable[[], Tensor], conditional: Tensor | None) -> Tensor:
+        """The unconditional prediction, given the conditional one (None: another rank has it)."""
         return run()
 
 
@@ -94,7 +94,7 @@ class HookedPasses(Passes):
         context: AbstractContextManager[Any] = self.transformer.cache_context("cond")
         return context
 
-    def unconditional(self, velocity: Tensor, run: Callable[[], Tensor]) -> Tensor:
+    def unconditional(self, run: Callable[[], Tensor], conditional: Tensor | None) -> Tensor:
         with self.transformer.cache_context("uncond"):
             return run()
 
@@ -109,11 +109,12 @@ class SharedPasses(Passes):
         self.computed = iter(computed)
         self.difference: Tensor | None = None
 
-    def unconditional(self, velocity: Tensor, run: Callable[[], Tensor]) -> Tensor:
+    def unconditional(self, run: Callable[[], Tensor], conditional: Tensor | None) -> Tensor:
+        assert conditional is not None, "cfg_cache is refused where the branches are on different ranks"
         if not next(self.computed) and self.difference is not None:
-            return velocity + self.difference
+            return conditional + self.difference
         away = run()
-        self.difference = away - velocity
+        self.difference = away - conditional
         return away
 
 

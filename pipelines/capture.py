@@ -1,11 +1,14 @@
 """Identification's look into a block: per frame the best self-attention head, per noun the best cross-attention head.
 
 Only what clustering needs leaves the ranks: three components per token and one map per noun, never all heads' maps.
+Whatever engine computes attention, what is seen are a rank's own rows: whole frames of keys come together here, by one
+exchange of rows for heads in the watched blocks alone. So a ring's ranks are captured as well as Ulysses ones.
 Names: B clips, F frames, n tokens of a frame, N heads, D head size, R ranks.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 
 import torch
 from torch import Tensor
@@ -37,12 +40,17 @@ class BlockCapture:
     def see_self_attention(self, query: Tensor, key: Tensor) -> None:
         """Own rows [B, n/R, N, D] → every rank scores its own heads on whole frames; winners' owners fill in theirs."""
         own = self.shard.heads(query.shape[2])
-        query, key = (self._by_frame(self.shard.swap_rows_for_heads(x)) for x in (query, key))
-        scores, components = score_heads(query, key, (self.grid.height, self.grid.width), self.config)
+        query, key = (self._by_frame(self.shard.swap_rows_for_heads(x, self.grid.tokens)) for x in (query, key))
+        frames, size = query.shape[:2]
+        scores = torch.full((frames, size), -inf, device=query.device)  # of heads that only fill up the last ranks
+        components = query.new_zeros(frames, size, self.grid.height, self.grid.width, 3, dtype=torch.float32)
+        if real := own.stop - own.start:
+            scores[:, :real], components[:, :real] = score_heads(
+                query[:, :real], key[:, :real], (self.grid.height, self.grid.width), self.config
+            )
         best = self.shard.gather(scores, dim=1).argmax(dim=1)  # [B·F]
         mine = (best >= own.start) & (best < own.stop)
-        frames = torch.arange(len(best), device=best.device)
-        winners = components[frames, (best - own.start).clamp(0, own.stop - own.start - 1)]
+        winners = components[torch.arange(frames, device=best.device), (best - own.start).clamp(0, size - 1)]
         winners = torch.where(mine[:, None, None, None], winners, 0.0)
         self.components = self.shard.sum(winners).unflatten(0, (-1, self.grid.frames))
         self.self_heads = best.unflatten(0, (-1, self.grid.frames))
@@ -53,13 +61,16 @@ class BlockCapture:
 
     def see_cross_attention(self, query: Tensor, key: Tensor) -> None:
         """Own rows [B, n/R, N, D] against all text → every noun's map of the whole clip."""
+        present = self.shard.present(self.grid.tokens)
         for clip_query, clip_key, tokens, phrases in zip(query, key, self.tokens, self.phrases, strict=True):
             own = cross_response(clip_query, clip_key, tokens)  # [nouns, N, n/R]
-            maps = self.shard.gather(own, dim=2).unflatten(2, (self.grid.frames, self.grid.height, self.grid.width))
+            maps = self.shard.gather_rows(own, dim=2, tokens=self.grid.tokens)
+            maps = maps.unflatten(2, (self.grid.frames, self.grid.height, self.grid.width))
             responses, heads = select_response(maps, self.config.head)
             self.responses.append(responses)
             self.cross_heads.append(heads)
-            self.deviations.append(deviation(self.shard.sum(score_deviation(clip_query, clip_key, phrases))))
+            sums = self.shard.sum(score_deviation(clip_query[:present], clip_key, phrases))
+            self.deviations.append(deviation(sums))
 
 
 class ClipCapture:

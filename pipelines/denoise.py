@@ -5,7 +5,8 @@
     latents = guide(plans, state.path)         # else: same noise, biased cross-attention
 
 Source: arXiv 2604.08546 §3. All clips of a batch are at the same step, each has its own text, noise and plan. Any
-number of ranks runs these functions in step; see `parallel.Shard`.
+number of ranks runs these functions in step; see `parallel.Shard`. Where the two branches of a step are on different
+ranks, captures and guidance are the conditional ranks' alone, and no collective of theirs waits for the others.
 """
 
 import copy
@@ -24,9 +25,9 @@ from numina.refine import edited
 from numina.tokens import TokenSpans
 from pipelines.attention import guided
 from pipelines.base import GenerationConfig, Scheduler, Text, VideoModel
-from pipelines.cache import cached, check_cache
+from pipelines.cache import Passes, cached, check_cache
 from pipelines.capture import ClipCapture
-from pipelines.parallel import Shard
+from pipelines.parallel import ALONE, Shard
 
 Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
 ConditionalPass = Callable[[int], AbstractContextManager[None]]  # step → what surrounds its conditional forward
@@ -96,6 +97,7 @@ def advance(
     generation: GenerationConfig,
     *,
     until: int,
+    shard: Shard = ALONE,
     stage: str = "denoise",
     cache: str = "none",
     conditional_pass: ConditionalPass = lambda step: nullcontext(),
@@ -104,16 +106,12 @@ def advance(
 ) -> DenoiseState:
     """Denoises up to (not including) step `until`, in place, under a step cache that lives no longer."""
     check_cache("cache", cache, batch=len(texts))
-    conditional = torch.cat([text.conditional for text in texts])
-    without = [text.unconditional for text in texts if text.unconditional is not None]
-    unconditional = torch.cat(without) if without else None
+    branches = Branches(model, shard, texts)
     with cached(model.transformer, cache, state.kept[state.step : until], generation.steps) as passes:
         for step in range(state.step, until):
             timestep = state.scheduler.timesteps[step]
-            with conditional_pass(step), passes.conditional():
-                velocity = model.predict(state.latents, timestep, conditional)
-            if unconditional is not None:
-                away = passes.unconditional(velocity, partial(model.predict, state.latents, timestep, unconditional))
+            velocity, away = branches.predict(state.latents, timestep, passes, conditional_pass(step))
+            if away is not None:
                 velocity = away + generation.guidance_scale * (velocity - away)
             state.latents = state.scheduler.step(velocity, timestep, state.latents, return_dict=False)[0]
             state.step = step + 1
@@ -121,6 +119,33 @@ def advance(
             if progress:
                 progress(stage, state.step, len(state.scheduler.timesteps))
     return state
+
+
+class Branches:
+    """The two predictions of a step of classifier-free guidance, made here or on two ranks."""
+
+    def __init__(self, model: VideoModel, shard: Shard, texts: Sequence[Text]):
+        self.model = model
+        self.shard = shard
+        self.conditional = torch.cat([text.conditional for text in texts])
+        without = [text.unconditional for text in texts if text.unconditional is not None]
+        self.unconditional = torch.cat(without) if without else None
+
+    def predict(
+        self, latents: Tensor, timestep: Tensor, passes: Passes, around: AbstractContextManager[None]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Velocities [B, C, F, h, w] of the conditional branch, computed within `around`, and of the other if it is."""
+        velocity = None
+        if self.shard.conditional:
+            with around, passes.conditional():
+                velocity = self.model.predict(latents, timestep, self.conditional)
+        if self.unconditional is None:
+            assert velocity is not None, "branches are spread over ranks only where there are two"
+            return velocity, None
+        run = partial(self.model.predict, latents, timestep, self.unconditional)
+        if self.shard.branch is None:
+            return velocity, passes.unconditional(run, velocity)
+        return self.shard.exchange(passes.unconditional(run, None) if velocity is None else velocity)
 
 
 def identify(
@@ -135,8 +160,8 @@ def identify(
 ) -> tuple[DenoiseState, list[Capture]]:
     """Denoises through step t* and reads the maps of block l* there (arXiv 2604.08546 §3.1); a capture per clip.
 
-    Only the steps before t* run under `identify.cache`: what is read at t* is computed in full. Raises ConfigError for
-    a cache that can't run on so many ranks or clips.
+    Ranks of the unconditional branch return no captures. Only the steps before t* run under `identify.cache`: what is
+    read at t* is computed in full. Raises ConfigError for a cache that can't run on so many ranks or clips.
     """
     check_cache("method.identify.cache", method.identify.cache, ranks=shard.ranks, batch=len(texts))
     kept = method.identify.schedule(generation.steps)
@@ -149,10 +174,12 @@ def identify(
         if method.guide.anchor is not None:
             path.append(state.snapshot())
 
-    go_on = partial(advance, model, state, texts, generation, stage="identify", after=remember, progress=progress)
+    go_on = partial(
+        advance, model, state, texts, generation, shard=shard, stage="identify", after=remember, progress=progress
+    )
     go_on(until=reference, cache=method.identify.cache)
     go_on(until=reference + 1, conditional_pass=lambda step: seen.looking_on())
-    return replace(state, path=tuple(path)), seen.results()
+    return replace(state, path=tuple(path)), seen.results() if shard.conditional else []
 
 
 def finish(
@@ -161,11 +188,13 @@ def finish(
     texts: Sequence[Text],
     generation: GenerationConfig,
     progress: Progress | None = None,
+    shard: Shard = ALONE,
 ) -> Tensor:
     """Goes on from a kept state: bit-equal to generation without identification, if that ran the full schedule and
     neither had a cache."""
     until = len(state.scheduler.timesteps)
-    return advance(model, state, texts, generation, until=until, cache=generation.cache, progress=progress).latents
+    advance(model, state, texts, generation, until=until, shard=shard, cache=generation.cache, progress=progress)
+    return state.latents
 
 
 def guide(
@@ -185,13 +214,11 @@ def guide(
     clip's layout forms. A cache begins anew where guidance ends, so that no unguided step is made from guided ones.
     """
     check_cache("generation.cache", generation.cache, ranks=shard.ranks, batch=len(texts))
-    text_tokens = texts[0].conditional.shape[1]
-    rows = shard.rows(plans[0].rows)
-    guidance = ShardGuidance.prepare(plans, rows, text_tokens, device=model.device, dtype=model.transformer.dtype)
+    guidance = _prepare(model, shard, texts, plans) if shard.conditional else None
     deltas = [intensity(step, generation.steps, plans[0].config) for step in range(generation.steps)]
 
     def biased(step: int) -> AbstractContextManager[None]:
-        return guided(model, shard, guidance, deltas[step]) if deltas[step] else nullcontext()
+        return guided(model, shard, guidance, deltas[step]) if guidance and deltas[step] else nullcontext()
 
     state = start(model, seeds, generation)
     free = _free(plans, state.latents) if path else None
@@ -207,6 +234,7 @@ def guide(
             texts,
             generation,
             until=until,
+            shard=shard,
             stage="guide",
             cache=generation.cache,
             conditional_pass=biased,
@@ -214,6 +242,12 @@ def guide(
             progress=progress,
         )
     return state.latents
+
+
+def _prepare(model: VideoModel, shard: Shard, texts: Sequence[Text], plans: Sequence[GuidancePlan]) -> ShardGuidance:
+    """The plans, ready for this rank's rows."""
+    rows, text_tokens = shard.rows(plans[0].rows), texts[0].conditional.shape[1]
+    return ShardGuidance.prepare(plans, rows, text_tokens, device=model.device, dtype=model.transformer.dtype)
 
 
 def _free(plans: Sequence[GuidancePlan], latents: Tensor) -> Tensor:

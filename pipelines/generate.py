@@ -15,10 +15,10 @@ from numina.guidance import GuidancePlan
 from numina.prompts import Target, check_targets, parse_targets
 from numina.tokens import TokenSpans, locate_tokens
 from pipelines import denoise
-from pipelines.base import GenerationConfig, Text, VideoModel
+from pipelines.base import GenerationConfig, Text, TextEncoder, VideoModel
 from pipelines.cache import check_cache
 from pipelines.clip import Clip, Identified, Request, Timings
-from pipelines.parallel import Shard
+from pipelines.parallel import ALONE, Shard
 from pipelines.video import encode_mp4
 
 
@@ -36,46 +36,49 @@ class _Held:
 class ClipGenerator:
     """One rank's part in generating clips, a batch at a time. All ranks of a gang get the same calls in the same order.
 
-    Identified clips are held under their key until `finish`, `guide` or `drop`; rank 0 returns clips, the others None.
+    Identified clips are held under their key until `finish`, `guide` or `drop`. The gang's first rank returns what is
+    asked for, the others None. Where a prompt was encoded elsewhere, its `Text` is given along.
     """
 
     def __init__(
         self,
         model: VideoModel,
         generation: GenerationConfig,
-        shard: Shard | None = None,
+        shard: Shard = ALONE,
         progress: denoise.Progress | None = None,
     ):
         self.model = model
         self.generation = generation
-        self.shard = shard or Shard()
+        self.shard = shard
         self.progress = progress
         self._held: dict[str, _Held] = {}
 
-    def plain(self, requests: Sequence[Request]) -> list[Clip] | None:
+    def plain(self, requests: Sequence[Request], texts: Sequence[Text] | None = None) -> list[Clip] | None:
         """Generation without NUMINA."""
         self._check_cache(requests)
         timings = [Timings() for _ in requests]
-        with stage(timings, "encode", self.model):
-            texts = self._encode(requests)
+        if texts is None:
+            texts = self._encode(requests, timings)
         with stage(timings, "denoise", self.model):
             state = denoise.start(self.model, [request.seed for request in requests], self.generation)
-            latents = denoise.finish(self.model, state, texts, self.generation, self.progress)
+            latents = self._finish(state, texts)
         return self._clips(latents, timings)
 
-    def identify(self, requests: Sequence[Request], method: MethodConfig) -> list[Identified | InputError]:
+    def identify(
+        self, requests: Sequence[Request], method: MethodConfig, texts: Sequence[Text] | None = None
+    ) -> list[Identified | InputError] | None:
         """Denoises to t*, keeps the clips under their keys, and returns what the reference block showed.
 
         A request whose nouns have no tokens gets its error in place of an answer; the others aren't held up by it.
         """
         timings = [Timings() for _ in requests]
-        with stage(timings, "encode", self.model):
-            texts = self._encode(requests)
+        if texts is None:
+            texts = self._encode(requests, timings)
         found = [_locate(text, request) for text, request in zip(texts, requests, strict=True)]
         spans = {i: own for i, own in enumerate(found) if not isinstance(own, InputError)}
         answers: list[Identified | InputError] = [own for own in found if isinstance(own, InputError)]
         if not spans:
-            return answers
+            return answers if self.shard.leads else None
         with stage([timings[i] for i in spans], "identify", self.model):
             state, captures = denoise.identify(
                 self.model,
@@ -87,8 +90,11 @@ class ClipGenerator:
                 method,
                 self.progress,
             )
-        for place, (i, capture) in enumerate(zip(spans, captures, strict=True)):
+        for place, i in enumerate(spans):
             self._held[requests[i].key] = _Held(texts[i], requests[i].seed, state, place, timings[i])
+        if not self.shard.leads:
+            return None
+        for i, capture in zip(spans, captures, strict=True):
             answers.insert(i, Identified(capture, spans[i], timings[i]))
         return answers
 
@@ -99,7 +105,7 @@ class ClipGenerator:
         timings = [clip.timings for clip in held]
         with stage(timings, "denoise", self.model):
             state = held[0].state.take([clip.place for clip in held])
-            latents = denoise.finish(self.model, state, [clip.text for clip in held], self.generation, self.progress)
+            latents = self._finish(state, [clip.text for clip in held])
         return self._clips(latents, timings)
 
     def guide(self, keys: Sequence[str], plans: Sequence[GuidancePlan]) -> list[Clip] | None:
@@ -120,23 +126,43 @@ class ClipGenerator:
     def _check_cache(self, clips: Sequence[object]) -> None:
         check_cache("generation.cache", self.generation.cache, ranks=self.shard.ranks, batch=len(clips))
 
-    def _encode(self, requests: Sequence[Request]) -> list[Text]:
-        default = self.generation.negative_prompt
-        negative = [default if request.negative_prompt is None else request.negative_prompt for request in requests]
-        return self.model.encode([request.prompt for request in requests], negative, self.generation)
+    def _finish(self, state: denoise.DenoiseState, texts: Sequence[Text]) -> Tensor:
+        return denoise.finish(self.model, state, texts, self.generation, self.progress, self.shard)
+
+    def _encode(self, requests: Sequence[Request], timings: Sequence[Timings]) -> list[Text]:
+        with stage(timings, "encode", self.model):
+            return encode(self.model, requests, self.generation)
 
     def _clips(self, latents: Tensor, timings: Sequence[Timings]) -> list[Clip] | None:
-        if self.shard.rank != 0:
-            return None
         with stage(timings, "decode", self.model):
-            videos = self.model.decode(latents).numpy()
+            videos = self.model.decode(latents)
+        if videos is None or not self.shard.leads:
+            return None
         peak = torch.cuda.max_memory_allocated(self.model.device) if self.model.device.type == "cuda" else None
-        clips = []
-        for video, own in zip(videos, timings, strict=True):
-            with stage([own], "write", self.model):
-                mp4 = encode_mp4(video, fps=self.generation.fps, crf=self.generation.crf)
-            clips.append(Clip(video, mp4, own, peak_memory_bytes=peak))
-        return clips
+        return [
+            Clip(video, b"", own, peak_memory_bytes=peak) for video, own in zip(videos.numpy(), timings, strict=True)
+        ]
+
+
+def encode(encoder: TextEncoder, requests: Sequence[Request], generation: GenerationConfig) -> list[Text]:
+    """The requests' prompts, each with its own negative prompt or the config's."""
+    default = generation.negative_prompt
+    negative = [default if request.negative_prompt is None else request.negative_prompt for request in requests]
+    return encoder.encode([request.prompt for request in requests], negative, generation)
+
+
+def write_clips(clips: Sequence[Clip], generation: GenerationConfig, *, keep_frames: bool = True) -> list[Clip]:
+    """The clips with their mp4; on any CPU, while the gang is at the next ones.
+
+    Without `keep_frames` the frames stay behind: those of a 480p clip are 97 MB.
+    """
+    written = []
+    for clip in clips:
+        began = time.perf_counter()
+        mp4 = encode_mp4(clip.video, fps=generation.fps, crf=generation.crf)
+        timings = clip.timings | {"write": time.perf_counter() - began}
+        written.append(replace(clip, video=clip.video if keep_frames else clip.video[:0], mp4=mp4, timings=timings))
+    return written
 
 
 def generate(
@@ -156,20 +182,20 @@ def generate(
     """
     worker = ClipGenerator(model, generation, progress=progress)
     if method is None:
-        return _only(worker.plain([Request("clip", prompt, negative_prompt, seed)]))
+        return _written(worker.plain([Request("clip", prompt, negative_prompt, seed)]), generation)
     targets = tuple(targets) if targets is not None else parse_targets(prompt)
     check_targets(prompt, targets)
-    [identified] = worker.identify([Request("clip", prompt, negative_prompt, seed, tuple(targets))], method)
+    [identified] = worker.identify([Request("clip", prompt, negative_prompt, seed, tuple(targets))], method) or []
     if isinstance(identified, InputError):
         raise identified
     correction = correct(identified.capture, targets, identified.spans, method)
     clips = worker.finish(["clip"]) if correction.plan is None else worker.guide(["clip"], [correction.plan])
-    return replace(_only(clips), correction=correction)
+    return replace(_written(clips, generation), correction=correction)
 
 
-def _only(clips: list[Clip] | None) -> Clip:
+def _written(clips: list[Clip] | None, generation: GenerationConfig) -> Clip:
     assert clips is not None, "only ranks other than the first return nothing"
-    [clip] = clips
+    [clip] = write_clips(clips, generation)
     return clip
 
 

@@ -108,7 +108,7 @@ def sharded(q, k, v, plans: Sequence[GuidancePlan], delta: float, shards: list[s
     for query, guidance in zip(queries, ready, strict=True):
         guidance.set(delta)
         if guidance.copies is not None:
-            guidance.copies.mean_scores(query, keys, collect)
+            guidance.copies.mean_queries(query, collect)
     assert len(sums) in (0, len(shards))  # all ranks enter the collective, or none
     out = []
     for query, guidance in zip(queries, ready, strict=True):
@@ -119,7 +119,7 @@ def sharded(q, k, v, plans: Sequence[GuidancePlan], delta: float, shards: list[s
             flat[guidance.rows.flatten()] = again.flatten(2).flatten(0, 1)
         if guidance.copies is not None:
             copies = guidance.copies
-            means = copies.mean_scores(query, keys, lambda part: sum(sums))
+            means = copies.mean_scores(sum(sums), keys)
             chosen = take(query, copies.rows)
             mask, *others = copies.apply(chosen, keys, values, means, guidance.delta)
             flat[copies.rows.flatten()] = attend(chosen, *others, mask).flatten(2).flatten(0, 1)
@@ -253,7 +253,7 @@ def test_more_intensity_is_never_less_attention(mean):
         guidance = ShardGuidance.prepare([plan], slice(0, 2), 2)
         guidance.set(delta)
         keys = guidance.arrange(k.flatten(2)).view_as(k)
-        means = guidance.copies.mean_scores(q, keys, lambda part: part)
+        means = guidance.copies.mean_scores(guidance.copies.mean_queries(q, lambda part: part), keys)
         rows = guidance.copies.rows
         mask, _, _ = guidance.copies.apply(take(q, rows), keys, keys, means, guidance.delta)
         values.append(mask[0, 0, (rows[0] == 1).nonzero()[0, 0], -1].item())

@@ -1,26 +1,32 @@
 """Ranks: real processes with gloo give what one process gives."""
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import torch.nn.functional as nnf
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from numina.config import GuideConfig, IdentifyConfig, MethodConfig
 from numina.errors import ConfigError
 from numina.tokens import locate_tokens
 from pipelines import denoise
-from pipelines.base import Grid
-from pipelines.parallel import ParallelConfig, Shard, check_divides, parallelize
+from pipelines.engines import AXES, TokenSplit, UspSelfAttention, _place, parallelize
+from pipelines.parallel import MemoryConfig, ParallelConfig, Shard, limit_collectives
 from pipelines.wan import WanModel
 from tests.pipelines.conftest import BATCH_TARGETS, GENERATION, NEGATIVES, PROMPTS, SEEDS
+from tests.pipelines.ranks import spawn
 from tests.pipelines.test_denoise import some_plan
 
 SHORT = replace(GENERATION, steps=4)
-METHOD = MethodConfig(identify=IdentifyConfig(source="clusters"))
+METHOD = MethodConfig(
+    identify=IdentifyConfig(source="clusters"), guide=GuideConfig(anchor=1)
+)  # all that captures can show, and states kept for anchoring
 
 
 def run_phases(model: WanModel, shard: Shard) -> dict[str, np.ndarray]:
@@ -28,59 +34,124 @@ def run_phases(model: WanModel, shard: Shard) -> dict[str, np.ndarray]:
     texts = model.encode(PROMPTS, NEGATIVES, SHORT)
     spans = [locate_tokens(text.prompt, own, text.offsets) for text, own in zip(texts, BATCH_TARGETS, strict=True)]
     state, captures = denoise.identify(model, shard, texts, spans, SEEDS, SHORT, METHOD)
-    plans = [some_plan(own, GuideConfig(), variant) for variant, own in enumerate(spans)]
-    part = denoise.finish(model, state.take([2, 1]), [texts[2], texts[1]], SHORT)
+    plans = [some_plan(own, METHOD.guide, variant) for variant, own in enumerate(spans)]
+    part = denoise.finish(model, state.take([2, 1]), [texts[2], texts[1]], SHORT, shard=shard)
     guided = denoise.guide(model, shard, texts[:2], plans[:2], SEEDS[:2], SHORT)
-    return {
-        "responses": np.concatenate([capture.responses for capture in captures]),
-        "components": np.stack([capture.components for capture in captures]),
-        "finished": part.numpy(),
-        "guided": guided.numpy(),
-    }
+    path = [earlier.take([0, 1]) for earlier in state.path]
+    anchored = denoise.guide(model, shard, texts[:2], plans[:2], SEEDS[:2], SHORT, path=path)
+    found = {"finished": part.numpy(), "guided": guided.numpy(), "anchored": anchored.numpy()}
+    if captures:
+        found |= {
+            "responses": np.concatenate([capture.responses for capture in captures]),
+            "components": np.stack([capture.components for capture in captures]),
+            "deviations": np.array([capture.deviation for capture in captures]),
+        }
+    return found
 
 
-def work(rank: int, ranks: int, checkpoint: Path, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+def with_an_engine(rank: int, parallel: ParallelConfig, checkpoint: Path, folder: Path) -> None:
     model = WanModel.load(checkpoint)
-    shard = parallelize(model, ParallelConfig(ulysses=ranks))
+    shard = parallelize(model, parallel)
     np.savez(folder / f"rank{rank}.npz", **run_phases(model, shard))
-    dist.barrier()  # who leaves while others still talk to it may take them, or itself, down
-    dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_give_what_one_process_gives(
-    tiny_model: WanModel, tiny_checkpoint: Path, tmp_path: Path, ranks: int
-) -> None:
-    """A batch's captured maps, chosen heads' images and latents agree within 1e-4 in float32, on every rank.
-
-    With 4 ranks of 20 tokens each and frames of 16, frames straddle ranks.
-    """
-    mp.spawn(work, (ranks, tiny_checkpoint, tmp_path), nprocs=ranks)
-    alone = run_phases(tiny_model, Shard())
+def agree(folder: Path, model: WanModel, ranks: int, capturing: int) -> None:
+    """Every rank's results are one process's within 1e-4 in float32; the first `capturing` ranks have captures."""
+    alone = run_phases(model, Shard())
     for rank in range(ranks):
-        together = np.load(tmp_path / f"rank{rank}.npz")
-        for name, value in alone.items():
-            np.testing.assert_allclose(together[name], value, atol=1e-4, err_msg=f"{name} on rank {rank} of {ranks}")
+        together = np.load(folder / f"rank{rank}.npz")
+        assert ("responses" in together) == (rank < capturing)
+        for name in together:
+            np.testing.assert_allclose(together[name], alone[name], atol=1e-4, err_msg=f"{name}, rank {rank}")
 
 
-def test_ranks_that_do_not_divide_are_refused() -> None:
-    """The error names the degrees that do."""
-    check_divides(2, heads=12, grid=Grid(5, 4, 4))
-    with pytest.raises(ConfigError, match=r"ulysses=3 doesn't divide .* use one of 1, 2, 4"):
-        check_divides(3, heads=4, grid=Grid(5, 4, 4))
-    with pytest.raises(ConfigError, match=r"use one of 1, 3$"):
-        check_divides(2, heads=12, grid=Grid(1, 3, 3))  # heads divide, tokens don't
+@pytest.mark.parametrize(("cfg", "ulysses"), [(1, 2), (1, 4), (2, 1), (2, 2)])
+def test_ranks_give_what_one_process_gives(
+    tiny_model: WanModel, tiny_checkpoint: Path, tmp_path: Path, cfg: int, ulysses: int
+) -> None:
+    """A batch's captured maps, chosen heads' images and latents, plain, guided and anchored.
+
+    With 4 Ulysses ranks of 20 tokens each and frames of 16, frames straddle ranks. With two branches, those of the
+    conditional one capture and guide, and all ranks have the clip.
+    """
+    parallel = ParallelConfig(cfg=cfg, ulysses=ulysses)
+    spawn(with_an_engine, parallel.ranks, tmp_path, parallel, tiny_checkpoint, tmp_path)
+    agree(tmp_path, tiny_model, parallel.ranks, capturing=ulysses)
+
+
+def padded(rank: int, checkpoint: Path, folder: Path) -> None:
+    """Ranks that divide neither tokens nor heads, under an attention that, as USP does, leaves padding's keys out."""
+    model = WanModel.load(checkpoint)
+    ranks = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (1, ranks, 1), mesh_dim_names=AXES)
+    shard = _place(mesh, ParallelConfig(ring=ranks))
+    split = TokenSplit(shard)
+    split.attach(model.transformer)
+
+    def whole_keys(query: Tensor, key: Tensor, value: Tensor, attention_kwargs: dict[str, int] | None) -> Tensor:
+        assert attention_kwargs == {"valid_kv_len": 80}
+        key, value = (shard.gather_rows(x, dim=2, tokens=80) for x in (key, value))
+        return nnf.scaled_dot_product_attention(query, key, value)
+
+    for block in range(model.depth):
+        model.self_attention(block).processor = UspSelfAttention(whole_keys, split)
+    np.savez(folder / f"rank{rank}.npz", **run_phases(model, shard))
+
+
+def test_padded_ranks_give_what_one_process_gives(tiny_model: WanModel, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """80 tokens over 3 ranks, the last with one row of padding, and 4 heads, of which the last rank scores none."""
+    spawn(padded, 3, tmp_path, tiny_checkpoint, tmp_path)
+    agree(tmp_path, tiny_model, 3, capturing=3)
+
+
+def test_rows_and_heads_are_everyones_once() -> None:
+    """Every token and every head is some rank's, whatever the number of ranks; padding lies past the end."""
+    for ranks in range(1, 9):
+        shards = [Shard(rank=rank, ranks=ranks) for rank in range(ranks)]
+        x = torch.arange(1, 12)
+        own = torch.cat([shard.own(x, 0) for shard in shards])
+        assert own.tolist() == [*range(1, 12), *[0] * (len(own) - 11)]
+        assert sum(shard.present(11) for shard in shards) == 11
+        assert [head for shard in shards for head in range(12)[shard.heads(12)]] == list(range(12))
+        assert len({shard.rows(11).stop - shard.rows(11).start for shard in shards}) == 1
+
+
+def left_alone(rank: int, folder: Path) -> None:
+    limit_collectives(timedelta(seconds=2))
+    if rank == 0:
+        with pytest.raises(RuntimeError, match=r"[Tt]imed out|[Tt]imeout"):
+            dist.all_reduce(torch.ones(1))
+        (folder / "noticed").touch()
+    limit_collectives(timedelta(seconds=60))
+    while not (folder / "noticed").exists():
+        pass
+
+
+def test_a_silent_rank_is_noticed_in_time(tmp_path: Path) -> None:
+    """A collective that another rank doesn't enter fails after the limit that was set."""
+    with pytest.raises(Exception, match=r"barrier|Connection|[Tt]imed out|closed|reset"):  # the group is broken after it
+        spawn(left_alone, 2, tmp_path, tmp_path)
+    assert (tmp_path / "noticed").exists()
+
+
+def too_many(rank: int) -> None:
+    with pytest.raises(ConfigError, match="is 4 in a process group of 2 ranks"):
+        parallelize(None, ParallelConfig(cfg=2, ulysses=2))  # type: ignore[arg-type]
+
+
+def test_a_group_of_another_size_is_refused(tmp_path: Path) -> None:
+    """Degrees and processes must agree, before the model is touched."""
+    spawn(too_many, 2, tmp_path)
 
 
 def test_config_refuses_what_no_engine_does() -> None:
-    """Unknown engines and impossible degrees are errors with a remedy."""
+    """Unknown engines, kinds of sharding and impossible degrees are errors with a remedy."""
     with pytest.raises(ConfigError, match="choose one of"):
         ParallelConfig(engine="horovod")
-    with pytest.raises(ConfigError, match="use diffusers"):
-        ParallelConfig(engine="single", ulysses=2)
-    with pytest.raises(ConfigError, match="at least 1"):
-        ParallelConfig(ulysses=0)
-    with pytest.raises(ConfigError, match=r"parallel\.batch is 0"):
-        ParallelConfig(batch=0)
+    for name in ("cfg", "ulysses", "ring", "gangs", "batch"):
+        with pytest.raises(ConfigError, match=rf"parallel\.{name} is 0"):
+            ParallelConfig(**{name: 0})
+    with pytest.raises(ConfigError, match=r"memory\.shard is 'fsdp'"):
+        MemoryConfig(shard="fsdp")
+    with pytest.raises(ConfigError, match=r"memory\.text_encoder is 'cpu'"):
+        MemoryConfig(text_encoder="cpu")

@@ -48,9 +48,8 @@ class Onlooker:
     """Hands queries [B, n, N, D] and keys of one call to `see`; the wrapped processor computes the block's output.
 
     They are what `norm_q` and `norm_k` give while it runs, rotated: nothing is projected twice, and on a rank they are
-    of its own rows. In a compiled block this is never traced: the graph breaks here, for this one call. A block that is
-    compiled with `fullgraph=True` can't be looked on in, and torch says so; run that forward under
-    `torch.compiler.set_stance("force_eager")`.
+    of its own rows. In a compiled block this is never traced: the graph breaks here, for this one call, and where it
+    mustn't (`fullgraph=True`) torch says so; captures run under `torch.compiler.set_stance("force_eager")`.
     """
 
     def __init__(self, inner: Processor, see: Callable[[Tensor, Tensor], None]):

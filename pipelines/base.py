@@ -121,6 +121,7 @@ class VideoModel(TextEncoder, Protocol):
     device: torch.device
     transformer: Any  # diffusers' transformer
     vae: Any  # diffusers' autoencoder
+    text_tokens: int  # T, of every encoded prompt
 
     @property
     def depth(self) -> int: ...

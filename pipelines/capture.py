@@ -99,7 +99,8 @@ class ClipCapture:
             if self.config.needs_self_attention:
                 own = self.model.self_attention(block)
                 watched[own] = Onlooker(own.processor, seen.see_self_attention)
-        with processors(watched):
+        # A watched block would be compiled anew for this one pass.
+        with processors(watched), torch.compiler.set_stance("force_eager"):
             yield
 
     def results(self) -> list[Capture]:

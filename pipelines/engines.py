@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -31,6 +32,8 @@ def parallelize(model: VideoModel, config: ParallelConfig) -> Shard:
 
     Raises ConfigError where the group has another size than the config, or the engine isn't installed.
     """
+    if config.sequence_ranks == 1 and config.attention != "auto":
+        _choose_kernel(model, config.attention)
     if config.ranks == 1:
         return Shard()
     if dist.get_world_size() != config.ranks:
@@ -90,6 +93,14 @@ class TokenSplit:
 # --- diffusers ---
 
 
+def _choose_kernel(model: VideoModel, name: str) -> None:
+    """Sets the kernel of all attention. Raises ConfigError where diffusers knows none of that name, or can't run it."""
+    try:
+        model.transformer.set_attention_backend(name)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"parallel.attention is {name!r}: {error}; use auto") from error
+
+
 def _diffusers_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMesh, split: TokenSplit) -> None:
     from diffusers import ContextParallelConfig
     from diffusers.models._modeling_parallel import ParallelConfig as DiffusersParallelConfig
@@ -103,6 +114,8 @@ def _diffusers_attention(model: VideoModel, config: ParallelConfig, mesh: Device
         self._parallel_config = resolved
         return resolved
 
+    if config.attention != "auto":
+        _choose_kernel(model, config.attention)
     transformer = model.transformer
     transformer._resolve_parallel_config = MethodType(resolve, transformer)
     chosen = ContextParallelConfig(ulysses_degree=config.ulysses, mesh=mesh["ring", "ulysses"])
@@ -140,7 +153,9 @@ class UspSelfAttention:
 
 def _xfuser_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMesh, split: TokenSplit) -> None:
     try:
+        from xfuser import xFuserArgs
         from xfuser.core import distributed as xdit
+        from xfuser.core.distributed import runtime_state
         from xfuser.model_executor.layers.usp import USP
     except ImportError as error:
         raise ConfigError(
@@ -153,10 +168,30 @@ def _xfuser_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMes
         xdit.initialize_model_parallel(
             classifier_free_guidance_degree=config.cfg, ulysses_degree=config.ulysses, ring_degree=config.ring
         )
-        xdit.initialize_runtime_state()  # its state for use outside xDiT's own pipelines
+        # What `initialize_runtime_state` makes outside xDiT's own pipelines knows gangs of one rank only.
+        degrees = {"ulysses_degree": config.ulysses, "ring_degree": config.ring, "use_cfg_parallel": config.cfg == 2}
+        runtime_state._RUNTIME = runtime_state.RuntimeState(xFuserArgs(**degrees).create_config()[0])
+    _choose_xfuser_kernel(runtime_state.get_runtime_state(), config, model.transformer.dtype)
     attention = UspSelfAttention(USP, split)
     for block in range(model.depth):
         model.self_attention(block).processor = attention
+
+
+def _choose_xfuser_kernel(state: Any, config: ParallelConfig, dtype: torch.dtype) -> None:
+    """By name; else xDiT's own choice, for half precision alone. Raises ConfigError for what can't run."""
+    name = config.attention
+    if name == "auto":
+        if dtype != torch.float32:
+            return
+        if config.ring > 1:
+            raise ConfigError(
+                "model.dtype=float32 has no ring attention kernel in xfuser; use bfloat16, or parallel.ring=1"
+            )
+        name = "sdpa"
+    try:
+        state.set_attention_backend(name)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"parallel.attention is {name!r}: {error}; use auto") from error
 
 
 ATTENTIONS = {"diffusers": _diffusers_attention, "xfuser": _xfuser_attention}

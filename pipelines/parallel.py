@@ -36,6 +36,7 @@ class ParallelConfig:
     ring: int = 1  # ranks that share a sequence by passing keys and values on; for slow links between nodes
     gangs: int = 1  # gangs side by side, each on prompts of its own
     batch: int = 1  # clips per forward; pays for small models, a large one fills its GPU with one clip
+    attention: str = "auto"  # kernel, by the engine's own name (xfuser: cudnn, flash_3 …; others: native, flash …)
     compile: bool = False  # torch.compile of the repeated blocks: some 20 % faster steps after a minute's warm-up
 
     def __post_init__(self) -> None:

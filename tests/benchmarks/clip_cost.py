@@ -25,7 +25,7 @@ from statistics import median
 from types import SimpleNamespace
 
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from omegaconf import OmegaConf
 
 from numina.config import GuideConfig, IdentifyConfig, MethodConfig
@@ -72,9 +72,14 @@ class Clock:
         self.began = time.perf_counter()
 
 
-def adapter(name: str, options: argparse.Namespace, grid: tuple[int, int, int]) -> WanModel:
+def adapter(
+    name: str,
+    options: argparse.Namespace,
+    grid: tuple[int, int, int],
+    kind: type[WanTransformer3DModel] = WanTransformer3DModel,
+) -> WanModel:
     """The project's own adapter around a transformer of random weights; without text encoder and VAE."""
-    transformer = build(name, options.layers, options.tiny, options.device).transformer
+    transformer = build(name, options.layers, options.tiny, options.device, kind).transformer
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
     )

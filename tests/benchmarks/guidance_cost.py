@@ -53,7 +53,9 @@ class Model:
         return self.transformer.blocks[block].attn2
 
 
-def build(name: str, layers: int | None, tiny: bool, device: str) -> Model:
+def build(
+    name: str, layers: int | None, tiny: bool, device: str, kind: type[WanTransformer3DModel] = WanTransformer3DModel
+) -> Model:
     """Random weights in bfloat16, made on the device; float32 where diffusers keeps it when it loads a checkpoint.
 
     Not through the meta device: the rotary tables are buffers that no checkpoint holds, computed at construction.
@@ -65,7 +67,7 @@ def build(name: str, layers: int | None, tiny: bool, device: str) -> Model:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            transformer = WanTransformer3DModel(**options)
+            transformer = kind(**options)
     finally:
         torch.set_default_dtype(default)
     for path, parameter in transformer.named_parameters():

@@ -122,6 +122,7 @@ class VideoModel(TextEncoder, Protocol):
     transformer: Any  # diffusers' transformer
     vae: Any  # diffusers' autoencoder
     text_tokens: int  # T, of every encoded prompt
+    loading: dict[str, float]  # what it took: seconds to read and to send, and the bytes
 
     @property
     def depth(self) -> int: ...

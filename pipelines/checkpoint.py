@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from numina.errors import ModelError
@@ -14,6 +15,7 @@ PARTS = {
     "tokenizer": None,  # any fast tokenizer
     "scheduler": "UniPCMultistepScheduler",
 }
+WEIGHT_NAMES = ("diffusion_pytorch_model", "model")  # of diffusers' and transformers' parts
 
 
 def inspect(path: str | Path) -> ModelFacts:
@@ -39,8 +41,8 @@ def inspect(path: str | Path) -> ModelFacts:
     )
 
 
-def check_parts(folder: Path) -> None:
-    """Says what a checkpoint folder lacks, before anything heavy is read. Raises ModelError."""
+def check_parts(folder: Path, parts: Collection[str] = tuple(PARTS)) -> None:
+    """Says what a checkpoint folder lacks of the named parts, before anything heavy is read. Raises ModelError."""
     index_file = folder / "model_index.json"
     if not index_file.is_file():
         raise ModelError(
@@ -49,25 +51,46 @@ def check_parts(folder: Path) -> None:
     index = json.loads(index_file.read_text())
     if index.get("_class_name") != "WanPipeline":
         raise ModelError(f"{index_file} names {index.get('_class_name')!r}; this adapter runs WanPipeline checkpoints")
-    for part, expected in PARTS.items():
+    for name in ("transformer_2", "boundary_ratio", "expand_timesteps"):
+        value = index.get(name)
+        if value and value != [None, None]:
+            raise ModelError(
+                f"{index_file} has {name} {value!r}, which Wan2.2 needs and this adapter doesn't run; use a Wan2.1"
+                " checkpoint"
+            )
+    for part in parts:
+        expected = PARTS[part]
         if not (folder / part).is_dir():
             raise ModelError(f"{folder} lacks the part {part}/; download the whole checkpoint")
         found = (index.get(part) or [None, None])[1]
         if expected and found != expected:
             raise ModelError(f"{index_file}: {part} is {found!r}, expected {expected!r}")
     for part in ("transformer", "vae", "text_encoder"):
-        check_weights(folder / part)
+        if part in parts:
+            check_weights(folder / part)
 
 
 def check_weights(folder: Path) -> None:
-    """Every safetensors file that a part's index names must be there. Raises ModelError."""
-    indexes = list(folder.glob("*.safetensors.index.json"))
-    names = {name for index in indexes for name in json.loads(index.read_text())["weight_map"].values()}
-    missing = sorted(name for name in names if not (folder / name).is_file())
+    """Every safetensors file that a part consists of must be there. Raises ModelError."""
+    missing = [file.name for file in weight_files(folder) if not file.is_file()]
     if missing:
         raise ModelError(f"{folder} lacks {', '.join(missing)}, named by its index; download the whole checkpoint")
-    if not indexes and not list(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder} has no .safetensors file; pickled weights are not loaded")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a part consists of: those of its index, or its one file; variants are left out.
+
+    Raises ModelError where there is none.
+    """
+    for name in WEIGHT_NAMES:
+        index = folder / f"{name}.safetensors.index.json"
+        if index.is_file():
+            return sorted({folder / file for file in json.loads(index.read_text())["weight_map"].values()})
+        if (folder / f"{name}.safetensors").is_file():
+            return [folder / f"{name}.safetensors"]
+    raise ModelError(
+        f"{folder} has no {' or '.join(f'{name}.safetensors' for name in WEIGHT_NAMES)}; pickled weights are not loaded"
+    )
 
 
 def revision_of(folder: Path) -> str:

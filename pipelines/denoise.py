@@ -130,22 +130,20 @@ class Branches:
         self.conditional = torch.cat([text.conditional for text in texts])
         without = [text.unconditional for text in texts if text.unconditional is not None]
         self.unconditional = torch.cat(without) if without else None
+        assert without or shard.branch is None, "branches are spread over ranks only where there are two"
 
     def predict(
         self, latents: Tensor, timestep: Tensor, passes: Passes, around: AbstractContextManager[None]
     ) -> tuple[Tensor, Tensor | None]:
         """Velocities [B, C, F, h, w] of the conditional branch, computed within `around`, and of the other if it is."""
-        velocity = None
-        if self.shard.conditional:
-            with around, passes.conditional():
-                velocity = self.model.predict(latents, timestep, self.conditional)
-        if self.unconditional is None:
-            assert velocity is not None, "branches are spread over ranks only where there are two"
-            return velocity, None
-        run = partial(self.model.predict, latents, timestep, self.unconditional)
-        if self.shard.branch is None:
-            return velocity, passes.unconditional(run, velocity)
-        return self.shard.exchange(passes.unconditional(run, None) if velocity is None else velocity)
+        away = partial(self.model.predict, latents, timestep, self.unconditional)
+        if not self.shard.conditional:
+            return self.shard.exchange(passes.unconditional(away, None))
+        with around, passes.conditional():
+            velocity = self.model.predict(latents, timestep, self.conditional)
+        if self.shard.branch is not None:
+            return self.shard.exchange(velocity)
+        return velocity, None if self.unconditional is None else passes.unconditional(away, velocity)
 
 
 def identify(

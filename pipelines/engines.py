@@ -162,7 +162,8 @@ def _xfuser_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMes
             f"parallel.engine=xfuser can't be imported here ({error}); it needs an NVIDIA GPU and"
             " `pip install numina-video[gpu]`; parallel.engine=diffusers runs without"
         ) from error
-    logging.getLogger("xfuser").setLevel(logging.ERROR)  # it warns of the backend that it chose
+    for handler in logging.getLogger("xfuser").handlers:
+        handler.setLevel(logging.ERROR)  # it warns of the backend that it chose
     if not xdit.model_parallel_is_initialized():
         xdit.init_distributed_environment(dist.get_world_size(), dist.get_rank(), local_rank=model.device.index or 0)
         xdit.initialize_model_parallel(

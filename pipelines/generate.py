@@ -1,7 +1,7 @@
 """Generation of count-accurate clips: one rank's part in a gang's work, and one clip in one process."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -18,8 +18,10 @@ from pipelines import denoise
 from pipelines.base import GenerationConfig, Text, TextEncoder, VideoModel
 from pipelines.cache import check_cache
 from pipelines.clip import Clip, Identified, Request, Timings
+from pipelines.decode import split_decoder
 from pipelines.parallel import ALONE, Shard
 from pipelines.video import encode_mp4
+from pipelines.warmup import compile_blocks, warm_up
 
 
 @dataclass
@@ -46,12 +48,22 @@ class ClipGenerator:
         generation: GenerationConfig,
         shard: Shard = ALONE,
         progress: denoise.Progress | None = None,
+        *,
+        compile: bool = False,
     ):
         self.model = model
         self.generation = generation
         self.shard = shard
         self.progress = progress
+        if shard.gang is not None:
+            split_decoder(model.vae, shard.gang)
+        if compile:
+            compile_blocks(model)
         self._held: dict[str, _Held] = {}
+
+    def warm_up(self, methods: Iterable[MethodConfig | None], batch: int = 1) -> dict[str, float]:
+        """Runs each kind of pass once, so that the first clip waits for no compiler; seconds by name."""
+        return warm_up(self.model, self.shard, self.generation, methods, batch)
 
     def plain(self, requests: Sequence[Request], texts: Sequence[Text] | None = None) -> list[Clip] | None:
         """Generation without NUMINA."""

@@ -28,9 +28,7 @@ from pipelines.support import ENGINES, SHARDINGS
 class ParallelConfig:
     """How many ranks work on one clip, and how many such gangs run beside each other."""
 
-    engine: str = (
-        "auto"  # single | diffusers | xfuser | auto (single for one sequence rank, xfuser on GPUs)
-    )
+    engine: str = "auto"  # single | diffusers | xfuser | auto (single for one sequence rank, xfuser on GPUs)
     cfg: int = 1  # 2: the conditional and the unconditional branch on different ranks
     ulysses: int = 1  # ranks that share a sequence by spreading its attention heads; they must divide them
     ring: int = 1  # ranks that share a sequence by passing keys and values on; for slow links between nodes

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from numina.errors import ConfigError
-from pipelines.base import ModelFacts, VideoModel
+from pipelines.base import ModelFacts, TextEncoder, VideoModel
 from pipelines.checkpoint import inspect
+from pipelines.parallel import MemoryConfig
 from pipelines.testbed import WEIGHTS
 
 TESTBED = "testbed"
@@ -24,14 +25,43 @@ def inspect_model(path: str) -> ModelFacts:
     return _named(inspect(model_folder(path)), path)
 
 
-def load_model(path: str, *, dtype: str = "auto", device: str = "auto") -> VideoModel:
-    """Loads a checkpoint for this process's device."""
+def load_model(
+    path: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    memory: MemoryConfig = MemoryConfig(),  # noqa: B008 - frozen
+    text_encoder: bool = True,
+) -> VideoModel:
+    """Loads a checkpoint for this process's device; what it took is in the model's `loading`.
+
+    In a gang, every rank calls it at the same time, after its process group stands, and the first reads for all. With
+    `text_encoder=False` that part stays unread, and encoding is for `load_text_encoder`. Raises ModelError for what is
+    missing or doesn't fit, ConfigError where a device or a way of sharding can't be had.
+    """
     from pipelines.wan import WanModel  # diffusers takes seconds to import, and only ranks need it
 
     device = resolve_device(device)
-    model = WanModel.load(model_folder(path), dtype=DTYPES[resolve_dtype(dtype, device)], device=device)
+    model = WanModel.load(
+        model_folder(path),
+        dtype=DTYPES[resolve_dtype(dtype, device)],
+        device=device,
+        memory=memory,
+        text_encoder=text_encoder,
+    )
     model.facts = _named(model.facts, path)
     return model
+
+
+def load_text_encoder(path: str, *, dtype: str = "auto", device: str = "auto") -> TextEncoder:
+    """Loads a checkpoint's tokenizer and text encoder alone; its encodings are the whole model's, bit for bit.
+
+    Raises ModelError for what is missing or doesn't fit, ConfigError where the device can't be had.
+    """
+    from pipelines.wan import WanTextEncoder
+
+    device = resolve_device(device)
+    return WanTextEncoder.load(model_folder(path), dtype=DTYPES[resolve_dtype(dtype, device)], device=device)
 
 
 def _named(facts: ModelFacts, path: str) -> ModelFacts:

@@ -5,57 +5,51 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import UniPCMultistepScheduler, WanPipeline
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
+from transformers import UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from numina.errors import ModelError
 from pipelines.base import GenerationConfig, Grid, ModelFacts, Scheduler, Text, prompt_offsets
-from pipelines.checkpoint import inspect
+from pipelines.checkpoint import check_parts, inspect
+from pipelines.decode import decode_pixels
+from pipelines.loading import Loader, agree
+from pipelines.parallel import MemoryConfig
+from pipelines.sharding import placement
 
 MAX_TEXT_TOKENS = 512  # Wan2.1's text length; a tokenizer with a smaller `model_max_length` wins
 
 
-class WanModel:
-    """A Wan2.1 text-to-video checkpoint as a `VideoModel`."""
+class WanTextEncoder:
+    """A Wan checkpoint's tokenizer and text encoder: prompts to what the transformer attends to."""
 
-    def __init__(self, pipeline: WanPipeline, facts: ModelFacts, device: torch.device):
-        self.facts = facts
+    def __init__(self, pipeline: WanPipeline, dtype: torch.dtype, device: torch.device):
+        self.pipeline = pipeline  # of which the tokenizer and the text encoder are used
+        self.dtype = dtype  # of the encodings
         self.device = device
-        self.pipeline = pipeline
-        self.transformer = pipeline.transformer
+        self.loading: dict[str, float] = {}  # seconds and bytes: see `Loader`
 
     @classmethod
     def load(cls, path: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> Self:
-        """Loads a checkpoint folder. `dtype` is the transformer's and text encoder's; the VAE stays float32.
-
-        Raises ModelError when a part is missing or of another family.
-        """
-        facts = inspect(path)
+        """Loads these two parts of a checkpoint folder alone. Raises ModelError where one is missing or doesn't fit."""
+        folder, place = Path(path), torch.device(device)
+        agree(lambda: check_parts(folder, ("tokenizer", "text_encoder")), place)
         quiet_loading()
-        dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-        pipeline = WanPipeline.from_pretrained(
-            facts.path, local_files_only=True, dtype={"default": dtype, "vae": torch.float32}
-        )
-        if not pipeline.tokenizer.is_fast:
-            raise ModelError(f"{facts.path}/tokenizer is not a fast tokenizer; token offsets need tokenizer.json")
-        for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
-            part.to(device).eval().requires_grad_(False)
-        return cls(pipeline, facts, torch.device(device))
-
-    @property
-    def depth(self) -> int:
-        return self.facts.depth
-
-    def grid(self, generation: GenerationConfig) -> Grid:
-        return self.facts.grid(generation)
+        dtype = dtype or default_dtype_of(place)
+        loader = Loader(place)
+        encoder = loader.load(UMT5EncoderModel, folder / "text_encoder", dtype)
+        loaded = cls(assemble(folder, text_encoder=encoder, transformer=None, vae=None, scheduler=None), dtype, place)
+        loaded.loading = loader.spent
+        return loaded
 
     def encode(
         self, prompts: Sequence[str], negative_prompts: Sequence[str], generation: GenerationConfig
     ) -> list[Text]:
-        length = min(self.pipeline.tokenizer.model_max_length, MAX_TEXT_TOKENS)
+        """One text per prompt, each with its own negative prompt's where the generation is guided."""
+        length = text_tokens(self.pipeline.tokenizer)
         guided = generation.guidance_scale > 1
         with torch.inference_mode():
             conditional, unconditional = self.pipeline.encode_prompt(
@@ -64,7 +58,7 @@ class WanModel:
                 do_classifier_free_guidance=guided,
                 max_sequence_length=length,
                 device=self.device,
-                dtype=self.transformer.dtype,
+                dtype=self.dtype,
             )
         cleaned = [prompt_clean(prompt) for prompt in prompts]
         tokens = self.pipeline.tokenizer(
@@ -79,6 +73,69 @@ class WanModel:
             )
             for i, prompt in enumerate(cleaned)
         ]
+
+
+class WanModel:
+    """A Wan2.1 text-to-video checkpoint as a `VideoModel`."""
+
+    def __init__(self, pipeline: WanPipeline, facts: ModelFacts, device: torch.device):
+        self.facts = facts
+        self.device = device
+        self.pipeline = pipeline
+        self.transformer = pipeline.transformer
+        self.vae = getattr(pipeline, "vae", None)
+        self.text_tokens = text_tokens(getattr(pipeline, "tokenizer", None))
+        self.loading: dict[str, float] = {}  # seconds and bytes: see `Loader`
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
+        memory: MemoryConfig | None = None,
+        text_encoder: bool = True,
+    ) -> Self:
+        """Loads a checkpoint folder. `dtype` is the transformer's and text encoder's; the VAE stays float32.
+
+        All ranks of a gang call at the same time, with the same arguments; the first reads for all. The VAE is whole on
+        every rank, whatever is sharded. Raises ModelError when a part is missing, of another family, or its weights
+        don't fit its config, and ConfigError where sharding can't be had.
+        """
+        place = torch.device(device)
+        facts = agree(lambda: inspect(path), place)
+        quiet_loading()
+        dtype = dtype or default_dtype_of(place)
+        sharded = placement((memory or MemoryConfig()).shard, place)
+        loader, folder = Loader(place), Path(facts.path)
+        parts = {
+            "transformer": loader.load(WanTransformer3DModel, folder / "transformer", dtype, sharded),
+            "vae": loader.load(AutoencoderKLWan, folder / "vae", torch.float32),
+        }
+        encoder = loader.load(UMT5EncoderModel, folder / "text_encoder", dtype, sharded) if text_encoder else None
+        model = cls(assemble(folder, text_encoder=encoder, **parts), facts, place)
+        model.loading = loader.spent
+        return model
+
+    @property
+    def depth(self) -> int:
+        return self.facts.depth
+
+    def grid(self, generation: GenerationConfig) -> Grid:
+        return self.facts.grid(generation)
+
+    def encode(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str], generation: GenerationConfig
+    ) -> list[Text]:
+        if self.pipeline.text_encoder is None:
+            raise ModelError(
+                f"{self.facts.path} was loaded without its text encoder; encode with `load_text_encoder`, as"
+                " memory.text_encoder=apart does, or load the model with text_encoder=True"
+            )
+        return WanTextEncoder(self.pipeline, self.transformer.dtype, self.device).encode(
+            prompts, negative_prompts, generation
+        )
 
     def noise(self, seeds: Sequence[int], generation: GenerationConfig) -> Tensor:
         grid, patch = self.grid(generation), self.transformer.config.patch_size
@@ -120,16 +177,29 @@ class WanModel:
     def cross_attention(self, block: int) -> Any:
         return self.transformer.blocks[block].attn2
 
-    def decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        latents = latents.to(vae.device, vae.dtype)
-        mean, std = (
-            torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        video = vae.decode(latents * std + mean, return_dict=False)[0]  # [B, 3, frames, height, width] in [-1, 1]
-        pixels = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(0, 2, 3, 4, 1).contiguous().cpu()
+    def decode(self, latents: Tensor) -> Tensor | None:
+        """See `decode_pixels`: after `split_decoder`, ranks share the work and only the first returns pixels."""
+        return decode_pixels(self.pipeline.vae, latents)
+
+
+def assemble(folder: Path, **parts: Any) -> WanPipeline:
+    """A pipeline of parts that are loaded, or left out by None; the others of the folder, which are small, are read.
+
+    Raises ModelError where the tokenizer can't tell offsets.
+    """
+    pipeline = WanPipeline.from_pretrained(folder, local_files_only=True, transformer_2=None, **parts)
+    if not pipeline.tokenizer.is_fast:
+        raise ModelError(f"{folder}/tokenizer is not a fast tokenizer; token offsets need tokenizer.json")
+    return pipeline
+
+
+def text_tokens(tokenizer: Any | None) -> int:
+    """How many tokens every prompt is padded to."""
+    return min(tokenizer.model_max_length, MAX_TEXT_TOKENS) if tokenizer else MAX_TEXT_TOKENS
+
+
+def default_dtype_of(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def quiet_loading() -> None:

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from numina.config import GuideConfig, IdentifyConfig, MethodConfig
 from pipelines import denoise
@@ -79,18 +78,16 @@ class Bench:
             run(clock)
         return 1000 * statistics.median(clock.steps[1:]), clock.steps[0]
 
-    def forwards(
-        self, predict: Callable[[Tensor, Tensor, Tensor], Tensor], texts: list[Text], model: WanModel
-    ) -> float:
-        """Median ms of two forwards in a bare loop, and the seconds of the first two."""
+    def forwards(self, model: WanModel, texts: list[Text], branches: int = 2) -> float:
+        """Median ms of the forwards of so many branches in a bare loop; `first` has the seconds of the first round."""
         latents, timestep = model.noise([0], self.generation), torch.full((1,), 500.0, device=self.device)
         seconds = []
         with torch.inference_mode():
             for _ in range(self.options.repeats + 1):
                 synchronize(self.device)
                 began = time.perf_counter()
-                predict(latents, timestep, texts[0].conditional)
-                predict(latents, timestep, texts[0].unconditional)
+                for text in (texts[0].conditional, texts[0].unconditional)[:branches]:
+                    model.predict(latents, timestep, text)
                 synchronize(self.device)
                 seconds.append(time.perf_counter() - began)
         self.first = seconds[0]
@@ -113,7 +110,7 @@ class Bench:
         model = adapter(self.name, self.options, self.grid, xFuserWanTransformer3DWrapper)
         if self.options.compile:
             model.transformer.compile_repeated_blocks()
-        step = self.forwards(model.predict, self.texts(model), model)
+        step = self.forwards(model, self.texts(model))
         row = Row(f"xdit ulysses {ranks}", ranks, step, self.first, self.peak())
         parallel_state.destroy_model_parallel()
         runtime_state._RUNTIME = None
@@ -133,8 +130,7 @@ class Bench:
 
         step, warm_up = self.steps(plain)
         row = Row(describe(parallel), parallel.ranks, step, warm_up, 0.0)
-        if shard.branch is None:
-            row.more["bare"] = self.forwards(model.predict, texts, model)
+        row.more["bare"] = self.forwards(model, texts, 2 // parallel.cfg)
         for preset in self.options.presets:
             row.more |= self.of_method(model, shard, texts, preset)
         row.memory = self.peak()

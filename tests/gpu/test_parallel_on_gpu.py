@@ -45,6 +45,10 @@ WAYS = {
     "diffusers": (ParallelConfig(engine="diffusers", ulysses=2), "float32", GENERATION),
 }
 
+# Mean differences: of the first step's maps, which lie in [0, 1], and of what 8 steps make of it, which is relative.
+# Ulysses and branches only move what is computed, ring attention adds partial results up in another order.
+TOLERANCES = dict.fromkeys(WAYS, (1e-05, 0.01)) | {"ring": (0.1, 5e-2)}
+
 
 def run_phases(model: VideoModel, shard: Shard, generation: GenerationConfig, plans: dict[str, Any]) -> dict[str, Any]:
     """Per preset what the first step shows, the clip that goes on, and the clip under the plan, given or found."""
@@ -106,41 +110,48 @@ def test_two_gpus_give_what_one_gives(way: str, tiny_checkpoint: Path, tmp_path:
     checkpoint = str(tiny_checkpoint) if generation is ODD else "testbed"
     alone = run_phases(load_model(checkpoint, dtype=dtype, device="cuda:0"), ALONE, generation, plans)
     mp.spawn(work, (free_port(), way, checkpoint, plans, tmp_path), nprocs=2)
-    exact = dtype == "float32"
+    apart = {}
     for rank in range(2):
         together = dict(np.load(tmp_path / f"rank{rank}.npz"))
         assert ("pixels" in together) == (rank == 0)
         assert ("paper components" in together) == (parallel.cfg == 1 or rank == 0)
         for name, value in together.items():
-            apart = np.abs(value.astype(np.float64) - alone[name])
-            print(f"{way:<18} rank {rank} {name:<18} largest {apart.max():.2e} mean {apart.mean():.2e}", flush=True)
-            size = np.abs(alone[name].astype(np.float64)).mean()
-            if name.endswith("components"):  # another head, or a turned axis, would differ everywhere
-                assert (apart > (1e-3 if exact else 2e-2)).mean() < (1e-3 if exact else 2e-2), name
-            else:
-                assert apart.mean() < (1e-4 if exact else 3e-2) * size, name
+            apart[rank, name] = np.abs(value.astype(np.float64) - alone[name])
+    for (rank, name), found in apart.items():
+        print(f"{way:<18} rank {rank} {name:<18} largest {found.max():.2e} mean {found.mean():.2e}", flush=True)
+    maps, clips = TOLERANCES[way]
+    for (_, name), found in apart.items():
+        if name.endswith(("responses", "components")):
+            assert found.mean() <= maps, name
+        else:
+            assert found.mean() <= clips * np.abs(alone[name].astype(np.float64)).mean(), name
 
 
 def compiled(rank: int, port: int, plans: dict[str, Any], folder: Path) -> None:
     meet(rank, port)
     model = load_model("testbed", dtype="bfloat16", device=f"cuda:{rank}")
     shard = parallelize(model, ParallelConfig(ulysses=2))
-    compile_blocks(model)
-    seconds = warm_up(model, shard, GENERATION, METHODS.values())
-    print(f"rank {rank} warm-up", {name: round(value, 1) for name, value in seconds.items()}, flush=True)
-    with torch.compiler.set_stance("fail_on_recompile"):
-        found = run_phases(model, shard, GENERATION, plans)
-    np.savez(folder / f"rank{rank}.npz", **found)
+    np.savez(folder / f"rank{rank}.npz", **run_compiled(model, shard, plans))
     part()
 
 
+def run_compiled(model: VideoModel, shard: Shard, plans: dict[str, Any]) -> dict[str, Any]:
+    """The phases in compiled blocks, of which none is compiled after the warm-up."""
+    compile_blocks(model)
+    seconds = warm_up(model, shard, GENERATION, METHODS.values())
+    print(f"rank {shard.rank} of {shard.ranks}, warm-up", {name: round(took, 1) for name, took in seconds.items()})
+    with torch.compiler.set_stance("fail_on_recompile"):
+        return run_phases(model, shard, GENERATION, plans)
+
+
 def test_compiled_ranks_compile_nothing_after_the_warm_up(tmp_path: Path) -> None:
-    """xfuser's Ulysses in compiled blocks: captures, plain and guided clips of a prompt that the warm-up didn't see."""
+    """xfuser's Ulysses in compiled blocks gives what compiled blocks give on one GPU, for a prompt that is new to it."""
+    torch._dynamo.reset()
     plans: dict[str, Any] = {}
-    alone = run_phases(load_model("testbed", dtype="bfloat16", device="cuda:0"), ALONE, GENERATION, plans)
+    alone = run_compiled(load_model("testbed", dtype="bfloat16", device="cuda:0"), ALONE, plans)
     mp.spawn(compiled, (free_port(), plans, tmp_path), nprocs=2)
     together = np.load(tmp_path / "rank0.npz")
-    for name in ("paper guided", "closed guided", "closed finished"):
+    for name in ("paper guided", "closed guided", "closed finished", "closed responses"):
         apart, size = np.abs(together[name] - alone[name]).mean(), np.abs(alone[name]).mean()
         print(f"compiled {name}: mean difference {apart:.2e} of {size:.2f}")
-        assert apart < 4e-2 * size, name
+        assert apart <= 3e-2 * size, name

@@ -11,7 +11,7 @@ from numina.config import GuideConfig, IdentifyConfig, MethodConfig
 from numina.errors import InputError, PromptError
 from numina.prompts import Target
 from pipelines.clip import Clip, Identified, Request
-from pipelines.generate import ClipGenerator, generate
+from pipelines.generate import ClipGenerator, generate, write_clips
 from pipelines.wan import WanModel
 from tests.pipelines.conftest import BATCH_TARGETS, GENERATION, NEGATIVES, PROMPTS, SEEDS
 from tests.pipelines.test_denoise import some_plan
@@ -43,7 +43,9 @@ def test_a_plain_batch_is_its_clips(worker: ClipGenerator) -> None:
     together = worker.plain(REQUESTS)
     assert_same_clips(together, [clip for request in REQUESTS for clip in worker.plain([request]) or []])
     assert together is not None
-    assert len({clip.mp4 for clip in together}) == len(REQUESTS)
+    written = write_clips(together, GENERATION, keep_frames=False)
+    assert len({clip.mp4 for clip in written}) == len(REQUESTS)
+    assert all(len(clip.video) == 0 and clip.timings["write"] > 0 for clip in written)
 
 
 def test_a_bad_request_has_its_error_in_its_place(worker: ClipGenerator) -> None:
@@ -100,7 +102,7 @@ def test_a_batchs_seconds_are_its_clips_in_equal_shares(worker: ClipGenerator) -
     """A clip has the stages that it went through, and the clips' seconds together are no more than were spent."""
     worker.identify(REQUESTS, METHOD)
     began = time.perf_counter()
-    clips = worker.finish(["0", "1"]) or []
+    clips = write_clips(worker.finish(["0", "1"]) or [], GENERATION)
     spent = time.perf_counter() - began
     assert list(clips[0].timings) == ["encode", "identify", "denoise", "decode", "write"]
     assert clips[0].timings["denoise"] == clips[1].timings["denoise"]

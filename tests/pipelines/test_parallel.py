@@ -129,7 +129,9 @@ def left_alone(rank: int, folder: Path) -> None:
 
 def test_a_silent_rank_is_noticed_in_time(tmp_path: Path) -> None:
     """A collective that another rank doesn't enter fails after the limit that was set."""
-    with pytest.raises(Exception, match=r"barrier|Connection|[Tt]imed out|closed|reset"):  # the group is broken after it
+    with pytest.raises(
+        Exception, match=r"barrier|Connection|[Tt]imed out|closed|reset"
+    ):  # the group is broken after it
         spawn(left_alone, 2, tmp_path, tmp_path)
     assert (tmp_path / "noticed").exists()
 

@@ -10,7 +10,7 @@ import torch
 
 from numina.errors import ConfigError, ModelError
 from pipelines import denoise
-from pipelines.checkpoint import inspect
+from pipelines.checkpoint import inspect, weight_files
 from pipelines.wan import WanModel
 from tests.pipelines.conftest import GENERATION, NEGATIVES, PROMPT, PROMPTS
 
@@ -61,6 +61,27 @@ def test_another_family_and_an_empty_folder_are_refused(copy: Path, tmp_path: Pa
         inspect(copy)
     with pytest.raises(ModelError, match=r"no model_index\.json"):
         inspect(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"transformer_2": ["diffusers", "WanTransformer3DModel"]}, {"boundary_ratio": 0.9}, {"expand_timesteps": True}],
+    ids=lambda more: next(iter(more)),
+)
+def test_what_only_wan22_has_is_refused(copy: Path, more: dict[str, object]) -> None:
+    """Wan2.2's pipelines have the same class name; half of one would make clips, and wrong ones."""
+    index = json.loads((copy / "model_index.json").read_text()) | more
+    (copy / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=f"{next(iter(more))}.*use a Wan2.1"):
+        inspect(copy)
+
+
+def test_variants_of_weights_are_left_out(copy: Path) -> None:
+    """A half-precision variant beside the weights, as hubs have them, is not taken for a part of them."""
+    weights = next((copy / "transformer").glob("*.safetensors"))
+    shutil.copy(weights, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert weight_files(copy / "transformer") == [weights]
+    WanModel.load(copy)
 
 
 def test_the_revision_follows_the_weights(copy: Path) -> None:

@@ -136,7 +136,11 @@ class Branches:
         self, latents: Tensor, timestep: Tensor, passes: Passes, around: AbstractContextManager[None]
     ) -> tuple[Tensor, Tensor | None]:
         """Velocities [B, C, F, h, w] of the conditional branch, computed within `around`, and of the other if it is."""
-        away = partial(self.model.predict, latents, timestep, self.unconditional)
+
+        def away() -> Tensor:
+            assert self.unconditional is not None
+            return self.model.predict(latents, timestep, self.unconditional)
+
         if not self.shard.conditional:
             return self.shard.exchange(passes.unconditional(away, None))
         with around, passes.conditional():

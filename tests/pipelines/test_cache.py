@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from diffusers import PyramidAttentionBroadcastConfig, WanPipeline
 from torch import Tensor
 
@@ -32,9 +30,11 @@ from pipelines.cache import (
     identify_forwards,
     plain_forwards,
 )
-from pipelines.parallel import ParallelConfig, Shard, parallelize
+from pipelines.engines import parallelize
+from pipelines.parallel import ALONE, ParallelConfig, Shard
 from pipelines.wan import WanModel
 from tests.pipelines.conftest import GENERATION, PROMPT, TARGETS
+from tests.pipelines.ranks import spawn
 
 LONG = replace(GENERATION, steps=20)
 OTHER_PROMPT = "one green triangle moving on a grey background"
@@ -52,7 +52,7 @@ def identified(
     cache: str,
     generation: GenerationConfig = LONG,
     prompts: Sequence[str] = (PROMPT,),
-    shard: Shard = Shard(),  # noqa: B008 - frozen
+    shard: Shard = ALONE,
     **identify: object,
 ) -> tuple[denoise.DenoiseState, list[Capture]]:
     texts = model.encode(prompts, [""] * len(prompts), generation)
@@ -62,17 +62,21 @@ def identified(
 
 
 def plain(
-    model: WanModel, generation: GenerationConfig = LONG, prompts: Sequence[str] = (PROMPT,), seed: int = 1
+    model: WanModel,
+    generation: GenerationConfig = LONG,
+    prompts: Sequence[str] = (PROMPT,),
+    seed: int = 1,
+    shard: Shard = ALONE,
 ) -> Tensor:
     texts = model.encode(prompts, [""] * len(prompts), generation)
     state = denoise.start(model, range(seed, seed + len(prompts)), generation)
-    return denoise.finish(model, state, texts, generation)
+    return denoise.finish(model, state, texts, generation, shard=shard)
 
 
 def guided(
     model: WanModel,
     generation: GenerationConfig = LONG,
-    shard: Shard = Shard(),  # noqa: B008 - frozen
+    shard: Shard = ALONE,
     **guide: object,
 ) -> Tensor:
     texts = model.encode([PROMPT], [""], generation)
@@ -318,26 +322,35 @@ def test_a_cache_that_decides_by_content_takes_one_clip(tiny_model: WanModel) ->
         check_cache("generation.cache", name, batch=8)
 
 
-def on_ranks(rank: int, ranks: int, checkpoint: Path, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+def on_ranks(rank: int, parallel: ParallelConfig, names: list[str], checkpoint: Path, folder: Path) -> None:
     model = WanModel.load(checkpoint)
-    shard = parallelize(model, ParallelConfig(ulysses=ranks))
-    kept = {name: identified(model, name, shard=shard)[0].latents.numpy() for name in ON_RANKS}
-    np.savez(folder / f"rank{rank}.npz", plain=plain(model).numpy(), **kept)
-    dist.barrier()  # see test_parallel.py
-    dist.destroy_process_group()
+    shard = parallelize(model, parallel)
+    kept = {name: identified(model, name, shard=shard)[0].latents.numpy() for name in names}
+    np.savez(folder / f"rank{rank}.npz", plain=plain(model, shard=shard).numpy(), **kept)
 
 
+@pytest.mark.parametrize(
+    ("parallel", "names"),
+    [(ParallelConfig(ulysses=2), list(ON_RANKS)), (ParallelConfig(cfg=2), ["taylorseer", "magcache", "first_block"])],
+    ids=["ulysses", "cfg"],
+)
 def test_ranks_share_every_decision(
-    tiny_model: WanModel, before: Tensor, tiny_checkpoint: Path, tmp_path: Path
+    tiny_model: WanModel,
+    before: Tensor,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    parallel: ParallelConfig,
+    names: list[str],
 ) -> None:
-    """Two real ranks give one rank's cached clip, and one rank's plain clip after that."""
-    mp.spawn(on_ranks, (2, tiny_checkpoint, tmp_path), nprocs=2)
+    """Two real ranks give one rank's cached clip, and one rank's plain clip after that.
+
+    Ranks of different branches each have that branch's own state, so that what decides by content runs there, too.
+    """
+    spawn(on_ranks, 2, tmp_path, parallel, names, tiny_checkpoint, tmp_path)
     for rank in range(2):
         together = np.load(tmp_path / f"rank{rank}.npz")
         np.testing.assert_allclose(together["plain"], before.numpy(), atol=1e-4)
-        for name in ON_RANKS:
+        for name in names:
             alone = identified(tiny_model, name)[0].latents.numpy()
             np.testing.assert_allclose(together[name], alone, atol=1e-4, err_msg=f"{name} on rank {rank}")
 

@@ -1,5 +1,6 @@
 """Ranks: real processes with gloo give what one process gives."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from numina.errors import ConfigError
 from numina.tokens import locate_tokens
 from pipelines import denoise
 from pipelines.engines import AXES, TokenSplit, UspSelfAttention, _place, parallelize
-from pipelines.parallel import MemoryConfig, ParallelConfig, Shard, limit_collectives
+from pipelines.parallel import ALONE, MemoryConfig, ParallelConfig, Shard, limit_collectives
 from pipelines.wan import WanModel
 from tests.pipelines.conftest import BATCH_TARGETS, GENERATION, NEGATIVES, PROMPTS, SEEDS
 from tests.pipelines.ranks import spawn
@@ -49,34 +50,41 @@ def run_phases(model: WanModel, shard: Shard) -> dict[str, np.ndarray]:
     return found
 
 
-def with_an_engine(rank: int, parallel: ParallelConfig, checkpoint: Path, folder: Path) -> None:
-    model = WanModel.load(checkpoint)
-    shard = parallelize(model, parallel)
-    np.savez(folder / f"rank{rank}.npz", **run_phases(model, shard))
+def with_an_engine(rank: int, ways: Sequence[ParallelConfig], checkpoint: Path, folder: Path) -> None:
+    for number, parallel in enumerate(ways):
+        model = WanModel.load(checkpoint)
+        shard = parallelize(model, parallel)
+        np.savez(folder / f"{number}-rank{rank}.npz", **run_phases(model, shard))
 
 
-def agree(folder: Path, model: WanModel, ranks: int, capturing: int) -> None:
+@pytest.fixture(scope="module")
+def alone(tiny_model: WanModel) -> dict[str, np.ndarray]:
+    """What one process gives."""
+    return run_phases(tiny_model, ALONE)
+
+
+def agree(folder: Path, alone: dict[str, np.ndarray], ranks: int, capturing: int, number: int = 0) -> None:
     """Every rank's results are one process's within 1e-4 in float32; the first `capturing` ranks have captures."""
-    alone = run_phases(model, Shard())
     for rank in range(ranks):
-        together = np.load(folder / f"rank{rank}.npz")
+        together = np.load(folder / f"{number}-rank{rank}.npz")
         assert ("responses" in together) == (rank < capturing)
         for name in together:
             np.testing.assert_allclose(together[name], alone[name], atol=1e-4, err_msg=f"{name}, rank {rank}")
 
 
-@pytest.mark.parametrize(("cfg", "ulysses"), [(1, 2), (1, 4), (2, 1), (2, 2)])
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_give_what_one_process_gives(
-    tiny_model: WanModel, tiny_checkpoint: Path, tmp_path: Path, cfg: int, ulysses: int
+    alone: dict[str, np.ndarray], tiny_checkpoint: Path, tmp_path: Path, ranks: int
 ) -> None:
-    """A batch's captured maps, chosen heads' images and latents, plain, guided and anchored.
+    """A batch's captured maps, chosen heads' images and latents, plain, guided and anchored; Ulysses, and branches.
 
     With 4 Ulysses ranks of 20 tokens each and frames of 16, frames straddle ranks. With two branches, those of the
     conditional one capture and guide, and all ranks have the clip.
     """
-    parallel = ParallelConfig(cfg=cfg, ulysses=ulysses)
-    spawn(with_an_engine, parallel.ranks, tmp_path, parallel, tiny_checkpoint, tmp_path)
-    agree(tmp_path, tiny_model, parallel.ranks, capturing=ulysses)
+    ways = [ParallelConfig(ulysses=ranks), ParallelConfig(cfg=2, ulysses=ranks // 2)]
+    spawn(with_an_engine, ranks, tmp_path, ways, tiny_checkpoint, tmp_path)
+    for number, parallel in enumerate(ways):
+        agree(tmp_path, alone, ranks, capturing=parallel.sequence_ranks, number=number)
 
 
 def padded(rank: int, checkpoint: Path, folder: Path) -> None:
@@ -95,13 +103,15 @@ def padded(rank: int, checkpoint: Path, folder: Path) -> None:
 
     for block in range(model.depth):
         model.self_attention(block).processor = UspSelfAttention(whole_keys, split)
-    np.savez(folder / f"rank{rank}.npz", **run_phases(model, shard))
+    np.savez(folder / f"0-rank{rank}.npz", **run_phases(model, shard))
 
 
-def test_padded_ranks_give_what_one_process_gives(tiny_model: WanModel, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_padded_ranks_give_what_one_process_gives(
+    alone: dict[str, np.ndarray], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     """80 tokens over 3 ranks, the last with one row of padding, and 4 heads, of which the last rank scores none."""
     spawn(padded, 3, tmp_path, tiny_checkpoint, tmp_path)
-    agree(tmp_path, tiny_model, 3, capturing=3)
+    agree(tmp_path, alone, 3, capturing=3)
 
 
 def test_rows_and_heads_are_everyones_once() -> None:
@@ -136,14 +146,14 @@ def test_a_silent_rank_is_noticed_in_time(tmp_path: Path) -> None:
     assert (tmp_path / "noticed").exists()
 
 
-def too_many(rank: int) -> None:
-    with pytest.raises(ConfigError, match="is 4 in a process group of 2 ranks"):
-        parallelize(None, ParallelConfig(cfg=2, ulysses=2))  # type: ignore[arg-type]
-
-
-def test_a_group_of_another_size_is_refused(tmp_path: Path) -> None:
+def test_a_group_of_another_size_is_refused(tiny_model: WanModel, tmp_path: Path) -> None:
     """Degrees and processes must agree, before the model is touched."""
-    spawn(too_many, 2, tmp_path)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        with pytest.raises(ConfigError, match="is 4 in a process group of 1 ranks"):
+            parallelize(tiny_model, ParallelConfig(cfg=2, ulysses=2))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_config_refuses_what_no_engine_does() -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -27,6 +27,7 @@ from numina.errors import InputError, NuminaError
 if TYPE_CHECKING:
     from cluster.driver import JobProgress
     from cluster.evaluate import Verdict
+    from cluster.planner import Candidate, Planner
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 prompts_app = typer.Typer(no_args_is_help=True, help="Make and check prompt sets.")
@@ -42,6 +43,8 @@ say = partial(console.print, soft_wrap=True, highlight=False)
 Config = Annotated[str | None, typer.Option("--config", "-c", help="A job's YAML file, or the name of a shipped one.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value overrides, e.g. parallel.ulysses=4 limit=8")]
 
+
+CANDIDATES_SHOWN = 5  # by `plan`
 
 # The verbs import what they need when they are called: `numina --help` shouldn't wait for torch and Ray.
 
@@ -83,27 +86,45 @@ def generate(
 
 
 @app.command()
-def plan(config: Config = None, overrides: Overrides = None) -> None:
-    """What a job takes of a cluster, without touching a GPU."""
-    from cluster.driver import prepare
-    from cluster.job import load_job
-    from cluster.planner import estimate
+def plan(
+    config: Config = None,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs of a cluster to plan for; else the job as configured.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Their kind: a table of configs/measured/, or a file of its form.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Nodes that these GPUs are in, alike.")] = 1,
+    objective: Annotated[
+        Literal["throughput", "latency"], typer.Option(help="Most clips an hour, or one clip soonest.")
+    ] = "throughput",
+) -> None:
+    """What a job takes of a cluster, and how to run it there, without touching a GPU.
 
-    prepared = prepare(load_job(config, overrides or []))
-    size = estimate(prepared)
-    table = Table(show_header=False, box=None)
-    table.add_row("model", f"{prepared.model.name} ({prepared.model.depth} blocks, {prepared.model.heads} heads)")
-    table.add_row("device", f"{prepared.device}, {prepared.dtype}")
-    table.add_row("gangs", f"{size.gangs} × {size.ranks_per_gang} ranks (Ulysses), engine {size.engine}")
-    table.add_row("tokens", f"{size.tokens} per clip, {size.tokens // size.ranks_per_gang} per rank")
-    table.add_row("weights", f"{size.weights_gib:.2f} GiB of transformer on every rank (as stored)")
-    table.add_row("videos", str(size.videos))
-    if size.seconds_per_video is None:
-        table.add_row("time", "not measured for this model and shape; try limit=2 first")
-    else:
-        table.add_row("time", f"{size.seconds_per_video:.0f} s of denoising per video on {size.measured_on}, at most")
-        table.add_row("total", f"{size.hours:.1f} h on {size.gangs} gangs")
-    console.print(table)
+    Overrides of parallel.* and memory.* are wishes that a plan for --gpus holds to; what the YAML says of them isn't.
+    """
+    from cluster.job import load_job
+    from cluster.plan import prepare
+    from cluster.planner import DEFAULT_GPU, Planner, load_gpu, prepare_for_gpus, reasons, wishes_of
+
+    job, table = load_job(config, overrides or []), load_gpu(gpu or DEFAULT_GPU)
+    if gpus is None:
+        if nodes != 1 or objective != "throughput":
+            raise InputError("--nodes and --objective are about a cluster; say how large it is, e.g. --gpus 8")
+        _print_configured(Planner(prepare(job), table), refuse=gpu is not None)
+        return
+    planner = Planner(prepare_for_gpus(job), table)
+    found = planner.candidates(gpus, nodes=nodes, objective=objective, wishes=wishes_of(job, overrides or []))
+    where = f"{gpus} × {table.name}, {table.memory_gib:g} GiB each, on {nodes} node{'s' if nodes > 1 else ''}"
+    tokens = f"{planner.memory.tokens} per clip"
+    console.print(_facts_table(planner, {"tokens": tokens, "GPUs": where, "objective": objective}))
+    say()
+    console.print(_candidate_table(found[:CANDIDATES_SHOWN]))
+    say()
+    for place, candidate in enumerate(found[:CANDIDATES_SHOWN], start=1):
+        say(f"{place}: {candidate.setup.overrides(job) or 'as configured'}")
+    say("\nwhy 1:")
+    for reason in reasons(planner, found, gpus, objective):
+        say(f"  {escape(reason)}")
 
 
 @app.command()
@@ -212,6 +233,72 @@ def testbed_train(
 
 
 # --- what a terminal shows ---
+
+
+def _print_configured(planner: "Planner", refuse: bool) -> None:
+    """The job as it is; where its memory isn't there, an error or, of a GPU nobody named, a line."""
+    from cluster.planner import time_reasons
+
+    setup, size = planner.configured, planner.estimate()
+    refusal = planner.refusal(setup) if planner.plan.device == "cuda" else None
+    if refusal and refuse:
+        raise InputError(refusal)
+    memory = size.candidate.memory
+    split = f"cfg {setup.cfg} × ulysses {setup.ulysses} × ring {setup.ring}"
+    rows = {
+        "tokens": f"{size.tokens} per clip, {-(-size.tokens // setup.sequence_ranks)} per rank",
+        "gangs": f"{setup.gangs} × {setup.ranks} ranks ({split}), engine {size.candidate.engine}",
+        "weights": f"{size.weights_gib:.2f} GiB of transformer",
+    }
+    if planner.plan.device == "cuda":
+        gpu = f"{planner.gpu.memory_gib:g} of {planner.gpu.name}"
+        rows["memory"] = f"{memory.peak:.1f} GiB at most on every GPU, while {memory.phase}; {gpu}"
+    if size.hours is None:
+        rows["time"] = "not measured for this model and shape; try limit=2 first"
+    else:
+        rows["total"] = f"{size.hours:.1f} h for all videos, at most"
+    console.print(_facts_table(planner, rows))
+    if size.hours is not None:
+        for reason in time_reasons(planner, size.candidate):
+            say(escape(reason))
+    if refusal:
+        say(escape(f"doesn't fit: {refusal}"))
+
+
+def _facts_table(planner: "Planner", rows: dict[str, str]) -> Table:
+    """What a job is, and some more rows."""
+    plan, model, generation = planner.plan, planner.model, planner.job.generation
+    table = Table(show_header=False, box=None)
+    table.add_row("model", f"{model.name} ({model.depth} blocks, {model.heads} heads)")
+    table.add_row("device", f"{plan.device}, {plan.dtype}")
+    table.add_row("clip", f"{generation.height}×{generation.width}, {generation.num_frames} frames")
+    table.add_row("videos", str(sum(1 for _ in plan.tasks())))
+    for name, text in rows.items():
+        table.add_row(name, escape(text))
+    return table
+
+
+def _candidate_table(candidates: Sequence["Candidate"]) -> Table:
+    """Ways to run a job, best first."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # 80 columns are enough
+    for column in ("", "gangs", "cfg", "ulysses", "ring"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("shard", "text"):
+        table.add_column(column, no_wrap=True)
+    for column in ("GiB", "seconds", "clips/h"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("forward pass")
+    for place, candidate in enumerate(candidates, start=1):
+        setup, cost = candidate.setup, candidate.cost
+        more, less = (">", "<") if cost and cost.forward.at_least else ("", "")
+        table.add_row(
+            *map(str, (place, setup.gangs, setup.cfg, setup.ulysses, setup.ring, setup.shard, setup.text_encoder)),
+            f"{candidate.memory.peak:.1f}",
+            f"{more}{cost.seconds:.0f}" if cost else "unknown",
+            f"{less}{candidate.clips_per_hour:.1f}" if candidate.clips_per_hour else "unknown",
+            cost.forward.source if cost else "not measured",
+        )
+    return table
 
 
 def _count_table(verdicts: Sequence["Verdict"], title: str) -> Table:

@@ -19,7 +19,7 @@ from cluster.rows import canonical_json
 from numina.config import MethodConfig
 from numina.errors import ConfigError
 from pipelines.base import GenerationConfig
-from pipelines.parallel import ParallelConfig
+from pipelines.parallel import MemoryConfig, ParallelConfig
 
 ALGORITHM_VERSION = 2  # raised when the same configuration would give other pixels; part of every row's key
 STRATEGIES = ("baseline", "numina")
@@ -47,12 +47,24 @@ class ClusterConfig:
     cpus_per_rank: int = 1  # CPU cores reserved for one rank
     clips_in_flight: int = 2  # per gang: one denoises while another's layout is computed
     attempts: int = 3  # tries of one clip before it is recorded as failed
-    start_timeout: float = 600.0  # seconds until a gang must stand, model loaded
+    start_timeout: float = 600.0  # seconds until a gang must stand: placed, model loaded and compiled
+    step_timeout: float = (
+        120.0  # seconds that a rank may be silent, or waited for by the others, before its gang is lost
+    )
+    end_timeout: float = 10.0  # seconds to wait until a lost gang's processes are gone, with the GPU memory they hold
+    encoders: int = 1  # text encoders beside the gangs, with memory.text_encoder=apart
+    encoder_cpus: int = 1  # CPU cores reserved for one encoder; UMT5-XXL on CPUs wants many
+    encoder_gpus: float = 0.0  # share of a GPU reserved for one encoder; 0 encodes on CPUs
 
     def __post_init__(self) -> None:
-        for name in ("cpus_per_rank", "clips_in_flight", "attempts"):
+        for name in ("cpus_per_rank", "clips_in_flight", "attempts", "encoders", "encoder_cpus"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"cluster.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("start_timeout", "step_timeout", "end_timeout"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"cluster.{name} is {getattr(self, name)} seconds; it must be more than 0")
+        if not 0 <= self.encoder_gpus <= 1:
+            raise ConfigError(f"cluster.encoder_gpus is {self.encoder_gpus}; give a share of a GPU, 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +85,7 @@ class JobConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:

@@ -1,9 +1,11 @@
-"""A small job on the tiny checkpoint."""
+"""A small job on the tiny checkpoint, and a hand on its processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from ray.cluster_utils import Cluster
 
 from cluster.job import JobConfig, load_job
 from cluster.promptset import make_prompts
@@ -25,3 +27,29 @@ def tiny_job(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., JobConfig]:
         return load_job("demo", [*places, *TINY, *overrides])
 
     return job
+
+
+@pytest.fixture(scope="module")
+def cluster_address() -> Iterator[str]:
+    """A Ray of four cores that jobs join and leave."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture
+def joining_job(tiny_job: Callable[..., JobConfig], cluster_address: str) -> Callable[..., JobConfig]:
+    """A job on that Ray: it starts seconds sooner than on one of its own."""
+    return lambda *overrides: tiny_job(f"cluster.address={cluster_address}", *overrides)
+
+
+def processes(title: str) -> list[psutil.Process]:
+    """The living workers of this process's Ray that call themselves `ray::{title}`."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{title}"):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found

@@ -1,24 +1,33 @@
 """The runtime on a real local Ray: every video once, whatever is lost on the way."""
 
 import os
-import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
-import psutil
 import pytest
-from ray.exceptions import RayError
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
 
-from cluster.driver import Driver, JobProgress, _Flight, prepare, run_job
+import cluster.driver
+import cluster.gang
+from cluster.driver import Driver, JobProgress, _Call, _Flight, prepare, run_job
 from cluster.job import JobConfig
 from cluster.promptset import make_prompts
 from cluster.store import Store
-from numina.errors import ConfigError, ModelError, OutputError, PromptSetError
+from numina.errors import ConfigError, GangError, ModelError, OutputError, PromptSetError
+from pipelines.base import GenerationConfig
+from pipelines.clip import Clip
 from pipelines.video import decode_mp4
-from tests.cluster.conftest import PROMPTS
+from tests.cluster.conftest import PROMPTS, processes
 
 Job = Callable[..., JobConfig]
+PLAIN = ["strategies=[baseline]"]
 
 
 def files(folder: Path) -> set[str]:
@@ -53,20 +62,19 @@ def test_a_job_commits_every_video_once_and_resumes_for_nothing(tiny_job: Job, t
     assert files(tmp_path / "out" / "videos") == before
 
 
-def test_a_killed_rank_costs_time_but_no_row(tiny_job: Job) -> None:
+def test_a_killed_rank_costs_time_but_no_row(joining_job: Job) -> None:
     """SIGKILL of one rank in mid-job: a fresh gang takes over, every row is there, nothing failed.
 
     The batch that was lost with it is tried again clip by clip.
     """
-    job = tiny_job("generation.steps=30", "samples=2", "parallel.batch=2")
+    job = joining_job("generation.steps=30", "samples=2", "parallel.batch=2")
     killed: list[int] = []
 
     def kill_one_rank(progress: JobProgress) -> None:
         if progress.generated and not killed:
-            ranks = [p for p in psutil.Process().children(recursive=True) if "ray::Rank" in " ".join(p.cmdline())]
-            ranks += [p for p in psutil.process_iter() if "ray::Rank" in p.name()]
-            killed.append(ranks[0].pid)
-            os.kill(ranks[0].pid, signal.SIGKILL)
+            rank = processes("Rank")[0]
+            killed.append(rank.pid)
+            rank.kill()
 
     outcome = run_job(prepare(job), kill_one_rank)
     assert killed
@@ -75,10 +83,108 @@ def test_a_killed_rank_costs_time_but_no_row(tiny_job: Job) -> None:
     assert max(row["retries"] for row in Store(job.output).rows().to_pylist()) >= 1
 
 
-def test_a_prompt_set_grows_and_only_new_rows_are_made(tiny_job: Job) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_stopped_rank_is_noticed_and_replaced(joining_job: Job, ranks: int) -> None:
+    """A process that is there and does nothing, alone or while its gang waits for it in a collective: its gang is
+    replaced within `step_timeout` and a few seconds, its processes are gone, and every row is there."""
+    job = joining_job(*PLAIN, f"parallel.ulysses={ranks}", "cluster.step_timeout=4", "generation.steps=20")
+    stopped: list[int] = []
+    times: dict[str, float] = {}
+
+    def stop_one_rank(progress: JobProgress) -> None:
+        state = progress.gangs.get("gang-0", "")
+        if "denoise" in state and not stopped:
+            rank = processes("Rank")[-1]
+            stopped.append(rank.pid)
+            rank.suspend()
+            times["stopped"] = time.monotonic()
+        elif stopped and state in ("ending", "placing"):
+            times.setdefault("noticed", time.monotonic())
+        if stopped and state == "placing":
+            assert stopped[0] not in [process.pid for process in processes("Rank")]
+
+    outcome = run_job(prepare(job), stop_one_rank)
+    assert (outcome.done, outcome.failed) == (2, 0)
+    assert times["noticed"] - times["stopped"] < 4 + 10
+    assert sorted(row["retries"] for row in Store(job.output).rows().to_pylist()) == [0, 1]
+
+
+def test_a_gang_that_dies_while_it_starts_is_started_again(joining_job: Job) -> None:
+    """One lost start costs nothing but time; a gang that never stands ends the job, with the reason."""
+    job = joining_job(*PLAIN, "parallel.ulysses=1", "limit=1", "cluster.attempts=2")
+    starts = 0
+
+    def kill_while_loading(until: int) -> Callable[[JobProgress], None]:
+        def kill(progress: JobProgress) -> None:
+            nonlocal starts
+            if progress.gangs.get("gang-0") == "loading" and starts < until and (ranks := processes("Rank")):
+                starts += 1
+                ranks[0].kill()
+                ranks[0].wait()
+
+        return kill
+
+    with pytest.raises(GangError, match="gang-0 could not start: ActorDiedError"):
+        run_job(prepare(job), kill_while_loading(until=2))
+    assert starts == 2
+    starts = 0
+    outcome = run_job(prepare(job), kill_while_loading(until=1))
+    assert (outcome.done, starts) == (1, 1)
+
+
+class ShortOfMemory(cluster.gang.Rank):
+    """Runs out of GPU memory at its first clip."""
+
+    short = True
+
+    @ray.method(num_returns=2)
+    def plain(self, *arguments: Any) -> Any:
+        if self.short:
+            self.short = False
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 97 GiB")
+        return super().plain(*arguments)
+
+
+def test_a_gang_of_one_survives_a_lack_of_memory(joining_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clip is tried again in the same process: a fresh one would run out of memory again, and out of attempts."""
+    monkeypatch.setattr(cluster.gang, "Rank", ShortOfMemory)
+    outcome = run_job(prepare(joining_job(*PLAIN, "parallel.ulysses=1", "limit=1", "cluster.attempts=2")))
+    assert (outcome.done, outcome.failed) == (1, 0)
+
+
+def test_a_lost_writer_costs_no_clip(joining_job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A writing process that is killed is replaced, and finds the frames in the object store; where writing fails
+    with an error the clip is made again. The gang has its next clip meanwhile."""
+    tries = tmp_path / "tries"
+    tries.touch()
+
+    @ray.remote
+    def write(clips: Sequence[Clip], generation: GenerationConfig) -> list[Clip]:
+        number = tries.stat().st_size
+        with tries.open("a") as file:
+            file.write(".")
+        if number == 0:
+            os._exit(1)
+        if number == 2:
+            raise OSError("no space left on device")
+        from pipelines.generate import write_clips
+
+        return write_clips(clips, generation, keep_frames=False)
+
+    monkeypatch.setattr(cluster.driver, "write", write)
+    job = joining_job(*PLAIN, "parallel.ulysses=1")
+    outcome = run_job(prepare(job))
+    assert (outcome.done, outcome.failed) == (2, 0)
+    assert tries.stat().st_size == 4
+    rows = Store(job.output).rows().to_pylist()
+    assert sorted(row["retries"] for row in rows) == [0, 1]
+    assert all(row["timings"]["write"] > 0 for row in rows)
+
+
+def test_a_prompt_set_grows_and_only_new_rows_are_made(joining_job: Job) -> None:
     """`limit` for a first look, then the rest: no video is made twice."""
-    assert run_job(prepare(tiny_job("limit=1", "parallel.ulysses=1", "strategies=[baseline]"))).generated == 1
-    rest = run_job(prepare(tiny_job("parallel.ulysses=1", "strategies=[baseline]")))
+    assert run_job(prepare(joining_job("limit=1", "parallel.ulysses=1", "strategies=[baseline]"))).generated == 1
+    rest = run_job(prepare(joining_job("parallel.ulysses=1", "strategies=[baseline]")))
     assert (rest.done, rest.generated) == (2, 1)
 
 
@@ -94,7 +200,9 @@ def test_another_configuration_in_the_same_output_is_refused(tiny_job: Job, tmp_
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (["parallel.ulysses=3"], ConfigError, "use one of 1, 2, 4"),
+        (["parallel.ulysses=3"], ConfigError, r"4 heads; nearest that works: parallel\.ulysses=2"),
+        (["parallel.cfg=2", "generation.guidance_scale=1"], ConfigError, r"two branches.*: parallel\.cfg=1"),
+        (["memory.shard=zero3", "parallel.ulysses=1"], ConfigError, r"this gang has one.*: memory\.shard=none"),
         (["model.path=/nowhere"], ModelError, r"/nowhere has no model_index\.json"),
         (["prompts=/nowhere.parquet"], PromptSetError, "/nowhere.parquet"),
         (["max_count=2"], PromptSetError, r"row 0.*circles"),
@@ -115,9 +223,9 @@ def test_bad_input_is_refused_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_poison_prompt_is_recorded_and_the_job_goes_on(tiny_job: Job) -> None:
+def test_a_poison_prompt_is_recorded_and_the_job_goes_on(joining_job: Job) -> None:
     """A prompt that the model can't take (its noun is cut off) fails with its reason; the others are made."""
-    job = tiny_job("parallel.ulysses=1", "strategies=[numina]")
+    job = joining_job("parallel.ulysses=1", "strategies=[numina]")
     long = " ".join(["red"] * 30)
     path = str(Path(job.output).parent / "poison.parquet")
     make_prompts(
@@ -127,15 +235,15 @@ def test_a_poison_prompt_is_recorded_and_the_job_goes_on(tiny_job: Job) -> None:
         ],
         path,
     )
-    outcome = run_job(prepare(tiny_job("parallel.ulysses=1", "strategies=[numina]", f"prompts={path}")))
+    outcome = run_job(prepare(joining_job("parallel.ulysses=1", "strategies=[numina]", f"prompts={path}")))
     assert (outcome.done, outcome.failed) == (1, 1)
     [records] = Store(job.output).failures().values()
     assert "circles" in records[0]["error"]
     assert "cut off" in records[0]["error"]
-    resumed = run_job(prepare(tiny_job("parallel.ulysses=1", "strategies=[numina]", f"prompts={path}")))
+    resumed = run_job(prepare(joining_job("parallel.ulysses=1", "strategies=[numina]", f"prompts={path}")))
     assert (resumed.generated, resumed.failed) == (0, 1)
     again = ["parallel.ulysses=1", "strategies=[numina]", f"prompts={path}", "retry_failed=true"]
-    assert run_job(prepare(tiny_job(*again))).failed == 1
+    assert run_job(prepare(joining_job(*again))).failed == 1
     [records] = Store(job.output).failures().values()
     assert len(records) == 2  # tried once more, and said so
 
@@ -196,6 +304,24 @@ def test_a_failed_batch_is_tried_again_clip_by_clip(tiny_job: Job) -> None:
     assert driver.progress.failed == 1
 
 
+@pytest.mark.parametrize(("ranks", "replaced"), [(1, False), (2, True)])
+def test_what_a_failed_call_costs(tiny_job: Job, monkeypatch: pytest.MonkeyPatch, ranks: int, replaced: bool) -> None:
+    """Where one of several ranks ran out of memory they may be out of step: the gang is replaced. The batch that failed
+    is blamed, another one in the gang goes back, and one that is being written stays."""
+    driver = numbered(tiny_job, 3, "strategies=[baseline]")
+    lost: list[Any] = []
+    monkeypatch.setattr(driver.fleet, "replace", lost.append)
+    gang: Any = SimpleNamespace(name="gang-0", spec=SimpleNamespace(ranks=ranks), call=lambda *arguments: None)
+    stages = ("write", "denoise", "denoise")
+    written, failed, queued = [_Flight(driver._next_batch(), gang, stage) for stage in stages]
+    driver.flights = [written, failed, queued]
+    driver._handle_error(_Call(failed, gang), RayTaskError("plain", "", torch.OutOfMemoryError("97 GiB")))
+    assert lost == [gang] * replaced
+    assert driver.flights == ([written] if replaced else [written, queued])
+    assert sorted(task.row.id for task in driver.pending) == (["1", "2"] if replaced else ["1"])
+    assert [driver.attempts[flight.keys[0]] for flight in (written, failed, queued)] == [0, 1, 0]
+
+
 def test_the_same_video_is_asked_for_once(tiny_job: Job) -> None:
     """A variant with numina's settings, or a seed that two rows' samples share: two tasks of one key would collide."""
     path = str(Path(tiny_job().output).parent / "near.parquet")
@@ -208,33 +334,63 @@ def test_the_same_video_is_asked_for_once(tiny_job: Job) -> None:
     assert len({task.key for task in tasks}) == 6
 
 
-def test_rows_depend_on_neither_gangs_nor_degrees_nor_batch(tiny_job: Job) -> None:
-    """Two gangs of one rank and one clip per forward, or one gang of two ranks and two clips: the same rows and videos.
+def test_gpu_seconds_are_those_of_all_ranks(tiny_job: Job) -> None:
+    """What a gang's GPUs did, times its ranks; neither layouts nor mp4s nor texts that were made elsewhere."""
+    seconds = {"encode": 1.0, "identify": 2.0, "layout": 4.0, "guide": 8.0, "decode": 16.0, "write": 32.0}
+    clip = Clip(np.zeros((0, 64, 64, 3), np.uint8), b"", seconds)
+    for place, busy in (("gang", 27.0), ("apart", 26.0)):
+        plan = prepare(tiny_job("parallel.cfg=2", f"memory.text_encoder={place}"))
+        row = replace(plan, device="cuda").row(next(plan.tasks()), clip, None, retries=0)
+        assert row["gpu_seconds"] == busy * 4
+        assert (row["engine"], row["cfg"], row["ulysses"], row["ring"]) == ("xfuser", 2, 2, 1)
+        assert plan.row(next(plan.tasks()), clip, None, retries=0)["gpu_seconds"] is None  # on CPUs
 
-    Strategies are mixed; a prompt whose noun is cut off fails in both, and costs its batch mate nothing.
+
+def test_rows_depend_on_neither_gangs_nor_degrees_nor_batch(joining_job: Job) -> None:
+    """Two gangs of one rank and one clip per forward; one gang of two ranks and two clips; two ranks with a branch
+    each and prompts encoded apart, by an encoder that is lost on the way: the same rows and videos.
+
+    Strategies are mixed; a prompt whose noun is cut off fails in all, and costs its batch mate nothing.
     """
-    path = str(Path(tiny_job().output).parent / "mixed.parquet")
+    path = str(Path(joining_job().output).parent / "mixed.parquet")
     long = {"id": "long", "prompt": f"{'red ' * 30}circles", "targets": [{"noun": "circles", "count": 3}]}
     make_prompts([PROMPTS[0], long, PROMPTS[1]], path)
+    killed: list[int] = []
+
+    def kill_the_encoder(progress: JobProgress) -> None:
+        if progress.generated and not killed:
+            [encoder] = processes("Encoder")
+            killed.append(encoder.pid)
+            encoder.kill()
+
     made = []
-    for parallel in (
-        ["parallel.gangs=2", "parallel.ulysses=1"],
-        ["parallel.ulysses=2", "parallel.batch=2"],
+    for parallel, report in (
+        (["parallel.gangs=2", "parallel.ulysses=1"], lambda progress: None),
+        (["parallel.ulysses=2", "parallel.batch=2"], lambda progress: None),
+        (
+            ["parallel.cfg=2", "parallel.ulysses=1", "memory.text_encoder=apart", "cluster.clips_in_flight=1"],
+            kill_the_encoder,
+        ),
     ):
-        job = tiny_job(*parallel, f"prompts={path}", f"output={tiny_job().output}-{len(made)}")
-        outcome = run_job(prepare(job))
+        job = joining_job(*parallel, f"prompts={path}", f"output={joining_job().output}-{len(made)}")
+        outcome = run_job(prepare(job), report)
         assert (outcome.generated, outcome.failed) == (5, 1)  # without NUMINA the long prompt is a prompt like any
-        assert len(outcome.gangs) == job.parallel.gangs
+        assert len([name for name in outcome.gangs if name.startswith("gang")]) == job.parallel.gangs
         store = Store(job.output)
         [[record]] = store.failures().values()
         assert (record["row"], record["stage"]) == (1, "identify")
         assert "cut off" in record["error"]
         rows = {row["key"]: row for row in store.rows().to_pylist()}
+        assert all((row["cfg"], row["ulysses"]) == (job.parallel.cfg, job.parallel.ulysses) for row in rows.values())
         made.append({key: (row, decode_mp4(store.read(row["file_name"]))) for key, row in rows.items()})
-    side_by_side, together = made
-    assert side_by_side.keys() == together.keys()
-    for key, (row, video) in together.items():
-        other, other_video = side_by_side[key]
-        for name in ("id", "strategy", "seed", "identified", "guided", "shortfall", "config_hash", "retries"):
-            assert row[name] == other[name], name
-        assert np.abs(video.astype(int) - other_video).mean() < 0.5
+    assert killed
+    one, *others = made
+    assert not any(row["retries"] for row, _ in (*one.values(), *others[0].values()))
+    for other in others:
+        assert other.keys() == one.keys()
+        for key, (row, video) in other.items():
+            expected, expected_video = one[key]
+            for name in ("id", "strategy", "seed", "identified", "guided", "shortfall", "config_hash"):
+                assert row[name] == expected[name], name
+            assert row["timings"]["encode"] > 0
+            assert np.abs(video.astype(int) - expected_video).mean() < 0.5

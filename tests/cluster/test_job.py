@@ -42,6 +42,10 @@ def test_the_preset_can_be_chosen() -> None:
         ("parallel.engine=magic", "choose one of"),
         ("limit=0", "at least 1"),
         ("parallel.batch=0", "at least 1"),
+        ("cluster.step_timeout=0", "more than 0"),
+        ("cluster.encoders=0", "at least 1"),
+        ("cluster.encoder_gpus=2", "share of a GPU"),
+        ("memory.text_encoder=cpu", "choose gang or apart"),
         ("strategies=[]", "at most once"),
         ("strategies=[numina,numina]", "at most once"),
         ("method.guide=4", "not a subclass of GuideConfig"),
@@ -79,6 +83,7 @@ def test_only_what_decides_pixels_enters_the_key() -> None:
     same = [
         replace(job, output="elsewhere"),
         load_job("demo", ["parallel.ulysses=1", "parallel.gangs=3", "cluster.attempts=9", "seed=5", "samples=2"]),
+        load_job("demo", ["parallel.cfg=2", "parallel.compile=true", "memory.text_encoder=apart"]),
         replace(job, method=replace(job.method, preset="another label")),
     ]
     assert {config_hash(other.row_config("numina", "float32")) for other in same} == {base}

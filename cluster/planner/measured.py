@@ -1,0 +1,151 @@
+"""What was measured on a kind of GPU: the tables of `configs/measured/`, and what lies between their rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from math import log
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cluster.job import config_folder
+from numina.errors import ConfigError
+
+DEFAULT_GPU = "h100"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardRow:
+    """One forward pass of one clip; depth and heads name the model. With cfg 2: of both branches side by side."""
+
+    depth: int
+    heads: int
+    tokens: int
+    engine: str
+    cfg: int = 1
+    ulysses: int
+    ring: int
+    compile: bool
+    milliseconds: float
+    gib: float | None = None  # weights and activations at their peak
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeRow:
+    """Latents to pixels of one clip; base_dim names the VAE."""
+
+    base_dim: int
+    height: int  # pixels
+    width: int  # pixels
+    frames: int
+    dtype: str
+    ranks: int
+    seconds: float
+    gib: float  # at its peak, on each rank
+
+    @property
+    def size(self) -> int:
+        """Pixels of all frames."""
+        return self.height * self.width * self.frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeRow:
+    """One prompt through the text encoder; width and depth name it."""
+
+    width: int
+    depth: int
+    tokens: int
+    milliseconds: float
+    gib: float  # weights and activations at their peak
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardBlock:
+    """`measured` says where: machine, versions, date."""
+
+    measured: str = ""
+    rows: list[ForwardRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeBlock:
+    """See ForwardBlock."""
+
+    measured: str = ""
+    rows: list[DecodeRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeBlock:
+    """See ForwardBlock."""
+
+    measured: str = ""
+    rows: list[EncodeRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A kind of GPU: one file."""
+
+    name: str
+    memory_gib: float
+    forward: ForwardBlock = field(default_factory=ForwardBlock)
+    decode: DecodeBlock = field(default_factory=DecodeBlock)
+    encode: EncodeBlock = field(default_factory=EncodeBlock)
+
+
+def load_gpu(name: str) -> Gpu:
+    """A table by its name in `configs/measured/`, or by its path. Raises ConfigError, naming the tables there are."""
+    folder = config_folder() / "measured"
+    path = Path(name) if Path(name).is_file() else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise ConfigError(f"--gpu {name} is neither a file nor one of those shipped: {known}; write one of their form")
+    try:
+        gpu = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Gpu), OmegaConf.load(path)))
+    except OmegaConfBaseException as error:
+        what = str(error).splitlines()[0]
+        raise ConfigError(f"{path}: {what}; {DEFAULT_GPU}.yaml in {folder} shows the form") from error
+    assert isinstance(gpu, Gpu)
+    return gpu
+
+
+@cache
+def default_gpu() -> Gpu:
+    """The table whose peaks stand in for those that another one lacks."""
+    return load_gpu(DEFAULT_GPU)
+
+
+Curve = Mapping[int, float]  # Ulysses degree → milliseconds of a forward
+
+
+def forward_curve(rows: Sequence[ForwardRow], engine: str, compile: bool, notes: list[str]) -> Curve:
+    """One model's forwards of one branch by degree, on the asked engine and compiled as asked, if that was measured.
+
+    Else on another engine, or not compiled; `notes` gets what was taken instead.
+    """
+    rows = [row for row in rows if row.cfg == 1 and row.ring == 1]
+    if compile and not any(row.compile for row in rows):
+        notes.append("eager blocks")
+        compile = False
+    rows = [row for row in rows if row.compile == compile]
+    engines = sorted({row.engine for row in rows if row.ulysses > 1}, reverse=True)
+    if engine != "single" and engines and engine not in engines:
+        engine = engines[0]
+        notes.append(f"engine {engine}")
+    return {row.ulysses: row.milliseconds for row in rows if row.engine in ("single", engine)}
+
+
+def between(curve: Curve, degree: int) -> tuple[float, str] | None:
+    """Milliseconds a / degree + b through the two nearest of several measured degrees, and which these are.
+
+    b is what ranks don't divide. None for fewer than two degrees above 1: one rank alone pays no engine.
+    """
+    near = sorted((known for known in curve if known > 1), key=lambda known: abs(log(known / degree)))[:2]
+    if len(near) < 2:
+        return None
+    low, high = sorted(near)
+    divided = (curve[low] - curve[high]) / (1 / low - 1 / high)
+    return divided / degree + curve[low] - divided / low, f"Ulysses {low} and {high}"

@@ -1,0 +1,191 @@
+"""What a rank's GPU must hold, from a checkpoint's configs and weight files' headers.
+
+Names: d width of the model, f of its feed-forward layers, n tokens of a clip, R ranks.
+"""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, log, prod
+from pathlib import Path
+
+from cluster.plan import JobPlan
+from cluster.planner.measured import EncodeRow, Gpu, default_gpu
+from cluster.planner.setup import Setup
+from pipelines.base import ModelFacts
+from pipelines.checkpoint import weight_files
+
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+CONTEXT_GIB = 0.6  # of CUDA and its libraries, in every process
+SLACK = 1.05  # fragmentation: nothing is planned to the last byte
+# Numbers per token that a Wan block holds at once, counted over a forward of diffusers' WanTransformer3DModel on fake
+# tensors: 11.1 d where self-attention's input is normed and modulated, 4.1 d + 2 f in the feed-forward layers.
+MODULATION, RESIDUAL, HIDDEN = 11.1, 4.1, 2.0
+# Kernels' workspace and the allocator's rounding on top: 14B at 480p peaks at 33 GiB, of which 26.6 are weights.
+WORKSPACE = 1.8
+STEP_STATES = 3  # times the latents that one more kept step takes: they, the sampler's prediction and its last sample
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters of a part of a model, and of the most that ZeRO-3 gathers at once: a block, or embeddings."""
+
+    parameters: int
+    largest: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What the planner needs of a checkpoint beside ModelFacts."""
+
+    transformer: Part
+    text_encoder: Part
+    vae: Part
+    width: int  # d
+    ffn: int  # f
+    latent_numbers: int  # per token: channels × patch
+    text_width: int
+    text_depth: int
+    base_dim: int  # of the VAE
+
+
+def read_sizes(model: ModelFacts) -> Sizes:
+    """From a checkpoint's configs and the headers of its weight files; no weight is read."""
+    folder = Path(model.path)
+    transformer, text, vae = (
+        json.loads((folder / part / "config.json").read_text()) for part in ("transformer", "text_encoder", "vae")
+    )
+    return Sizes(
+        transformer=_part(folder / "transformer"),
+        text_encoder=_part(folder / "text_encoder"),
+        vae=_part(folder / "vae"),
+        width=model.heads * model.head_size,
+        ffn=transformer["ffn_dim"],
+        latent_numbers=transformer["in_channels"] * prod(transformer["patch_size"]),
+        text_width=text["d_model"],
+        text_depth=text["num_layers"],
+        base_dim=vae["base_dim"],
+    )
+
+
+def _part(folder: Path) -> Part:
+    blocks: Counter[str] = Counter()
+    for file in weight_files(folder):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                numbered = re.match(r".*?\.\d+\.", name)
+                blocks[numbered[0] if numbered else name.rpartition(".")[0]] += prod(tensor["shape"])
+    return Part(blocks.total(), max(blocks.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """GiB on one rank. Weights and states are there all the time, the last three while their phase runs."""
+
+    transformer: float
+    text_encoder: float
+    vae: float
+    states: float  # kept latents: of clips that wait for their layout, and what anchored guidance is held to
+    encoding: float
+    denoising: float
+    decoding: float
+
+    @property
+    def phase(self) -> str:
+        """Which phase holds the most; caches are freed between them."""
+        phases = {"encoding": self.encoding, "denoising": self.denoising, "decoding": self.decoding}
+        return max(phases, key=phases.__getitem__)
+
+    @property
+    def peak(self) -> float:
+        """The most that a GPU must hold, with CUDA's own and the slack."""
+        held = self.transformer + self.text_encoder + self.vae + self.states
+        return (held + max(self.encoding, self.denoising, self.decoding) + CONTEXT_GIB) * SLACK
+
+
+class MemoryModel:
+    """Memory of one job's ranks."""
+
+    def __init__(self, plan: JobPlan, sizes: Sizes, gpu: Gpu):
+        self.job, self.sizes = plan.job, sizes
+        self.decode = gpu.decode.rows or default_gpu().decode.rows
+        self.encode = gpu.encode.rows or default_gpu().encode.rows
+        self.generation = plan.job.generation
+        self.batch = plan.job.parallel.batch
+        self.bytes = BYTES[plan.dtype]  # of a number of the transformer and the text encoder, however stored
+        self.tokens = plan.model.grid(plan.job.generation).tokens
+
+    def of(self, setup: Setup) -> Memory:
+        """What every rank holds, in GiB; the first one collects pixels too, but as bytes and on the CPU."""
+        transformer, gathered = self._held(self.weights, self.sizes.transformer, setup)
+        text_encoder = text_gathered = 0.0
+        if setup.text_encoder == "gang":
+            text_encoder, text_gathered = self._held(self.encoder_weights, self.sizes.text_encoder, setup)
+        return Memory(
+            transformer=transformer,
+            text_encoder=text_encoder,
+            vae=self.sizes.vae.parameters * BYTES["float32"] / GIB,  # it is never halved or sharded
+            states=self._states,
+            encoding=text_gathered,
+            denoising=gathered + self._activations(setup.sequence_ranks),
+            decoding=self._decoding(setup.ranks) * self.batch,
+        )
+
+    @property
+    def weights(self) -> float:
+        """GiB of the whole transformer."""
+        return self.sizes.transformer.parameters * self.bytes / GIB
+
+    @cached_property
+    def encoder_weights(self) -> float:
+        """GiB of the whole text encoder; no less than was seen: some transformers versions hold embeddings twice."""
+        seen = [row.gib * self.bytes / BYTES["bfloat16"] for row in self.encode if encodes(row, self.sizes)]
+        return max([self.sizes.text_encoder.parameters * self.bytes / GIB, *seen])
+
+    def _held(self, whole: float, part: Part, setup: Setup) -> tuple[float, float]:
+        """GiB of a part that are always there, and those gathered while it runs."""
+        if setup.shard == "none":
+            return whole, 0.0
+        return (whole / setup.ranks if setup.shard == "zero3" else 0.0), part.largest * self.bytes / GIB
+
+    def _activations(self, sequence_ranks: int) -> float:
+        """Of one branch's forward; the other one comes after it, or is on other ranks."""
+        rows = ceil(self.tokens / sequence_ranks) * self.batch
+        numbers = max(MODULATION * self.sizes.width, RESIDUAL * self.sizes.width + HIDDEN * self.sizes.ffn)
+        return rows * numbers * self.bytes * WORKSPACE / GIB
+
+    @cached_property
+    def _states(self) -> float:
+        """Latents of the clips in flight; anchored, those of every step of identification."""
+        latents = self.tokens * self.sizes.latent_numbers * BYTES["float32"] * self.batch
+        kept = [
+            method.identify.capture_step(self.generation.steps) + 1
+            for method in self.job.methods.values()
+            if method and method.guide.anchor is not None
+        ]
+        return latents * (STEP_STATES * max(kept, default=0) + 1) * self.job.cluster.clips_in_flight / GIB
+
+    def _decoding(self, ranks: int) -> float:
+        """Of one clip: by a frame's pixels, for frames are decoded in turn and split over ranks; by the VAE's width."""
+        pixels = self.generation.height * self.generation.width
+        row = min(
+            (row for row in self.decode if row.dtype == "float32"),
+            key=lambda row: (
+                row.base_dim != self.sizes.base_dim,
+                abs(log(pixels / (row.height * row.width))),
+                abs(log(ranks / row.ranks)),
+            ),
+        )
+        scale = pixels / (row.height * row.width) * row.ranks / ranks
+        return row.gib * scale * self.sizes.base_dim / row.base_dim
+
+
+def encodes(row: EncodeRow, sizes: Sizes) -> bool:
+    """Whether a row is of the checkpoint's text encoder."""
+    return (row.width, row.depth) == (sizes.text_width, sizes.text_depth)

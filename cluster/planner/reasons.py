@@ -1,0 +1,130 @@
+"""Why a candidate is the best: a sentence for everything it decides, and how its numbers are known."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from cluster.planner.choice import Candidate, Objective, Planner
+from cluster.planner.timing import Cost
+
+
+def reasons(planner: Planner, found: Sequence[Candidate], gpus: int, objective: Objective) -> list[str]:
+    """Of the first of the candidates found for so many GPUs."""
+    best = found[0]
+    return [
+        _gangs(found, gpus, objective),
+        *_split(planner, best),
+        _shard(planner, best),
+        _text_encoder(planner, best),
+        *time_reasons(planner, best),
+    ]
+
+
+def time_reasons(planner: Planner, best: Candidate) -> Iterator[str]:
+    """What a candidate's seconds are made of."""
+    cost, model, gpu = best.cost, planner.model, planner.gpu
+    if cost is None:
+        yield f"time: no forward of {model.depth} blocks of {model.heads} heads was measured on {gpu.name}"
+        return
+    yield _clip(planner, cost)
+    yield f"forward: {1000 * cost.forward.seconds:.0f} ms, {cost.forward.source} ({gpu.forward.measured})"
+    if cost.forward.at_least:
+        yield "on top: what a ring's links and gathered weights cost was never measured, so these times are least ones"
+    for name, timing in (("decode", cost.decode), ("text", cost.encode)):
+        yield f"{name}: {timing.seconds:.2f} s, {timing.source}" if timing else f"{name}: not measured, left out"
+    compiled = replace(best.setup, compile=True)
+    if best.setup != compiled and planner.supported(compiled):
+        faster = planner.time.forward(compiled)
+        if faster and faster.seconds < cost.forward.seconds:
+            saved = 1 - faster.seconds / cost.forward.seconds
+            yield f"parallel.compile=true would save {saved:.0%} of a forward ({faster.source})"
+
+
+def _clip(planner: Planner, cost: Cost) -> str:
+    clips = f"a batch of {planner.time.batch} clips" if planner.time.batch > 1 else "a clip"
+    if len(planner.time.methods) > 1:
+        clips += f" (mean of {len(planner.time.methods)} strategies)"
+    if not any(planner.time.methods):
+        return f"time: {cost.seconds:.0f} s for {clips}"
+    return (
+        f"time: at most {cost.seconds:.0f} s for {clips}, as if all were identified and guided from the start again;"
+        f" {cost.seconds_if_right:.0f} s where counts are right at once"
+    )
+
+
+def _gangs(found: Sequence[Candidate], gpus: int, objective: Objective) -> str:
+    best = found[0]
+    setup = best.setup
+    other = next((candidate for candidate in found if candidate.setup.ranks != setup.ranks), None)
+    if other is None:
+        why = f"{_gpus(setup.ranks)} for a clip is the only split that is supported and fits"
+    elif best.cost is None or other.cost is None:
+        few = "ranks that share a clip wait for each other, so no more than it needs"
+        why = few if objective == "throughput" else "as many ranks for a clip as are supported"
+    elif objective == "throughput":
+        rate, others = f"{best.clips_per_hour:.1f}", f"{other.clips_per_hour:.1f}"
+        others = _no_more(others, rate)
+        why = f"{rate} clips an hour with {_gpus(setup.ranks)} for each, {others} with {other.setup.ranks}"
+    else:
+        time, others = f"{best.cost.seconds:.0f} s", f"{other.cost.seconds:.0f} s"
+        why = f"{time} for a clip on {_gpus(setup.ranks)}, {_no_more(others, time)} on {other.setup.ranks}"
+    idle = gpus - setup.ranks * setup.gangs
+    return f"gangs {setup.gangs}: {why}" + (f"; {_gpus(idle)} left over" if idle else "")
+
+
+def _split(planner: Planner, best: Candidate) -> Iterator[str]:
+    setup = best.setup
+    if setup.ranks == 1:
+        yield "cfg 1, ulysses 1, ring 1: a clip that one GPU can hold waits for no other"
+        return
+    if setup.cfg == 2:
+        yield "cfg 2: a step's two branches share nothing but their predictions, so they part first"
+    elif planner.time.branches == 1:
+        yield "cfg 1: generation.guidance_scale of 1 or less leaves one branch"
+    if setup.ulysses > 1:
+        yield f"ulysses {setup.ulysses}: {_ulysses(planner, best)}"
+    if setup.ring > 1:
+        yield f"ring {setup.ring}: hands keys and values on where Ulysses can't go, which was never measured"
+    if setup.nodes > 1:
+        yield f"nodes {setup.nodes}: only branches and rings cross them, Ulysses stays inside"
+
+
+def _ulysses(planner: Planner, best: Candidate) -> str:
+    heads, setup = planner.model.heads, best.setup
+    where = f"ranks of one node, {heads // setup.ulysses} of the {heads} heads each"
+    alone = replace(setup, cfg=1, ring=1, ulysses=1, shard="none")
+    one, shared = planner.time.forward(alone), planner.time.forward(replace(alone, ulysses=setup.ulysses))
+    if one is None or shared is None:
+        return where
+    return f"{where}, together {one.seconds / shared.seconds:.1f} times as fast as one ({shared.source})"
+
+
+def _shard(planner: Planner, best: Candidate) -> str:
+    setup, memory = best.setup, best.memory
+    peak = f"peak {memory.peak:.1f} of {planner.gpu.memory_gib:g} GiB while {memory.phase}"
+    if setup.shard == "none":
+        return f"shard none: {peak}, {memory.transformer:.1f} of it the transformer's weights"
+    whole = planner.memory.of(replace(setup, shard="none")).peak
+    where = f"over {setup.ranks} ranks" if setup.shard == "zero3" else "in host memory"
+    return (
+        f"shard {setup.shard}: {peak}, {planner.memory.weights:.1f} of transformer weights {where};"
+        f" held whole it would be {whole:.1f}"
+    )
+
+
+def _text_encoder(planner: Planner, best: Candidate) -> str:
+    place = best.setup.text_encoder
+    inside = planner.memory.of(replace(best.setup, text_encoder="gang"))
+    if place == "gang":
+        return f"text_encoder gang: its {planner.memory.encoder_weights:.1f} GiB fit beside the transformer"
+    cluster = planner.job.cluster
+    shares = f"{cluster.encoders} × {cluster.encoder_gpus:g} GPU"
+    where = shares if cluster.encoder_gpus else "CPUs, where it was never measured (see cluster.encoder_gpus)"
+    return f"text_encoder apart: on {where}; in the gang the peak would be {inside.peak:.1f} GiB"
+
+
+def _no_more(value: str, than: str) -> str:
+    return "no better" if value == than else value
+
+
+def _gpus(number: int) -> str:
+    return f"{number} GPU{'' if number == 1 else 's'}"

@@ -1,0 +1,73 @@
+"""One way to run a job on a cluster: what the planner chooses."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from cluster.job import JobConfig
+
+SETTINGS = {  # what the planner chooses, by its name in a job
+    "cfg": "parallel.cfg",
+    "ulysses": "parallel.ulysses",
+    "ring": "parallel.ring",
+    "gangs": "parallel.gangs",
+    "compile": "parallel.compile",
+    "shard": "memory.shard",
+    "text_encoder": "memory.text_encoder",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Degrees, gangs and places of the weights; fields as in ParallelConfig and MemoryConfig."""
+
+    cfg: int = 1
+    ulysses: int = 1
+    ring: int = 1
+    gangs: int = 1
+    compile: bool = False
+    shard: str = "none"
+    text_encoder: str = "gang"
+    nodes: int = 1  # that one gang spans
+
+    @property
+    def sequence_ranks(self) -> int:
+        """Ranks that share one branch's tokens."""
+        return self.ulysses * self.ring
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of one gang."""
+        return self.cfg * self.sequence_ranks
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """By the keys of `SETTINGS`."""
+        return {key: getattr(self, key) for key in SETTINGS}
+
+    def unlike(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Its own values where they aren't the given ones."""
+        return {key: getattr(self, key) for key, value in settings.items() if getattr(self, key) != value}
+
+    def overrides(self, job: JobConfig) -> str:
+        """What to add to the job's command."""
+        return as_overrides(self.unlike(settings_of(job)))
+
+
+def settings_of(job: JobConfig) -> dict[str, Any]:
+    """The job's own values of what the planner chooses."""
+    sections = {"parallel": job.parallel, "memory": job.memory}
+    return {key: getattr(sections[name.split(".")[0]], key) for key, name in SETTINGS.items()}
+
+
+def as_overrides(settings: Mapping[str, Any]) -> str:
+    """As a command line takes them."""
+    return " ".join(f"{SETTINGS[key]}={str(value).lower()}" for key, value in settings.items())
+
+
+def splits(gpus: int, heads: int) -> Iterator[Setup]:
+    """All splits of a clip over at most so many ranks."""
+    for cfg, ulysses in product((1, 2), (n for n in range(1, heads + 1) if heads % n == 0)):
+        for ring in range(1, gpus // (cfg * ulysses) + 1):
+            yield Setup(cfg=cfg, ulysses=ulysses, ring=ring)

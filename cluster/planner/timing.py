@@ -1,0 +1,168 @@
+"""How long a clip takes: measured rows, and what is made from rows of the same model.
+
+Names: d width of the model, f of its feed-forward layers, n tokens of a clip.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+
+from cluster.plan import JobPlan
+from cluster.planner.measured import Curve, ForwardRow, Gpu, between, forward_curve
+from cluster.planner.memory import Sizes, encodes
+from cluster.planner.setup import Setup
+from numina.config import MethodConfig
+from numina.guidance import intensity
+from pipelines.cache import forwards
+from pipelines.support import resolve_engine
+
+TEXT_TOKENS = 512  # Wan2.1's text length
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds, and how they are known."""
+
+    seconds: float
+    source: str = "measured"  # or "estimated from …"
+    at_least: bool = False  # something that was never measured comes on top
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Seconds of a batch of clips in one gang: text, denoising and pixels; a mean over the job's strategies.
+
+    mp4 files are written on CPUs, layouts found there, and guidance's own 1 to 2 % aren't counted.
+    """
+
+    seconds: float  # NUMINA's clips all counted as identified and then guided from the start: the most
+    seconds_if_right: float  # none of them needs guidance: the least
+    forward: Timing  # of one clip, one branch; of both, where they are on different ranks
+    decode: Timing | None  # None: not measured for this VAE on this GPU, and left out
+    encode: Timing | None  # None: not measured for this text encoder on this GPU, and left out
+
+
+class TimeModel:
+    """Seconds of one job's clips on one kind of GPU."""
+
+    def __init__(self, plan: JobPlan, sizes: Sizes, gpu: Gpu):
+        self.model, self.sizes, self.gpu = plan.model, sizes, gpu
+        self.generation = plan.job.generation
+        self.engine, self.batch = plan.job.parallel.engine, plan.job.parallel.batch
+        self.methods = list(plan.job.methods.values())
+        self.tokens = plan.model.grid(plan.job.generation).tokens
+        self.branches = 2 if self.generation.guidance_scale > 1 else 1
+
+    def of(self, setup: Setup) -> Cost | None:
+        """A batch of clips. None where no forward of this model was measured on this GPU."""
+        forward = self.forward(setup)
+        if forward is None:
+            return None
+        decode, encode = self._decode(setup.ranks), self._encode(setup)
+        around = sum(timing.seconds for timing in (decode, encode) if timing)
+        passes = 1 if setup.cfg == 2 else self.branches
+        counts = [self._forwards(method, passes) for method in self.methods]
+        right, most = (sum(count) / len(counts) for count in zip(*counts, strict=True))
+        return Cost(
+            seconds=self.batch * (forward.seconds * most + around),
+            seconds_if_right=self.batch * (forward.seconds * right + around),
+            forward=forward,
+            decode=decode,
+            encode=encode,
+        )
+
+    def _forwards(self, method: MethodConfig | None, passes: int) -> tuple[int, int]:
+        """How many a clip takes whose counts are right, and one that is guided; the same for a plain one."""
+        steps, cache = self.generation.steps, self.generation.cache
+        if method is None:
+            plain = forwards(cache, range(steps), steps, passes=passes)
+            return plain, plain
+        kept = method.identify.schedule(steps)
+        place = kept.index(method.identify.capture_step(steps))
+        identify = forwards(method.identify.cache, kept[:place], steps, passes=passes) + passes
+        biased = sum(intensity(step, steps, method.guide) > 0 for step in range(steps))  # a cache begins anew after it
+        guide = sum(forwards(cache, part, steps, passes=passes) for part in (range(biased), range(biased, steps)))
+        return identify + forwards(cache, kept[place + 1 :], steps, passes=passes), identify + guide
+
+    def forward(self, setup: Setup) -> Timing | None:
+        """One forward of one clip: a measured row, or the nearest rows of the same model scaled to what is asked.
+
+        Over tokens by floating-point operations; over ranks by what they divide and what they don't.
+        """
+        own = self._rows(self.model.depth, self.model.heads)
+        if not own:
+            return None
+        engine = resolve_engine(self.engine, "cuda", setup.sequence_ranks)
+        notes = self._unmeasured(setup)
+        asked = (self.tokens, engine, setup.cfg, setup.ulysses, setup.ring, setup.compile)
+        for row in own:
+            if (row.tokens, row.engine, row.cfg, row.ulysses, row.ring, row.compile) == asked:
+                return self._timing(row.milliseconds, notes, at_least=setup.shard != "none")
+        if setup.cfg == 2:
+            notes.append("one branch")
+        tokens = min((row.tokens for row in own), key=lambda tokens: abs(log(tokens / self.tokens)))
+        if tokens != self.tokens:
+            notes.append(f"{tokens} tokens")
+        curve = forward_curve([row for row in own if row.tokens == tokens], engine, setup.compile, notes)
+        found = self._at(setup.sequence_ranks, curve, engine, setup.compile)
+        if found is None:
+            return None
+        milliseconds, source = found
+        if setup.ring > 1:
+            source = source or f"Ulysses {setup.sequence_ranks}"
+        if source:
+            notes.append(source)
+        scale = self._operations(self.tokens) / self._operations(tokens)
+        return self._timing(milliseconds * scale, notes, at_least=setup.ring > 1 or setup.shard != "none")
+
+    def _unmeasured(self, setup: Setup) -> list[str]:
+        """What no row has, whatever the degrees."""
+        return (["whole weights"] if setup.shard != "none" else []) + (["one clip"] if self.batch > 1 else [])
+
+    def _timing(self, milliseconds: float, notes: Sequence[str], at_least: bool) -> Timing:
+        source = f"estimated from {', '.join(notes)}" if notes else "measured"
+        return Timing(milliseconds / 1000, source, at_least)
+
+    def _rows(self, depth: int, heads: int) -> list[ForwardRow]:
+        return [row for row in self.gpu.forward.rows if (row.depth, row.heads) == (depth, heads)]
+
+    def _at(self, degree: int, curve: Curve, engine: str, compile: bool) -> tuple[float, str] | None:
+        """Milliseconds at a degree, and what they are made from if it wasn't measured.
+
+        By the model's own scaling, else by that of the measured model with the nearest number of heads.
+        """
+        if degree in curve:
+            return curve[degree], ""
+        if own := between(curve, degree):
+            return own
+        models = {(row.depth, row.heads) for row in self.gpu.forward.rows} - {(self.model.depth, self.model.heads)}
+        for depth, heads in sorted(models, key=lambda model: abs(log(model[1] / self.model.heads))):
+            other = forward_curve(self._rows(depth, heads), engine, compile, [])
+            there = (other[degree], "") if degree in other else between(other, degree)
+            shared = max(set(curve) & set(other), default=None)
+            if there and shared:
+                return curve[shared] * there[0] / other[shared], f"the scaling of {depth} blocks of {heads} heads"
+        return None
+
+    def _operations(self, n: int) -> float:
+        """Floating-point operations of a block: projections and feed-forward, self-attention, cross-attention."""
+        d, f = self.sizes.width, self.sizes.ffn
+        return n * d * (12 * d + 4 * f) + 4 * n**2 * d + 4 * n * TEXT_TOKENS * d
+
+    def _decode(self, ranks: int) -> Timing | None:
+        """A clip's pixels, by a row of the same VAE; all ranks of a gang decode."""
+        size = self.generation.height * self.generation.width * self.generation.num_frames
+        rows = [row for row in self.gpu.decode.rows if row.base_dim == self.sizes.base_dim and row.dtype == "float32"]
+        row = min(rows, key=lambda row: (abs(log(size / row.size)), abs(log(ranks / row.ranks))), default=None)
+        if row is None:
+            return None
+        notes = [f"{row.height}×{row.width}×{row.frames}"] if row.size != size else []
+        notes += [f"{row.ranks} rank{'s' if row.ranks > 1 else ''}"] if row.ranks != ranks else []
+        return self._timing(1000 * row.seconds * size / row.size * row.ranks / ranks, notes, at_least=False)
+
+    def _encode(self, setup: Setup) -> Timing | None:
+        """A prompt and, for two branches, its negative prompt; every rank of a gang encodes for itself."""
+        if setup.text_encoder == "apart":
+            return Timing(0.0, "apart, while gangs denoise")
+        row = next((row for row in self.gpu.encode.rows if encodes(row, self.sizes)), None)
+        return Timing(self.branches * row.milliseconds / 1000) if row else None

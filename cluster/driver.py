@@ -8,6 +8,7 @@ Nothing here can't be lost: storage is the truth, and the same job started again
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -87,8 +88,9 @@ def ray_cluster(plan: JobPlan) -> Iterator[None]:
     address = plan.job.cluster.address
     options: dict[str, Any] = {}
     if address == "local":
-        # One core more than the ranks take: what runs beside them is short, and ranks sleep where they wait for it.
-        options = {"num_cpus": reserved_cpus(plan) + 1, "include_dashboard": False}
+        # One core more than the ranks take, at least: what runs beside them is short, and ranks sleep where they wait.
+        cores = max(reserved_cpus(plan) + 1, os.cpu_count() or 1)
+        options = {"num_cpus": cores, "include_dashboard": False}
     ray.init(address=address, log_to_driver=False, **options)
     try:
         yield
@@ -127,7 +129,7 @@ def lay_out(
 @ray.remote
 def write(clips: Sequence[Clip], generation: GenerationConfig) -> list[Clip]:
     """The clips' mp4s. Frames come here from the gang's node, and go no farther."""
-    from pipelines.generate import write_clips  # seconds to import
+    from pipelines.video import write_clips  # PyAV, in tasks only
 
     return write_clips(clips, generation, keep_frames=False)
 

@@ -20,8 +20,8 @@ from pipelines.cache import check_cache
 from pipelines.clip import Clip, Identified, Request, Timings
 from pipelines.decode import split_decoder
 from pipelines.parallel import ALONE, Shard
-from pipelines.video import encode_mp4
-from pipelines.warmup import compile_blocks, warm_up
+from pipelines.video import write_clips
+from pipelines.warmup import warm_up
 
 
 @dataclass
@@ -48,8 +48,6 @@ class ClipGenerator:
         generation: GenerationConfig,
         shard: Shard = ALONE,
         progress: denoise.Progress | None = None,
-        *,
-        compile: bool = False,
     ):
         self.model = model
         self.generation = generation
@@ -57,8 +55,6 @@ class ClipGenerator:
         self.progress = progress
         if shard.gang is not None:
             split_decoder(model.vae, shard.gang)
-        if compile:
-            compile_blocks(model)
         self._held: dict[str, _Held] = {}
 
     def warm_up(self, methods: Iterable[MethodConfig | None], batch: int = 1) -> dict[str, float]:
@@ -161,20 +157,6 @@ def encode(encoder: TextEncoder, requests: Sequence[Request], generation: Genera
     default = generation.negative_prompt
     negative = [default if request.negative_prompt is None else request.negative_prompt for request in requests]
     return encoder.encode([request.prompt for request in requests], negative, generation)
-
-
-def write_clips(clips: Sequence[Clip], generation: GenerationConfig, *, keep_frames: bool = True) -> list[Clip]:
-    """The clips with their mp4; on any CPU, while the gang is at the next ones.
-
-    Without `keep_frames` the frames stay behind: those of a 480p clip are 97 MB.
-    """
-    written = []
-    for clip in clips:
-        began = time.perf_counter()
-        mp4 = encode_mp4(clip.video, fps=generation.fps, crf=generation.crf)
-        timings = clip.timings | {"write": time.perf_counter() - began}
-        written.append(replace(clip, video=clip.video if keep_frames else clip.video[:0], mp4=mp4, timings=timings))
-    return written
 
 
 def generate(

@@ -167,7 +167,7 @@ def test_a_lost_writer_costs_no_clip(joining_job: Job, monkeypatch: pytest.Monke
             os._exit(1)
         if number == 2:
             raise OSError("no space left on device")
-        from pipelines.generate import write_clips
+        from pipelines.video import write_clips
 
         return write_clips(clips, generation, keep_frames=False)
 

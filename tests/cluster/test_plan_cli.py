@@ -37,7 +37,7 @@ def test_a_cluster_gets_candidates_overrides_and_reasons(job: list[str]) -> None
     [second] = [line.split() for line in lines if line.startswith("2 ")]
     assert second[1:3] == ["4", "2"]
     assert second[10:12] == ["estimated", "from"]
-    assert "1: parallel.ulysses=1 parallel.gangs=8" in lines
+    assert "1: parallel.cfg=1 parallel.ulysses=1 parallel.gangs=8" in lines
     assert "  gangs 8: 61.2 clips an hour with 1 GPU for each, " in output
     assert "\x1b" not in output  # plain text where there is no terminal
     assert max(len(line) for line in lines[: lines.index("why 1:")]) <= 120
@@ -48,7 +48,7 @@ def test_its_overrides_make_a_supported_job(job: list[str]) -> None:
     model = inspect(job[2].removeprefix("model.path="))
     output = plan(*job, "--gpus", "16", "--nodes", "2", "--objective", "latency")
     copied = [line.partition(": ")[2].split() for line in output.splitlines() if line[1:3] == ": "]
-    assert copied[0] == ["parallel.cfg=2", "parallel.ulysses=8"]
+    assert copied[0] == ["parallel.ulysses=8"]  # of two branches, as the job has it
     for overrides in copied:
         assert overrides != ["as", "configured"]
         check_combination(load_job("wan14b", [*job[2:], *overrides]), model, "cuda")
@@ -67,17 +67,17 @@ def test_overrides_of_degrees_and_memory_are_wishes(job: list[str]) -> None:
 def test_without_gpus_the_job_as_configured_is_described(job: list[str]) -> None:
     """Its gangs, memory and time on the GPU that was measured."""
     output = plan(*job)
-    assert "1 × 4 ranks (cfg 1 × ulysses 4 × ring 1), engine xfuser" in output
-    assert "32760 per clip, 8190 per rank" in output
-    assert "45.9 GiB at most on every GPU" in output
-    assert "forward: 1012 ms, measured" in output
+    assert "1 × 4 ranks (cfg 2 × ulysses 2 × ring 1), engine xfuser" in output
+    assert "32760 per clip, 16380 per rank" in output
+    assert "46.5 GiB at most on every GPU" in output
+    assert "forward: 1959 ms, estimated from one branch" in output
 
 
 def test_memory_that_is_not_there(job: list[str], tmp_path: Path) -> None:
     """A named GPU that the configured job doesn't fit is refused; so is a cluster of them, if no way leads there."""
     (tmp_path / "small.yaml").write_text("name: a 24 GiB GPU\nmemory_gib: 24\n")
     small = ["--gpu", f"{tmp_path}/small.yaml"]
-    with pytest.raises(InputError, match=r"21.9 GiB more than the 24 .*what fits: memory.shard=zero3 \("):
+    with pytest.raises(InputError, match=r"22.5 GiB more than the 24 .*what fits: memory.shard=zero3 \("):
         plan(*job, *small)
     assert "memory.shard=zero3" in plan(*job, *small, "--gpus", "8")
     assert "doesn't fit: the job as configured needs" in plan(*job, "parallel.batch=16")

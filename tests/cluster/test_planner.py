@@ -164,7 +164,7 @@ def test_a_measured_forward_is_given_as_it_was_measured(
 
 def test_a_clip_is_forwards_text_and_pixels(models: Models) -> None:
     """480p on four ranks: two forwards a step, the 21 steps through t* and all 50 again; decoded by all four ranks."""
-    found = estimate(job_plan(models[WAN_14B], "parallel.gangs=2"))
+    found = estimate(job_plan(models[WAN_14B], "parallel.gangs=2", "parallel.cfg=1", "parallel.ulysses=4"))
     cost = found.candidate.cost
     around = 2.02 * 2 / 4 + 2 * 0.032
     assert found.tokens == 32760
@@ -310,7 +310,7 @@ def test_throughput_prefers_gangs_and_latency_ranks(planner: Plan) -> None:
     assert (soonest.setup.gangs, soonest.setup.cfg, soonest.setup.ulysses) == (1, 2, 4)
     assert most.clips_per_hour > soonest.clips_per_hour
     assert most.cost.seconds > soonest.cost.seconds
-    assert most.setup.overrides(planner().job) == "parallel.ulysses=1 parallel.gangs=8"
+    assert most.setup.overrides(planner().job) == "parallel.cfg=1 parallel.ulysses=1 parallel.gangs=8"
 
 
 @pytest.mark.parametrize("objective", ["throughput", "latency"])

@@ -11,7 +11,8 @@ from numina.config import GuideConfig, IdentifyConfig, MethodConfig
 from numina.errors import InputError, PromptError
 from numina.prompts import Target
 from pipelines.clip import Clip, Identified, Request
-from pipelines.generate import ClipGenerator, generate, write_clips
+from pipelines.generate import ClipGenerator, generate
+from pipelines.video import write_clips
 from pipelines.wan import WanModel
 from tests.pipelines.conftest import BATCH_TARGETS, GENERATION, NEGATIVES, PROMPTS, SEEDS
 from tests.pipelines.test_denoise import some_plan

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -88,3 +89,41 @@ def test_auto_takes_the_engine_that_runs_there() -> None:
     assert resolve_engine("auto", "cpu", 4) == "diffusers"
     assert resolve_engine("diffusers", "cuda", 4) == "diffusers"
     assert check_support(replace(WAN, cfg=2, ulysses=4, ring=2)).engine == "xfuser"
+
+
+# --- the README's table ---
+
+README = Path(__file__).parents[2] / "README.md"
+COLUMNS = {
+    "`ulysses`": {"ulysses": 4},
+    "`ring`": {"ring": 4},
+    "uneven tokens": {"ulysses": 4, "tokens": 32763},
+    "`cfg=2`": {"cfg": 2, "ulysses": 2},
+    "`compile`": {"compile": True},
+    "taylorseer": {"cache": "taylorseer"},
+    "taylorseer, `compile`": {"cache": "taylorseer", "compile": True},
+    "cfg_cache": {"cache": "cfg_cache"},
+    "cfg_cache, `cfg=2`": {"cache": "cfg_cache", "cfg": 2},
+    "`zero3`": {"shard": "zero3", "cfg": 2},
+    "`zero3`, `compile`": {"shard": "zero3", "cfg": 2, "compile": True},
+}
+ROWS = {"`single`": ("single", "cpu"), "`diffusers`": ("diffusers", "cpu"), "`xfuser`, on GPUs": ("xfuser", "cuda")}
+
+
+def support_table() -> list[str]:
+    """The rules as a table in Markdown: one engine a line."""
+    lines = ["| engine | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, (engine, device) in ROWS.items():
+        cells = []
+        for asked in COLUMNS.values():
+            alone = {"ulysses": 1} if engine == "single" and asked.get("cfg") else {}
+            wish = replace(WAN, **{"engine": engine, "device": device, **asked, **alone})
+            cells.append("–" if next(objections(wish), None) else "yes")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def test_the_readme_shows_what_the_rules_say() -> None:
+    """The README's support matrix is made of the rules, line for line."""
+    for line in support_table():
+        assert line in README.read_text(), line

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: a tiny random checkpoint in Wan's folder layout."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,11 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing compiled before the test counts in it, and nothing of it stays."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

@@ -3,7 +3,7 @@
 Run on a machine with a CUDA device: `python -m pytest tests/gpu`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -111,14 +111,6 @@ def guided_counts(model: VideoModel, request: Request, plan: GuidancePlan, gener
     latents = denoise.guide(model, Shard(), texts, [plan], [request.seed], generation)
     [video] = model.decode(latents).numpy()
     return np.median(ExactCounter().count(video, request.prompt, request.targets), axis=0)
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    """Nothing compiled before the test counts in it, and nothing of it stays."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.usefixtures("fresh_compiler")

@@ -20,14 +20,6 @@ COPYING = MethodConfig(identify=IdentifyConfig(source="clusters"), guide=GuideCo
 CLOSED = MethodConfig(preset="closed", guide=GuideConfig(overwrite="none", elsewhere=5.0, keep=1.0))
 
 
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    """Nothing compiled before the test counts in it, and nothing of it stays."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.usefixtures("fresh_compiler")
 def test_the_warm_up_compiles_all_that_clips_need(
     tiny_checkpoint, texts: list[Text], spans: list[tuple[TokenSpans, ...]]

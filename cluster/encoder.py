@@ -11,8 +11,8 @@ import ray
 import torch
 from torch import Tensor
 
-from cluster.gang import Arrival, Member, text_on
-from pipelines.base import GenerationConfig, Text
+from cluster.gang import Arrival, Member, Spec, text_on
+from pipelines.base import Text
 from pipelines.clip import Request
 
 if TYPE_CHECKING:
@@ -20,37 +20,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderSpec:
+class EncoderSpec(Spec):
     """What an encoder's process is made of. It is a gang of one: it starts, is watched and is replaced like others."""
 
-    model_path: str
-    dtype: str
-    generation: GenerationConfig
     cpus: int
     gpus: float  # a share of one; 0: on the CPU
-    start_timeout: float
-    step_timeout: float
-    end_timeout: float
 
     @property
     def actor(self) -> type[Member]:
         return Encoder
 
     @property
-    def ranks(self) -> int:
-        return 1
-
-    @property
-    def together(self) -> Sequence[int]:
-        return (1,)
-
-    @property
     def need(self) -> dict[str, float]:
         return {"CPU": float(self.cpus)} | ({"GPU": self.gpus} if self.gpus else {})
-
-    @property
-    def compiles(self) -> bool:
-        return False
 
 
 class Encoder(Member):

@@ -12,11 +12,12 @@ import contextlib
 import os
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -42,51 +43,49 @@ PULSE_SECONDS = 1.0  # between two questions for a sign of life
 TITLE = "ray::"  # how Ray's worker processes call themselves
 
 
-class Spec(Protocol):
-    """What a gang is made of."""
+@dataclass(frozen=True, kw_only=True)
+class Spec(ABC):
+    """What a gang's processes are made of, and how long they may take; by itself, a gang of one."""
+
+    model_path: str
+    dtype: str
+    generation: GenerationConfig
+    start_timeout: float  # seconds until it stands
+    step_timeout: float  # seconds without a sign of life
+    end_timeout: float  # seconds until its processes are gone
 
     @property
+    @abstractmethod
     def actor(self) -> type[Member]: ...
 
     @property
-    def ranks(self) -> int: ...
-
-    @property
-    def together(self) -> Sequence[int]:
-        """How many neighbouring ranks must share a node, the best first; the last is the least that works."""
-
-    @property
+    @abstractmethod
     def need(self) -> dict[str, float]:
         """Ray resources of one rank."""
 
     @property
-    def compiles(self) -> bool: ...
+    def ranks(self) -> int:
+        return 1
 
     @property
-    def start_timeout(self) -> float: ...
+    def together(self) -> Sequence[int]:
+        """How many neighbouring ranks must share a node, the best first; the last is the least that works."""
+        return (self.ranks,)
 
     @property
-    def step_timeout(self) -> float: ...
-
-    @property
-    def end_timeout(self) -> float: ...
+    def compiles(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
-class GangSpec:
+class GangSpec(Spec):
     """What every rank of every gang of a job is made of."""
 
-    model_path: str
-    dtype: str
     device: str  # cuda | cpu
-    generation: GenerationConfig
     methods: tuple[MethodConfig | None, ...]  # the strategies', for which compilation prepares
     parallel: ParallelConfig
     memory: MemoryConfig
     cpus_per_rank: int
-    start_timeout: float
-    step_timeout: float
-    end_timeout: float
 
     @property
     def actor(self) -> type[Member]:
@@ -121,7 +120,7 @@ class Arrival:
     port: int | None
 
 
-class Member:
+class Member(ABC):
     """One process of a gang."""
 
     def __init__(self, spec: Any, rank: int):
@@ -138,9 +137,9 @@ class Member:
             port = self.meeting.port
         return Arrival(self.rank, ray.get_runtime_context().get_node_id(), os.getpid(), host, port)
 
+    @abstractmethod
     def load(self, first: Arrival) -> dict[str, float]:
         """Makes ready for work; what it took, in seconds by name."""
-        raise NotImplementedError
 
     def warm_up(self) -> dict[str, float]:
         """The last thing before work; what it took, in seconds by name."""
@@ -152,8 +151,9 @@ class Member:
             torch.cuda.empty_cache()  # what is left after running out of memory is in pieces
 
     @ray.method(concurrency_group="pulse")
-    def pulse(self) -> None:
+    def pulse(self) -> bool:
         """Answered by a thread of its own while others compute: only a process that is stopped or gone is silent."""
+        return True
 
 
 class Rank(Member):

@@ -10,7 +10,7 @@ from cluster.job import load_job
 from cluster.plan import check_combination
 from numina.errors import ConfigError, InputError
 from pipelines.checkpoint import inspect
-from tests.cluster.test_planner import WAN_14B, write_checkpoint
+from tests.cluster.planner.conftest import WAN_14B, write_checkpoint
 
 
 @pytest.fixture(scope="module")

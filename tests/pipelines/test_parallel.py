@@ -156,6 +156,16 @@ def test_a_group_of_another_size_is_refused(tiny_model: WanModel, tmp_path: Path
         dist.destroy_process_group()
 
 
+def test_the_attention_kernel_is_chosen_by_name(tiny_checkpoint: Path) -> None:
+    """`parallel.attention` sets it in every block, and one that isn't there is an error with a remedy."""
+    model = WanModel.load(tiny_checkpoint)
+    assert parallelize(model, ParallelConfig(attention="_native_math")) == ALONE
+    chosen = {model.self_attention(block).processor._attention_backend.value for block in range(model.depth)}
+    assert chosen == {"_native_math"}
+    with pytest.raises(ConfigError, match=r"parallel\.attention is 'horovod': .*use auto"):
+        parallelize(model, ParallelConfig(attention="horovod"))
+
+
 def test_config_refuses_what_no_engine_does() -> None:
     """Unknown engines, kinds of sharding and impossible degrees are errors with a remedy."""
     with pytest.raises(ConfigError, match="choose one of"):

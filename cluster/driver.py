@@ -25,6 +25,7 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.fleet import Fleet, is_input_error, reason
 from cluster.gang import STANDING, Gang
 from cluster.plan import ClipTask, JobPlan, code_version, layout_arrays, prepare, prompt_path
+from cluster.progress import JobProgress
 from cluster.promptset import extra_columns
 from cluster.store import Store
 from numina.errors import InputError
@@ -42,18 +43,6 @@ WRITE_CPUS = 1.0
 PATIENCE = 1.0  # seconds between two looks at the gangs while nothing happens
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class JobProgress:
-    """What a terminal shows of a running job."""
-
-    total: int  # videos that the job asks for
-    done: int = 0  # committed, before or by this run
-    generated: int = 0  # by this run
-    failed: int = 0
-    guided: int = 0
-    gangs: dict[str, str] = field(default_factory=dict)  # gang or encoder → what it does
 
 
 def run_job(plan: JobPlan, report: Callable[[JobProgress], None] = lambda progress: None) -> JobProgress:

@@ -6,6 +6,7 @@ YAML, the overrides. An unknown key is an error that suggests the right one.
 
 import difflib
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from itertools import product
@@ -47,6 +48,9 @@ class ClusterConfig:
     cpus_per_rank: int = 1  # CPU cores reserved for one rank
     clips_in_flight: int = 2  # per gang: one denoises while another's layout is computed
     attempts: int = 3  # tries of one clip before it is recorded as failed
+    clip_timeout: float = 3600.0  # seconds that a batch may keep a gang busy in one phase; then its gang is replaced
+    grace: float = 600.0  # seconds to finish what is under way after SIGTERM, SIGINT or SIGUSR2
+    log_format: str = "text"  # text | json: one object a line, with the gang and the clip's key
     start_timeout: float = 600.0  # seconds until a gang must stand: placed, model loaded and compiled
     step_timeout: float = (
         120.0  # seconds that a rank may be silent, or waited for by the others, before its gang is lost
@@ -60,7 +64,8 @@ class ClusterConfig:
         for name in ("cpus_per_rank", "clips_in_flight", "attempts", "encoders", "encoder_cpus"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"cluster.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("start_timeout", "step_timeout", "end_timeout"):
+        _one_of("cluster.log_format", self.log_format, ("text", "json"))
+        for name in ("start_timeout", "step_timeout", "end_timeout", "clip_timeout", "grace"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"cluster.{name} is {getattr(self, name)} seconds; it must be more than 0")
         if not 0 <= self.encoder_gpus <= 1:
@@ -78,6 +83,7 @@ class JobConfig:
     samples: int = 1  # videos per prompt and strategy
     seed: int = 0  # of rows that have none, together with their id or prompt
     limit: int | None = None  # first rows only, for a first look
+    shard: str = "0/1"  # INDEX/COUNT: every COUNT-th row from row INDEX on, for array jobs; keys don't depend on it
     max_count: int = 20  # the largest count that a target may ask for
     retry_failed: bool = False  # try clips again that were recorded as failed
     single_writer: bool = False  # allow filesystems without an atomic create-if-absent
@@ -100,6 +106,15 @@ class JobConfig:
                 )
         if self.samples < 1 or (self.limit is not None and self.limit < 1):
             raise ConfigError(f"samples is {self.samples} and limit is {self.limit}; both must be at least 1")
+        part = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.shard)
+        if not part or int(part[1]) >= int(part[2]):
+            raise ConfigError(f"shard is {self.shard!r}; give INDEX/COUNT with INDEX from 0 to COUNT - 1, e.g. 0/8")
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """The shard's index, and how many there are."""
+        index, count = self.shard.split("/")
+        return int(index), int(count)
 
     @property
     def methods(self) -> dict[str, MethodConfig | None]:

@@ -16,6 +16,9 @@ STAGES = ("encode", "identify", "layout", "guide", "denoise", "decode", "write")
 
 TARGETS = pa.list_(pa.struct([("noun", pa.string()), ("count", pa.int32())]))
 IDENTIFIED = pa.list_(pa.struct([("noun", pa.string()), ("frames", pa.list_(pa.int32())), ("count", pa.int32())]))
+SPANS = pa.list_(
+    pa.struct([("stage", pa.string()), ("place", pa.string()), ("began", pa.float64()), ("seconds", pa.float64())])
+)
 DETECTED = pa.list_(pa.struct([("noun", pa.string()), ("frames", pa.list_(pa.int32()))]))
 
 ROW_SCHEMA = pa.schema(
@@ -33,6 +36,7 @@ ROW_SCHEMA = pa.schema(
         ("model_revision", pa.string()),
         ("code_version", pa.string()),
         ("config_hash", pa.string()),
+        ("task_digest", pa.string()),  # what was asked, before targets were read from the prompt: see `promptset`
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("num_frames", pa.int32()),
@@ -49,6 +53,7 @@ ROW_SCHEMA = pa.schema(
         ("shortfall", pa.list_(pa.int32())),
         ("layout_file", pa.string()),
         ("timings", pa.struct([(stage, pa.float64()) for stage in STAGES])),
+        ("spans", SPANS),  # when and where each stage ran; `began` in seconds since the epoch, by the driver's clock
         ("gpu_seconds", pa.float64()),
         ("retries", pa.int32()),
         ("peak_memory_bytes", pa.int64()),

@@ -7,7 +7,7 @@ ARGS ?=
 # A machine without an NVIDIA GPU takes PyTorch's CPU build (its local version sorts above PyPI's CUDA build).
 TORCH_INDEX := $(shell nvidia-smi -L >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: install demo test lint lock clean
+.PHONY: install demo test test-system faults lint lock clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,14 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)
+
+# Whole jobs on a real SLURM, submitted to a real Ray head, with ranks and drivers killed. SLURM's tests skip without it.
+test-system: install
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# The long form of all that is killed: some 15 minutes on 2 cores, numbers printed.
+faults: install
+	NUMINA_FAULTS=long $(BIN)/python -m pytest tests/faults -m "slow or not slow" -s $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -7,50 +7,81 @@ reader sees a part of it. Names are relative to the root, with `/` between folde
 
 import errno
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import fsspec
+import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from numina.errors import OutputError, StorageError
 
 _TEMPORARY = ".numina-"
+# S3's secrets may hold a slash, its buckets no colon; elsewhere a colon may stand before a port.
+_S3_USER = re.compile(r"(?P<protocol>\bs3a?://)(?P<key>[^/@:\s]*)(:(?P<secret>[^@\s]*))?@")
+_ANY_USER = re.compile(r"(?P<protocol>\b[a-z][a-z0-9+.-]*://)[^/@\s]*@")
 _NO_PROMISE = "without an atomic create-if-absent two drivers could both commit a row"
 _ONE_WRITER = "use a POSIX folder or s3://, or set single_writer=true and never start a second driver on this output"
+
+
+@dataclass(frozen=True)
+class FileStat:
+    """A file's size, and when it was made by the storage's own clock (seconds since the epoch)."""
+
+    size: int  # bytes
+    modified: float
 
 
 class Files(Protocol):
     """What a store needs of a filesystem. Lost or full storage is a StorageError in every method."""
 
-    root: str
+    root: str  # without the user's name and secret, where the URL had them
 
     def create(self, name: str, data: bytes) -> bool:
         """Make the file with this content, durably; False when it exists already, then it is left as it is."""
 
-    def replace(self, name: str, data: bytes) -> None:
-        """Make the file, or put this content in its place, in one step."""
+    def replace(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Make the file, or put this content in its place, in one step. Without `durable` a crash of the machine may
+        lose it or leave it empty."""
 
     def read(self, name: str) -> bytes:
         """The content; FileNotFoundError when there is no such file."""
 
+    def open(self, name: str) -> pa.NativeFile:
+        """The file, to read parts of it; FileNotFoundError when there is no such file."""
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file, by one look at the storage."""
+
+    def stat(self, name: str) -> FileStat:
+        """The file's size and time; FileNotFoundError when there is no such file."""
+
     def remove(self, name: str) -> None:
         """Remove the file; no error when it is gone already."""
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove the folder if it is empty."""
+
+    def names(self, folder: str = "") -> list[str]:
+        """The bare names of files and folders directly under the folder; none when there is no such folder."""
 
     def walk(self, folder: str) -> Iterator[str]:
         """Names of all files under the folder, at any depth; nothing when there is no such folder."""
 
-    def times(self, folder: str) -> Iterator[tuple[str, float]]:
-        """As `walk`, with the time of each file's making in seconds since the epoch."""
+    def temporaries(self) -> Iterator[str]:
+        """Names of the files that writers leave when they are killed. A living writer's are among them."""
 
-    def entries(self) -> list[str]:
-        """Names of the files and folders directly under the root."""
+    def clock(self) -> float:
+        """The time by the storage's own clock, in seconds since the epoch: that of a file made now."""
 
 
 def open_files(root: str, *, single_writer: bool = False) -> Files:
@@ -58,17 +89,35 @@ def open_files(root: str, *, single_writer: bool = False) -> Files:
 
     Raises OutputError for a filesystem that is neither POSIX nor S3, unless `single_writer`.
     """
+    shown, (url, user) = without_secrets(root), _s3_user(root)
     try:
-        fs, path = url_to_fs(root, use_listings_cache=False)
+        fs, path = url_to_fs(url, use_listings_cache=False, **user)
     except (ImportError, ValueError) as error:
-        raise OutputError(f"output {root!r} can't be opened: {error}; install its fsspec package, e.g. s3fs") from error
+        trouble = str(error).replace(root, shown)
+        raise OutputError(
+            f"output {shown!r} can't be opened: {trouble}; install its fsspec package, e.g. s3fs"
+        ) from None
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     if "file" in protocols:
         return PosixFiles(path, single_writer=single_writer)
     exclusive = "s3" in protocols
     if not exclusive and not single_writer:
-        raise OutputError(f"output {root!r} is on {sorted(protocols)}: {_NO_PROMISE}; {_ONE_WRITER}")
+        raise OutputError(f"output {shown!r} is on {sorted(protocols)}: {_NO_PROMISE}; {_ONE_WRITER}")
     return ObjectFiles(fs, path, exclusive=exclusive)
+
+
+def without_secrets(text: str) -> str:
+    """The text with the user's name and secret taken out of every URL in it: it may be written or shown."""
+    return _ANY_USER.sub(r"\g<protocol>", _S3_USER.sub(r"\g<protocol>", text))
+
+
+def _s3_user(url: str) -> tuple[str, dict[str, str]]:
+    """An S3 URL without its user's part, and that part as the client's options; other URLs as they are."""
+    found = _S3_USER.match(url)
+    if found is None:
+        return url, {}
+    given = {"key": unquote(found["key"]), "secret": unquote(found["secret"] or "")}
+    return without_secrets(url), {name: value for name, value in given.items() if value}
 
 
 def check_promise(files: Files) -> None:
@@ -97,8 +146,9 @@ def storage_trouble(action: str, path: str, *, lost: tuple[type[Exception], ...]
             raise
         if action == "read" and isinstance(error, FileNotFoundError):
             raise
+        shown, trouble = without_secrets(path), without_secrets(str(error))
         raise StorageError(
-            f"can't {action} {path!r}: {error}; the job stops here, no prompt is blamed: "
+            f"can't {action} {shown!r}: {trouble}; the job stops here, no prompt is blamed: "
             "free some space or bring the storage back, then give the same command again to resume"
         ) from error
 
@@ -109,6 +159,7 @@ class PosixFiles:
     def __init__(self, root: str, *, single_writer: bool = False) -> None:
         self.root = root
         self._single_writer = single_writer
+        self._begun = _holds_files(root)
 
     def create(self, name: str, data: bytes) -> bool:
         path = self._path(name)
@@ -122,77 +173,132 @@ class PosixFiles:
             _sync_folder(os.path.dirname(path))
         return made
 
-    def replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: bytes, *, durable: bool = True) -> None:
         path = self._path(name)
         with storage_trouble("write", path):
-            temporary = self._write_temporary(path, data)
+            temporary = self._write_temporary(path, data, durable=durable)
             try:
                 os.replace(temporary, path)
             except OSError:
                 _unlink(temporary)
                 raise
-            _sync_folder(os.path.dirname(path))
+            if durable:
+                _sync_folder(os.path.dirname(path))
 
     def read(self, name: str) -> bytes:
         path = self._path(name)
         with storage_trouble("read", path):
             return Path(path).read_bytes()
 
+    def open(self, name: str) -> pa.NativeFile:
+        # Not mapped into memory: there a lost NFS server is a SIGBUS, here it is an error.
+        path = self._path(name)
+        with storage_trouble("read", path):
+            return pa.OSFile(path)
+
+    def exists(self, name: str) -> bool:
+        try:
+            self.stat(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def stat(self, name: str) -> FileStat:
+        path = self._path(name)
+        with storage_trouble("read", path):
+            found = os.stat(path)
+        return FileStat(found.st_size, found.st_mtime)
+
     def remove(self, name: str) -> None:
         path = self._path(name)
         with storage_trouble("remove", path):
             _unlink(path)
 
-    def walk(self, folder: str) -> Iterator[str]:
-        return (name for name, _ in self._scan(folder))
-
-    def times(self, folder: str) -> Iterator[tuple[str, float]]:
-        for name, entry in self._scan(folder):
+    def remove_folder(self, folder: str) -> None:
+        path = self._path(folder)
+        with storage_trouble("remove", path):
             try:
-                with storage_trouble("read", entry.path):
-                    made = entry.stat().st_mtime
-            except FileNotFoundError:  # removed since it was listed: a lease that was given back
-                continue
-            yield name, made
+                os.rmdir(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                    raise
 
-    def entries(self) -> list[str]:
-        with storage_trouble("list", self.root):
+    def names(self, folder: str = "") -> list[str]:
+        path = self._path(folder)
+        with storage_trouble("list", path):
             try:
-                return sorted(name for name in os.listdir(self.root) if not name.startswith("."))
+                return [name for name in os.listdir(path) if name[0] != "."]
             except FileNotFoundError:
+                self._require_root()
                 return []
 
-    def _path(self, name: str) -> str:
-        return os.path.join(self.root, name)
+    def walk(self, folder: str) -> Iterator[str]:
+        return (name for name in self._scan(folder) if not _hidden(name))
 
-    def _scan(self, folder: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+    def temporaries(self) -> Iterator[str]:
+        return (name for name in self._scan("") if name.rsplit("/", 1)[-1].startswith(_TEMPORARY))
+
+    def clock(self) -> float:
+        path = self._path(f"{_TEMPORARY}clock-{uuid.uuid4().hex}")
+        with storage_trouble("write", path):
+            self._make_folder(self.root)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                return os.fstat(descriptor).st_mtime
+            finally:
+                os.close(descriptor)
+                _unlink(path)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.root, name) if name else self.root
+
+    def _scan(self, folder: str) -> Iterator[str]:
+        """All files under the folder, also those with dot-names; no folders with dot-names."""
         with storage_trouble("list", self._path(folder)):
             try:
                 listed = list(os.scandir(self._path(folder)))
             except FileNotFoundError:
+                self._require_root()
                 return
         for entry in listed:
-            if entry.name.startswith("."):
-                continue
-            name = f"{folder}/{entry.name}"
-            if entry.is_dir():
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if not entry.is_dir():
+                yield name
+            elif not _hidden(name):
                 yield from self._scan(name)
-            else:
-                yield name, entry
 
-    def _write_temporary(self, path: str, data: bytes) -> str:
+    def _write_temporary(self, path: str, data: bytes, *, durable: bool = True) -> str:
         folder = os.path.dirname(path)
-        _make_folder(folder)
+        self._make_folder(folder)
         temporary = os.path.join(folder, f"{_TEMPORARY}{uuid.uuid4().hex}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
         try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+                if durable:
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError:
             _unlink(temporary)
             raise
         return temporary
+
+    def _make_folder(self, folder: str) -> None:
+        if not os.path.isdir(folder):
+            self._require_root()
+            _make_folder(folder)
+            self._require_root()
+
+    def _require_root(self) -> None:
+        """An output that was there and isn't any more must not be begun anew: its folder was removed, or what is seen
+        now is the empty folder that it was mounted on. (Inodes would tell more, but FUSE may change them.)"""
+        begun = _holds_files(self.root)
+        if self._begun and not begun:
+            raise OSError(errno.ESTALE, "the output's folder was removed, emptied or unmounted while in use")
+        self._begun = begun
 
     def _link(self, temporary: str, path: str) -> bool:
         try:
@@ -222,7 +328,7 @@ class ObjectFiles:
     """A prefix of an object store, through fsspec; `exclusive` when its put can be conditional (S3)."""
 
     def __init__(self, fs: fsspec.AbstractFileSystem, prefix: str, *, exclusive: bool) -> None:
-        self.root = fs.unstrip_protocol(prefix)
+        self.root = without_secrets(fs.unstrip_protocol(prefix))
         self._fs: Any = fs
         self._prefix = prefix.rstrip("/")
         self._exclusive = exclusive
@@ -255,7 +361,7 @@ class ObjectFiles:
                     raise
         return False
 
-    def replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: bytes, *, durable: bool = True) -> None:
         path = self._path(name)
         with self._trouble("write", path):
             self._fs.pipe_file(path, data)
@@ -265,6 +371,25 @@ class ObjectFiles:
         with self._trouble("read", path):
             return bytes(self._fs.cat_file(path))
 
+    def open(self, name: str) -> pa.NativeFile:
+        return pa.BufferReader(self.read(name))  # one request; a part of a Parquet file takes three
+
+    def exists(self, name: str) -> bool:
+        try:
+            self.stat(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def stat(self, name: str) -> FileStat:
+        path = self._path(name)
+        with self._trouble("read", path):
+            info = self._fs.info(path)
+        if info["type"] == "directory":
+            raise FileNotFoundError(path)
+        made = info.get("LastModified") or info.get("mtime") or info.get("created") or 0.0
+        return FileStat(int(info["size"] or 0), made.timestamp() if isinstance(made, datetime) else float(made))
+
     def remove(self, name: str) -> None:
         path = self._path(name)
         with self._trouble("remove", path):
@@ -273,22 +398,35 @@ class ObjectFiles:
             except FileNotFoundError:
                 return
 
-    def walk(self, folder: str) -> Iterator[str]:
-        return (name for name, _ in self._find(folder))
+    def remove_folder(self, folder: str) -> None:
+        """Object stores have no empty folders."""
 
-    def times(self, folder: str) -> Iterator[tuple[str, float]]:
-        for name, info in self._find(folder):
-            made = info.get("LastModified") or info.get("mtime") or info.get("created") or 0.0
-            yield name, made.timestamp() if isinstance(made, datetime) else float(made)
-
-    def entries(self) -> list[str]:
-        with self._trouble("list", self._prefix):
+    def names(self, folder: str = "") -> list[str]:
+        path = f"{self._prefix}/{folder}".rstrip("/")
+        with self._trouble("list", path):
             self._fs.invalidate_cache()
             try:
-                listed = self._fs.ls(self._prefix, detail=False)
+                listed = self._fs.ls(path, detail=False)
             except FileNotFoundError:
                 return []
-        return sorted(name for name in (path.rstrip("/").rsplit("/", 1)[-1] for path in listed) if name[:1] not in ".")
+        bare = (found[len(path) :].strip("/") for found in (place.rstrip("/") for place in listed))
+        return [name for name in bare if name[:1] not in ("", ".")]
+
+    def walk(self, folder: str) -> Iterator[str]:
+        return (name for name in self._find(folder) if not _hidden(name))
+
+    def temporaries(self) -> Iterator[str]:
+        """Only probes: a put shows nothing before it is whole. Parts of a killed multipart upload aren't objects; a
+        lifecycle rule of the bucket removes them."""
+        return (name for name in self._find("") if name.startswith(_TEMPORARY))
+
+    def clock(self) -> float:
+        name = f"{_TEMPORARY}clock-{uuid.uuid4().hex}"
+        try:
+            self.replace(name, b"")
+            return self.stat(name).modified
+        finally:
+            self.remove(name)
 
     def _path(self, name: str) -> str:
         return f"{self._prefix}/{name}"
@@ -296,15 +434,15 @@ class ObjectFiles:
     def _trouble(self, action: str, path: str) -> Any:
         return storage_trouble(action, path, lost=self._lost)
 
-    def _find(self, folder: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    def _find(self, folder: str) -> Iterable[str]:
         with self._trouble("list", self._path(folder)):
             self._fs.invalidate_cache()
             try:
-                found: dict[str, dict[str, Any]] = self._fs.find(self._path(folder), detail=True)
+                found: list[str] = self._fs.find(self._path(folder).rstrip("/"))
             except FileNotFoundError:
                 return []
         start = len(self._prefix) + 1
-        return [(path[start:], info) for path, info in found.items() if not path.rsplit("/", 1)[-1].startswith(".")]
+        return [path[start:] for path in found]
 
 
 def _client_errors() -> tuple[type[Exception], ...]:
@@ -321,6 +459,17 @@ def _http_status(error: OSError) -> int | None:
     response = getattr(error.__cause__, "response", None) or {}
     status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status
+
+
+def _hidden(name: str) -> bool:
+    return name.rsplit("/", 1)[-1].startswith(".")
+
+
+def _holds_files(folder: str) -> bool:
+    try:
+        return not all(map(_hidden, os.listdir(folder)))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
 
 
 def _has_no_links(error: OSError) -> bool:

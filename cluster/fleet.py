@@ -1,27 +1,32 @@
-"""A job's gangs and encoders: started side by side, watched, replaced when they are lost.
+"""A job's workers on Ray: gangs and encoders, started side by side, watched, replaced when lost; tasks beside them.
 
 Nothing here waits, so that a gang that loads or ends holds up no other: the driver waits for all references at once.
+All that the driver knows of Ray is here; a benchmark puts workers without processes in this class's place.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from cluster.encoder import EncoderSpec
+from cluster.faults import Verdict, judge, reason
 from cluster.gang import ENDING, PLACING, STANDING, Gang, GangSpec, end_gangs
-from numina.errors import GangError, InputError
+from numina.errors import GangError
+from pipelines.registry import TESTBED
 
 if TYPE_CHECKING:
     from cluster.plan import JobPlan
 
-log = logging.getLogger(__name__)
+CORES_SEEN_SECONDS = 10.0  # how long the cluster's number of cores is taken for known: asking costs a millisecond
 
 
 class Fleet:
@@ -33,6 +38,7 @@ class Fleet:
         self.encoders: dict[str, Gang] = {}
         self.waiting: dict[ObjectRef, Gang] = {}  # steps of starts and ends
         self.false_starts: Counter[str] = Counter()  # gang → starts that failed since it last stood
+        self._spare, self._spare_until = 0.0, 0.0  # cores that gangs and encoders leave, and until when that holds
 
     @property
     def all(self) -> list[Gang]:
@@ -43,12 +49,13 @@ class Fleet:
         job = self.plan.job
         cluster = job.cluster
         shared: dict[str, Any] = {
-            "model_path": job.model.path,
+            "model_path": job.model.path if job.model.path == TESTBED else os.path.abspath(job.model.path),
             "dtype": self.plan.dtype,
             "generation": job.generation,
             "start_timeout": cluster.start_timeout,
             "step_timeout": cluster.step_timeout,
             "end_timeout": cluster.end_timeout,
+            "log_format": cluster.log_format,
         }
         spec = GangSpec(
             device=self.plan.device,
@@ -72,7 +79,9 @@ class Fleet:
             if gang.silent:
                 yield gang, GangError(f"{gang.name} gave no sign of life for {gang.spec.step_timeout:.0f} s")
             elif gang.stage == ENDING and gang.overdue:
-                log.warning("%s: some of its processes live on after %.0f s", gang.name, gang.age)
+                log.warning(
+                    "%s: some of its processes live on after %.0f s", gang.name, gang.age, extra={"gang": gang.name}
+                )
                 self._begin_again(gang)
             elif gang.stage == PLACING and gang.overdue:
                 # A job goes on with the gangs it has: a lost node may come back.
@@ -96,7 +105,7 @@ class Fleet:
         if gang.stage == STANDING:
             del self.false_starts[gang.name]
             took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in gang.seconds.items())
-            log.info("%s stands after %.1f s: %s", gang.name, gang.age, took)
+            _log(gang).info("%s stands after %.1f s: %s", gang.name, gang.age, took)
 
     def replace(self, gang: Gang) -> None:
         """Ends a gang; when its processes are gone, a fresh one takes its place."""
@@ -105,6 +114,29 @@ class Fleet:
         self.waiting |= dict.fromkeys(references, gang)
         if not references:
             self._begin_again(gang)
+
+    def wait(self, references: Sequence[ObjectRef], timeout: float) -> list[ObjectRef]:
+        """Those of the references that are done, as soon as one is; none after `timeout` seconds."""
+        if not references:
+            time.sleep(timeout)
+            return []
+        ready: list[ObjectRef] = ray.wait(references, num_returns=1, timeout=timeout)[0]
+        return ready
+
+    def answer(self, reference: ObjectRef) -> Any:
+        """What a done reference holds. Raises what was raised where it was made."""
+        return ray.get(reference)
+
+    def put(self, value: Any) -> ObjectRef:
+        """A value that many calls are given, sent once."""
+        return ray.put(value)
+
+    def beside(self, stage: Any, cpus: float, *arguments: Any) -> ObjectRef:
+        """A task on any CPU of the cluster. It reserves no core where gangs took them all, or it would never run."""
+        if time.monotonic() > self._spare_until:
+            self._spare = ray.cluster_resources().get("CPU", 0.0) - reserved_cpus(self.plan)
+            self._spare_until = time.monotonic() + CORES_SEEN_SECONDS
+        return stage.options(num_cpus=cpus if self._spare >= 1 else 0).remote(*arguments)
 
     def end(self) -> None:
         """Ends all, and waits until their processes are gone."""
@@ -123,19 +155,23 @@ class Fleet:
     def _false_start(self, gang: Gang, error: BaseException) -> None:
         """Another try with a fresh gang, unless the input is at fault; after the last one the job goes on without."""
         self.false_starts[gang.name] += 1
-        if is_input_error(error):
+        if judge(error) is Verdict.REFUSED:
             raise GangError(f"{gang.name} could not start: {reason(error)}") from error
         if self.false_starts[gang.name] >= self.plan.job.cluster.attempts:
             self._give_up(gang, error)
         else:
-            log.warning("%s could not start, and is started again: %s", gang.name, reason(error))
+            log.warning(
+                "%s could not start, and is started again: %s", gang.name, reason(error), extra={"gang": gang.name}
+            )
             self.replace(gang)
 
     def _give_up(self, gang: Gang, error: BaseException) -> None:
         peers = self._peers(gang)
         if len(peers) == 1:
             raise GangError(f"{gang.name} could not start: {reason(error)}") from error
-        log.error("%s could not start, the job goes on without it: %s", gang.name, reason(error))
+        log.error(
+            "%s could not start, the job goes on without it: %s", gang.name, reason(error), extra={"gang": gang.name}
+        )
         del peers[gang.name]
         self.replace(gang)
 
@@ -146,12 +182,13 @@ class Fleet:
         self.waiting = {reference: owner for reference, owner in self.waiting.items() if owner is not gang}
 
 
-def is_input_error(error: BaseException) -> bool:
-    """Whether a call was refused for what it was given."""
-    return isinstance(error, RayTaskError) and isinstance(error.cause, InputError)
+def reserved_cpus(plan: JobPlan) -> int:
+    """CPU cores that a job's gangs and encoders take."""
+    cluster, parallel = plan.job.cluster, plan.job.parallel
+    encoders = cluster.encoders * cluster.encoder_cpus if plan.encodes_apart else 0
+    return parallel.gangs * parallel.ranks * cluster.cpus_per_rank + encoders
 
 
-def reason(error: BaseException) -> str:
-    """The cause that a Ray error carries, without the remote traceback."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return f"{type(cause).__name__}: {cause}"[:2000]
+def _log(gang: Gang) -> logging.LoggerAdapter[logging.Logger]:
+    """Its lines say which gang they are about."""
+    return logging.LoggerAdapter(logging.getLogger(__name__), {"gang": gang.name})

@@ -13,7 +13,8 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from cluster import logs
 from numina.config import MethodConfig
 from numina.errors import InputError
 from pipelines.base import GenerationConfig, Text
@@ -53,6 +55,7 @@ class Spec(ABC):
     start_timeout: float  # seconds until it stands
     step_timeout: float  # seconds without a sign of life
     end_timeout: float  # seconds until its processes are gone
+    log_format: str  # text | json
 
     @property
     @abstractmethod
@@ -123,7 +126,8 @@ class Arrival:
 class Member(ABC):
     """One process of a gang."""
 
-    def __init__(self, spec: Any, rank: int):
+    def __init__(self, spec: Any, rank: int, gang: str):
+        logs.set_up(spec.log_format, gang=gang)
         self.spec = spec
         self.rank = rank
         self.meeting: dist.TCPStore | None = None
@@ -206,19 +210,23 @@ class Rank(Member):
     def identify(
         self, requests: Sequence[Request], method: MethodConfig, texts: Sequence[Text] | None
     ) -> tuple[list[Identified | InputError] | None, None]:
-        return self._ready.identify(requests, method, self._here(texts)), None
+        with _about(request.key for request in requests):
+            return self._ready.identify(requests, method, self._here(texts)), None
 
     @ray.method(num_returns=2)
     def plain(self, requests: Sequence[Request], texts: Sequence[Text] | None) -> tuple[list[Clip] | None, None]:
-        return self._ready.plain(requests, self._here(texts)), None
+        with _about(request.key for request in requests):
+            return self._ready.plain(requests, self._here(texts)), None
 
     @ray.method(num_returns=2)
     def finish(self, keys: Sequence[str]) -> tuple[list[Clip] | None, None]:
-        return self._ready.finish(keys), None
+        with _about(keys):
+            return self._ready.finish(keys), None
 
     @ray.method(num_returns=2)
     def guide(self, keys: Sequence[str], plans: Sequence[GuidancePlan]) -> tuple[list[Clip] | None, None]:
-        return self._ready.guide(keys, plans), None
+        with _about(keys):
+            return self._ready.guide(keys, plans), None
 
     def drop(self, keys: Sequence[str]) -> None:
         self._ready.drop(keys)
@@ -232,6 +240,11 @@ class Rank(Member):
     def _ready(self) -> ClipGenerator:
         assert self.generator is not None, "load() comes first"
         return self.generator
+
+
+def _about(keys: Iterable[str]) -> AbstractContextManager[None]:
+    """All that is logged inside is about these clips."""
+    return logs.about(key=" ".join(keys))
 
 
 class Gang:
@@ -259,7 +272,7 @@ class Gang:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     self._place, placement_group_bundle_index=rank // size
                 ),
-            ).remote(spec, rank)
+            ).remote(spec, rank, name)
             for rank in range(spec.ranks)
         ]
 

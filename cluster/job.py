@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from cluster.rows import canonical_json
 from numina.config import MethodConfig
@@ -56,6 +57,7 @@ class ClusterConfig:
         120.0  # seconds that a rank may be silent, or waited for by the others, before its gang is lost
     )
     end_timeout: float = 10.0  # seconds to wait until a lost gang's processes are gone, with the GPU memory they hold
+    metrics_port: int = 0  # where the local Ray serves Prometheus; 0: a free one, told in the log
     encoders: int = 1  # text encoders beside the gangs, with memory.text_encoder=apart
     encoder_cpus: int = 1  # CPU cores reserved for one encoder; UMT5-XXL on CPUs wants many
     encoder_gpus: float = 0.0  # share of a GPU reserved for one encoder; 0 encodes on CPUs
@@ -149,7 +151,7 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) ->
     Raises ConfigError for a file that isn't there, an unknown key, or a value out of range.
     """
     try:
-        given: Any = OmegaConf.merge(_load_yaml(config) if config else {}, OmegaConf.from_dotlist(list(overrides)))
+        given: Any = OmegaConf.merge(_load_yaml(config) if config else {}, *map(_override, overrides))
         if missing := OmegaConf.missing_keys(given):
             asked = ", ".join(f"{key}=…" for key in sorted(missing))
             raise ConfigError(f"config {str(config)!r} leaves {asked} to you; give a value on the command line")
@@ -166,6 +168,23 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) ->
         raise ConfigError(f"{where}{str(error).splitlines()[0]}") from error
     assert isinstance(job, JobConfig)
     return job
+
+
+def _override(text: str) -> DictConfig:
+    """One `key=value`; the value is YAML."""
+    if not re.match(r"[^=\s]+=", text):
+        raise ConfigError(f"override {text!r} isn't key=value; give for example limit=8 or model.path=/models/wan")
+    try:
+        return OmegaConf.from_dotlist([text])
+    except YAMLError as error:
+        raise ConfigError(
+            f"override {text!r} has a value that isn't YAML ({_problem(error)}); close its brackets and quotes, and"
+            " quote it for the shell, for example 'strategies=[baseline,numina]'"
+        ) from error
+
+
+def _problem(error: Exception) -> str:
+    return getattr(error, "problem", None) or str(error).splitlines()[0]
 
 
 def _variants(variants: Any, method: Any, given: Any) -> dict[str, Any]:
@@ -234,7 +253,13 @@ def _load_yaml(name: str | Path) -> DictConfig:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
         raise ConfigError(f"config {str(name)!r} is neither a file nor one of those shipped: {known}")
-    loaded = OmegaConf.load(path)
+    try:
+        loaded = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        line = f" in line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise ConfigError(
+            f"{path} isn't YAML{line} ({_problem(error)}); mend it, or start from a shipped one"
+        ) from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path} holds no mapping; a job is YAML like the ones in {config_folder()}")
     return loaded

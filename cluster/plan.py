@@ -6,14 +6,16 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cluster.job import ALGORITHM_VERSION, JobConfig, config_hash
-from cluster.promptset import PromptRow, read_prompts
-from cluster.rows import row_key, sample_seed
+from cluster.promptrows import PromptRow, RawRow, row_texts
+from cluster.promptset import PromptSet, open_prompts, require_prompts
+from cluster.rows import RowKeys, TaskDigests, canonical_json, sample_seed
 from pipelines.base import ModelFacts
 from pipelines.cache import cache_label, check_cache
 from pipelines.clip import Clip
@@ -24,12 +26,15 @@ from pipelines.testbed import WEIGHTS
 if TYPE_CHECKING:
     from numina.correct import Correction
 
+FIRST_ROWS = 1000  # of a prompt set, checked before anything else is looked at
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTask:
     """One video to be made: a prompt, a sample of it, a strategy. Its key says whether it is there already."""
 
     key: str
+    digest: str  # 32 hex digits of what was asked, before targets were read from the prompt
     row: PromptRow
     sample: int
     seed: int
@@ -38,13 +43,13 @@ class ClipTask:
 
 @dataclass(frozen=True, kw_only=True)
 class JobPlan:
-    """A job whose input was checked: nothing of it can fail for a reason that could have been known before."""
+    """A job whose settings and first rows were checked; `worklist.open_worklist` checks the others."""
 
     job: JobConfig
     model: ModelFacts
     device: str
     dtype: str
-    rows: Sequence[PromptRow]
+    prompts: PromptSet
 
     @property
     def engine(self) -> str:
@@ -57,26 +62,32 @@ class JobPlan:
         """Whether prompts are encoded by processes of their own."""
         return self.job.memory.text_encoder == "apart"
 
+    @property
+    def asked(self) -> int:
+        """Videos of the whole prompt set, all shards; a few less where samples of several rows share a seed."""
+        return self.prompts.rows * self.job.samples * len(self.strategies)
+
+    @property
+    def strategies(self) -> list[str]:
+        """The job's strategies without those that are another one under a second name."""
+        configs = {
+            canonical_json(self.job.row_config(name, self.dtype)): name for name in self.job.all_strategies[::-1]
+        }
+        return [name for name in self.job.all_strategies if name in configs.values()]
+
     def tasks(self) -> Iterator[ClipTask]:
-        """All videos of the job, in the order of the prompt set; what would be the same video is asked for once."""
-        known: set[str] = set()
-        configs = {strategy: self.job.row_config(strategy, self.dtype) for strategy in self.job.all_strategies}
-        for row in self.rows:
-            for sample in range(self.job.samples):
-                seed = sample_seed(row.seed, row.id, row.prompt, sample, self.job.seed)
-                for strategy, config in configs.items():
-                    key = row_key(
-                        prompt=row.prompt,
-                        negative_prompt=row.negative_prompt,
-                        targets=row.targets,
-                        seed=seed,
-                        config=config,
-                        model_revision=self.model.revision,
-                        algorithm_version=ALGORITHM_VERSION,
-                    )
-                    if key not in known:
-                        known.add(key)
-                        yield ClipTask(key=key, row=row, sample=sample, seed=seed, strategy=strategy)
+        """All videos of the job, in the order of the prompt set; what would be the same video is asked for once.
+
+        Holds all their keys: see `worklist` for what is left of a large job.
+        """
+        names, known = TaskNames(self), set[str]()
+        for block, batch in self.prompts.read():
+            for offset, text in enumerate(row_texts(batch)):
+                row = self.prompts.row(RawRow(block, batch, offset), self.job.max_count)
+                for task in names.tasks(row, text):
+                    if task.key not in known:
+                        known.add(task.key)
+                        yield task
 
     def identity(self) -> dict[str, Any]:
         """What run.json holds: all that must be the same for a later run into the same output."""
@@ -107,6 +118,7 @@ class JobPlan:
             "model_revision": self.model.revision,
             "code_version": code_version(),
             "config_hash": config_hash(job.row_config(task.strategy, self.dtype)),
+            "task_digest": task.digest,
             "width": generation.width,
             "height": generation.height,
             "num_frames": generation.num_frames,
@@ -129,8 +141,50 @@ class JobPlan:
         }
 
 
+class TaskNames:
+    """Digests and keys of a job's videos. `slots` are what each row is asked for: its samples, by every strategy."""
+
+    def __init__(self, plan: JobPlan) -> None:
+        self._job_seed = plan.job.seed
+        self.slots = list(product(range(plan.job.samples), plan.strategies))
+        settings: dict[str, dict[str, Any]] = {
+            name: {
+                "config": plan.job.row_config(name, plan.dtype),
+                "model_revision": plan.model.revision,
+                "algorithm_version": ALGORITHM_VERSION,
+            }
+            for name in plan.strategies
+        }
+        self._keys = {name: RowKeys(**own) for name, own in settings.items()}
+        self._digests = [
+            TaskDigests(**settings[name], job_seed=self._job_seed, sample=sample) for sample, name in self.slots
+        ]
+
+    def slots_of(self, sample: int) -> list[int]:
+        """Where a sample's tasks are, by all strategies."""
+        return [slot for slot, (own, _) in enumerate(self.slots) if own == sample]
+
+    def digests(self, slot: int, texts: Sequence[bytes]) -> list[bytes]:
+        """Of rows' tasks in one slot, from their `promptrows.row_texts`."""
+        return self._digests[slot].of(texts)
+
+    def tasks(self, row: PromptRow, text: bytes, slots: Sequence[int] | None = None) -> Iterator[ClipTask]:
+        """A row's tasks, all or those in some slots."""
+        for slot in range(len(self.slots)) if slots is None else slots:
+            sample, strategy = self.slots[slot]
+            seed = sample_seed(row.seed, row.id, row.prompt, sample, self._job_seed)
+            key = self._keys[strategy].key(
+                prompt=row.prompt, negative_prompt=row.negative_prompt, targets=row.targets, seed=seed
+            )
+            [digest] = self.digests(slot, [text])
+            yield ClipTask(key=key, digest=digest.hex(), row=row, sample=sample, seed=seed, strategy=strategy)
+
+
 def prepare(job: JobConfig) -> JobPlan:
-    """Checks model, shapes, degrees and every prompt. Raises an InputError before any GPU is taken."""
+    """Checks model, shapes, degrees, the prompt set's files and columns, and its first rows whole.
+
+    Raises an InputError before any GPU is taken.
+    """
     model = inspect_model(job.model.path)
     device = job.model.device
     if device == "auto" and job.cluster.address != "local":
@@ -138,8 +192,10 @@ def prepare(job: JobConfig) -> JobPlan:
     elif job.cluster.address == "local":
         device = resolve_device(device)
     check_combination(job, model, device)
-    rows = list(read_prompts(prompt_path(job.prompts), max_count=job.max_count, limit=job.limit))
-    return JobPlan(job=job, model=model, device=device, dtype=resolve_dtype(job.model.dtype, device), rows=rows)
+    path = prompt_path(job.prompts)
+    require_prompts(path, job.max_count, limit=min(FIRST_ROWS, job.limit or FIRST_ROWS))
+    prompts = open_prompts(path, limit=job.limit)
+    return JobPlan(job=job, model=model, device=device, dtype=resolve_dtype(job.model.dtype, device), prompts=prompts)
 
 
 def check_combination(job: JobConfig, model: ModelFacts, device: str) -> None:

@@ -40,3 +40,9 @@ class JobProgress:
         """Seconds until all is done at this run's rate; None before the first video."""
         rate = self.rate_per_hour
         return self.left / rate * 3600 if rate else None
+
+
+def main_state(state: str) -> str:
+    """What a gang mainly does, of a state such as `layout + denoise`: layouts are computed elsewhere meanwhile."""
+    parts = state.split(" + ")
+    return next((part for part in parts if part != "layout"), parts[0])

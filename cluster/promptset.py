@@ -1,4 +1,4 @@
-"""Prompt sets: Parquet with one row per prompt, read by row group, checked whole before any work.
+"""Prompt sets: Parquet with one row per prompt, read a block of rows at a time, checked whole before any work.
 
 | column | type | |
 |---|---|---|
@@ -9,61 +9,116 @@
 | `seed` | integer, not negative | derived from the row when null or absent |
 | any other | any | carried into the output unchanged |
 
-A set is one file, a folder of `*.parquet`, or a glob; local, or a URL that fsspec knows (`s3://…`). Large, view and
-dictionary strings and all integer widths are accepted. Row numbers count from 0.
+A set is one file, a folder of `*.parquet`, or a glob; local, or a URL that fsspec knows (`s3://…`, `https://…`, where a
+folder's ends in `/`). Large, view and dictionary strings and all integer widths are accepted. Row numbers count from 0.
 """
 
 import hashlib
 import io
-import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import Any
 
-import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pat
-from fsspec.core import url_to_fs
 
 from cluster.atomic import open_files
-from cluster.rows import ROW_SCHEMA, TARGETS, canonical_json, plain_value
-from numina.errors import PromptError, PromptSetError
-from numina.prompts import Target, check_targets, parse_targets
-
-OWN_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("prompt", pa.string()),
-        ("targets", TARGETS),
-        ("negative_prompt", pa.string()),
-        ("seed", pa.int64()),
-    ]
+from cluster.promptfiles import (
+    UNREADABLE,
+    Block,
+    PromptFile,
+    blocks_of,
+    find_files,
+    read_blocks,
+    read_footers,
+    unreadable,
 )
-"""The columns of a set that mean something here, as we write them."""
+from cluster.promptrows import (
+    OWN_SCHEMA,
+    PromptRow,
+    RawRow,
+    as_bytes,
+    content_texts,
+    given_or_parsed,
+    parsed,
+    text_column,
+)
+from cluster.rows import ROW_SCHEMA, SEEDS, TARGETS, canonical_json, plain_value
+from numina.errors import PromptSetError
 
 SHOWN_PROBLEMS = 20
 ANY_COUNT = 2**31 - 1
 
-_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_BATCH_ROWS = 4096
-_LONGEST_SHOWN = 120
-# What a damaged, truncated or unreachable Parquet file raises.
-_UNREADABLE = (pa.ArrowException, OSError, EOFError)
-
 
 @dataclass(frozen=True, kw_only=True)
-class PromptRow:
-    """One row of a prompt set, checked."""
+class PromptSet:
+    """A prompt set whose files were found and whose columns were checked. None of its rows is held."""
 
-    index: int  # row number in the whole set
-    id: str | None
-    prompt: str
-    targets: tuple[Target, ...]
-    negative_prompt: str | None
-    seed: int | None
-    extra: dict[str, Any] = field(default_factory=dict)  # the set's other columns
+    path: str
+    files: tuple[PromptFile, ...]
+    limit: int | None = None  # rows that count, the first ones
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """All rows of the set, a few MB at a time, in order."""
+        return tuple(blocks_of(self.files, self.limit))
+
+    @property
+    def rows(self) -> int:
+        """How many there are, from the files' footers."""
+        return self.blocks[-1].index + self.blocks[-1].rows if self.blocks else 0
+
+    @property
+    def extra_columns(self) -> pa.Schema:
+        """The set's columns beside OWN_SCHEMA's, with their types (a dictionary-encoded one has its values' type).
+
+        Raises PromptSetError when the files disagree on a type.
+        """
+        extras = [[_decoded(own) for own in file.schema if own.name not in OWN_SCHEMA.names] for file in self.files]
+        try:
+            return pa.unify_schemas([pa.schema(extra) for extra in extras], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise PromptSetError(f"prompt set {self.path!r}: its files can't be read as one set: {error}") from error
+
+    def read(
+        self, blocks: Iterable[Block] | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[Block, pa.RecordBatch]]:
+        """Blocks (all) with their rows, one at a time in memory. Raises PromptSetError for what can't be read."""
+        try:
+            yield from read_blocks(self.blocks if blocks is None else blocks, columns)
+        except UNREADABLE as error:
+            raise PromptSetError(f"prompt set {self.path!r} can't be read on: {error}") from error
+
+    def parse(self, max_count: int) -> Iterator[PromptRow]:
+        """All rows. Raises PromptSetError at the first that has a problem, as none has that was checked before."""
+        for block, batch in self.read():
+            for offset in range(block.rows):
+                yield self.row(RawRow(block, batch, offset), max_count)
+
+    def row(self, raw: RawRow, max_count: int) -> PromptRow:
+        """One of the rows that were read. Raises PromptSetError with its problems."""
+        row, problems = parsed(raw, max_count)
+        if row is None:
+            raise PromptSetError(describe_problems(self.path, problems))
+        return row
+
+
+def open_prompts(path: str, *, limit: int | None = None) -> PromptSet:
+    """The set at a path or URL, its first `limit` rows. Reads the footers of its files, and no row.
+
+    Raises one PromptSetError with all that is wrong with files and columns.
+    """
+    prompts, problems = _opened(path, limit)
+    if problems:
+        raise PromptSetError(describe_problems(path, [problem for _, problem in problems]))
+    return prompts
 
 
 def read_prompts(path: str, *, max_count: int, limit: int | None = None) -> Iterator[PromptRow]:
@@ -72,7 +127,7 @@ def read_prompts(path: str, *, max_count: int, limit: int | None = None) -> Iter
     Raises one PromptSetError that lists the problems of these rows.
     """
     require_prompts(path, max_count, limit=limit)
-    return _parsed_rows(path, max_count, limit)
+    return open_prompts(path, limit=limit).parse(max_count)
 
 
 def require_prompts(path: str, max_count: int, *, limit: int | None = None) -> int:
@@ -88,17 +143,17 @@ def check_prompts(path: str, max_count: int, *, limit: int | None = None) -> tup
 
     Returns the number of rows read and the problems; each names file, row, column, value and remedy.
     """
-    rows, problems, repeats = 0, list[str](), _Repeats()
-    for raw in _raw_rows(path, limit):
-        if isinstance(raw, str):
-            problems.append(raw)
-            continue
-        rows += 1
-        row, wrong = _parsed(raw, max_count)
-        problems += wrong or repeats.of(raw, row)
-    if not rows and not problems:
-        problems.append(f"{path}: holds no rows; a prompt set needs at least one")
-    return rows, problems
+    try:
+        prompts, problems = _opened(path, limit)
+    except PromptSetError as error:
+        return 0, [str(error)]
+    check, rows = SetCheck(prompts, max_count, problems), 0
+    for block, batch, _ in check.read():
+        rows += block.rows
+        for offset in range(block.rows):
+            check.row(RawRow(block, batch, offset))
+    check.find_repeats()
+    return rows, check.problems
 
 
 def describe_problems(path: str, problems: Sequence[str]) -> str:
@@ -111,30 +166,28 @@ def describe_problems(path: str, problems: Sequence[str]) -> str:
 
 
 def extra_columns(path: str) -> pa.Schema:
-    """The set's columns beside OWN_SCHEMA's, with their types (a dictionary-encoded one has its values' type).
-
-    Raises PromptSetError when the set can't be read or its files disagree on a type.
-    """
-    try:
-        schemas = [file.schema() for file in _files(path)]
-        extras = [[_decoded(own) for own in schema if own.name not in OWN_SCHEMA.names] for schema in schemas]
-        return pa.unify_schemas([pa.schema(extra) for extra in extras], promote_options="permissive")
-    except _UNREADABLE as error:
-        raise PromptSetError(f"prompt set {path!r}: its files can't be read as one set: {error}") from error
+    """`PromptSet.extra_columns` of the set at a path. Raises PromptSetError when it can't be read."""
+    return open_prompts(path).extra_columns
 
 
 def write_targets(src: str, dst: str, *, max_count: int = ANY_COUNT) -> int:
     """Write the set with every row's targets filled in, all other columns kept, as one file; the number of its rows.
 
-    `dst` is replaced in one step and may be `src`. The file is put together in memory. Raises PromptSetError when the
-    set has problems.
+    `dst` is replaced in one step and may be `src`. The compressed file is put together in memory, its rows a block at
+    a time. Raises PromptSetError when the set has problems.
     """
     rows = require_prompts(src, max_count)
-    tables = [_filled(pa.Table.from_batches([batch]), max_count) for file in _files(src) for batch in file.batches()]
+    prompts = open_prompts(src)
+    try:
+        schema = pa.unify_schemas([_filled_schema(file.schema) for file in prompts.files], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise PromptSetError(f"prompt set {src!r}: its files can't be written as one: {error}") from error
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for _, batch in prompts.read():
+            writer.write_table(_with_schema(_filled(batch, max_count), schema))
     folder, name = _split(dst)
-    open_files(folder, single_writer=True).replace(
-        name, _parquet(pa.concat_tables(tables, promote_options="permissive"))
-    )
+    open_files(folder, single_writer=True).replace(name, sink.getvalue())
     return rows
 
 
@@ -160,41 +213,23 @@ def make_prompts(rows: Iterable[Mapping[str, Any]], path: str) -> int:
 # --- files ---
 
 
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    fs: fsspec.AbstractFileSystem
-    path: str
+def _opened(path: str, limit: int | None) -> tuple[PromptSet, "list[Problem]"]:
+    """The set of those files that can be read, and what is wrong with the others; none beyond row `limit` is opened.
 
-    def schema(self) -> pa.Schema:
-        with self.fs.open(self.path, "rb") as stream:
-            return pq.ParquetFile(stream).schema_arrow
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        with self.fs.open(self.path, "rb") as stream:
-            yield from pq.ParquetFile(stream).iter_batches(batch_size=_BATCH_ROWS, use_threads=False)
-
-
-def _files(path: str) -> list[_File]:
-    """The files of a set, sorted by name. Raises PromptSetError when there are none."""
-    try:
-        fs, place = url_to_fs(path)
-    except (ImportError, ValueError) as error:
-        raise PromptSetError(f"prompt set {path!r} can't be opened: {error}; install its fsspec package") from error
-    if fs.isfile(place):
-        found = [place]
-    elif fs.isdir(place):
-        found = [name for name in fs.find(place) if name.endswith(".parquet") and _stem(name)[0] not in "._"]
-    else:
-        found = [name for name in fs.glob(place) if fs.isfile(name)] if any(mark in place for mark in "*?[") else []
-    if not found:
-        raise PromptSetError(
-            f"prompt set {path!r}: no Parquet file there; give a file, a folder of *.parquet or a glob"
-        )
-    return [_File(fs=fs, path=name) for name in sorted(found)]
-
-
-def _stem(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
+    Raises PromptSetError when there are none at all.
+    """
+    files, problems, rows = list[PromptFile](), list[Problem](), 0
+    for file in read_footers(find_files(path)):
+        wrong = [file] if isinstance(file, str) else _column_problems(file.schema, file.path)
+        problems += [(rows, problem) for problem in wrong]
+        if not isinstance(file, str) and not wrong:
+            files.append(file)
+            rows += file.rows
+        if limit is not None and rows >= limit:
+            break
+    if not rows and not problems:
+        problems.append((0, f"{path}: holds no rows; a prompt set needs at least one"))
+    return PromptSet(path=path, files=tuple(files), limit=limit), problems
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -211,6 +246,26 @@ def _parquet(table: pa.Table) -> bytes:
 
 def _decoded(column: pa.Field) -> pa.Field:
     return column.with_type(column.type.value_type) if pat.is_dictionary(column.type) else column
+
+
+def _filled(batch: pa.RecordBatch, max_count: int) -> pa.Table:
+    table = pa.Table.from_batches([batch])
+    prompts = table["prompt"].to_pylist()
+    given = table["targets"].to_pylist() if "targets" in table.column_names else [None] * len(prompts)
+    targets = [given_or_parsed(prompt, own, max_count) for prompt, own in zip(prompts, given, strict=True)]
+    column = pa.array([plain_value(list(own)) for own in targets], type=TARGETS)
+    place = table.column_names.index("targets") if "targets" in table.column_names else None
+    if place is None:
+        return table.add_column(table.column_names.index("prompt") + 1, "targets", column)
+    return table.set_column(place, "targets", column)
+
+
+def _filled_schema(schema: pa.Schema) -> pa.Schema:
+    return _filled(pa.RecordBatch.from_pylist([], schema=schema), ANY_COUNT).schema
+
+
+def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    return pa.concat_tables([schema.empty_table(), table], promote_options="permissive").select(schema.names)
 
 
 # --- columns ---
@@ -265,164 +320,160 @@ def _column_problems(schema: pa.Schema, file: str) -> list[str]:
     return found
 
 
-# --- rows ---
+# --- the check of a whole set ---
+
+Problem = tuple[int, str]
+"""What is wrong, after the number of the row that it is told at."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _RawRow:
-    """A row as it stands in its file: OWN_SCHEMA's columns read, the others left in the batch until asked for."""
+class SetCheck:
+    """One pass over a prompt set that finds all that is wrong with it: in its rows, and between them.
 
-    file: str
-    number: int  # in its file
-    index: int  # in the set
-    own: dict[str, Any]
-    batch: pa.RecordBatch
-    offset: int  # in the batch
+    Of a row that was passed only hashes are held, 16 bytes each; rows whose hashes are equal are read again and
+    compared. `samples` are the videos that a row is asked for: seeds that follow one another share some.
+    """
 
-    def extra(self) -> dict[str, Any]:
-        names = [name for name in self.batch.schema.names if name not in OWN_SCHEMA.names]
-        return {name: _python(self.batch.column(name)[self.offset]) for name in names}
+    def __init__(
+        self, prompts: PromptSet, max_count: int, problems: Iterable[Problem] = (), *, samples: int = 1
+    ) -> None:
+        self._prompts = prompts
+        self._max_count = max_count
+        self._samples = samples
+        self._problems = list(problems)
+        self._ids, self._given, self._parsed = _Hashes(), _Hashes(), _Hashes()
 
-    def problem(self, column: str, value: object, trouble: str) -> str:
-        shown = repr(value)
-        shown = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[: _LONGEST_SHOWN - 1]}…"
-        return f"{self.file}, row {self.number}, column {column!r}: {shown}: {trouble}"
+    @property
+    def problems(self) -> list[str]:
+        """What was found, in the order of the set."""
+        return [problem for _, problem in sorted(self._problems, key=itemgetter(0))]
 
+    def read(self, columns: Sequence[str] | None = None) -> Iterator[tuple[Block, pa.RecordBatch, pa.Array]]:
+        """All blocks of the set with their rows and `content_texts`; what can't be read of a file is a problem.
 
-def _python(scalar: pa.Scalar) -> Any:
-    """The value as Python has it; a nanosecond time, which Python hasn't, stays pyarrow's."""
-    try:
-        return scalar.as_py()
-    except ValueError:
-        return scalar
+        A row that is passed without being checked is compared with others as it is given.
+        """
+        for _, blocks in groupby(self._prompts.blocks, key=lambda block: id(block.file)):
+            first = next(blocks)
+            position = first.index
+            try:
+                for block, batch in read_blocks(chain([first], blocks), columns):
+                    contents = content_texts(batch)
+                    self._note(block, batch, contents)
+                    yield block, batch, contents
+                    position += block.rows
+            except UNREADABLE as error:
+                problem = unreadable(first.file.path, first.number + position - first.index, error)
+                self._problems.append((position, problem))
 
+    def row(self, raw: RawRow) -> PromptRow | None:
+        """The row, checked whole; None where it has problems."""
+        row, problems = parsed(raw, self._max_count)
+        self._problems += [(raw.index, problem) for problem in problems]
+        if row is not None:
+            content = hash((row.prompt, row.negative_prompt, row.targets))
+            seeds = [None] if row.seed is None else [(row.seed + sample) % SEEDS for sample in range(self._samples)]
+            for seed in seeds:
+                self._parsed.add_one(row.index, hash((content, row.id if seed is None else seed)))
+        return row
 
-def _raw_rows(path: str, limit: int | None) -> Iterator[_RawRow | str]:
-    """The rows of a set; in the place of rows that can't be read, a problem."""
-    index = 0
-    try:
-        files = _files(path)
-    except PromptSetError as error:
-        yield str(error)
-        return
-    for file in files:
-        start = index
-        try:
-            if problems := _column_problems(file.schema(), file.path):
-                yield from problems
+    def find_repeats(self) -> list[tuple[int, int]]:
+        """Takes rows that repeat an id or a whole row among the problems. To be called after the pass.
+
+        Returns the samples of rows, by their numbers, whose video an earlier row or sample is.
+        """
+        suspects = np.array(sorted(self._ids.equal() | self._given.equal() | self._parsed.equal()), np.int64)
+        ids, rows, videos = dict[str, str](), dict[bytes, str](), set[bytes]()  # places by what they hold
+        shared = []
+        for raw in self._rows_at(suspects):
+            row, _ = parsed(raw, self._max_count)
+            if row is None:
                 continue
-            for batch in file.batches():
-                for raw in _batch_rows(batch, file.path, number=index - start, index=index):
-                    if limit is not None and index >= limit:
-                        return
-                    yield raw
-                    index += 1
-        except _UNREADABLE as error:
-            yield f"{file.path}: can't be read as Parquet, after {index - start} rows: {error}; write it again"
+            if row.id is not None and (first := ids.setdefault(row.id, raw.place)) != raw.place:
+                trouble = f"is also in {first}; ids must differ"
+                self._problems.append((raw.index, raw.problem("id", row.id, trouble)))
+            elif (first := rows.setdefault(_video_digest(row, 0), raw.place)) != raw.place:
+                trouble = f"the same prompt, targets and seed as in {first} make the same video; "
+                trouble += "drop one, or give them different ids or seeds"
+                self._problems.append((raw.index, raw.problem("prompt", row.prompt, trouble)))
+            for sample in range(self._samples if row.seed is not None else 0):
+                if (digest := _video_digest(row, sample)) in videos:
+                    shared.append((row.index, sample))
+                videos.add(digest)
+        return shared
+
+    def _note(self, block: Block, batch: pa.RecordBatch, contents: pa.Array) -> None:
+        """Keeps what shows a row of the same id, or of the same video, as the rows are given."""
+        rows = np.arange(block.index, block.index + block.rows)
+        hashes = _text_hashes(contents)
+        ids, seeds = text_column(batch, "id"), _seeds(batch)
+        named, seeded = _is_given(ids), _is_given(seeds)
+        names = np.zeros(block.rows, np.uint64)
+        names[named] = _text_hashes(ids.drop_null())
+        self._ids.add(rows[named], names[named])
+        self._given.add(rows[~seeded], (hashes ^ names)[~seeded])
+        first = seeds.drop_null().to_numpy()
+        for sample in range(self._samples):
+            seed = ((first + np.uint64(sample)) % np.uint64(SEEDS)) + np.uint64(1)
+            self._given.add(rows[seeded], hashes[seeded] ^ (seed * _ODD))
+
+    def _rows_at(self, numbers: np.ndarray) -> Iterator[RawRow]:
+        """Rows by their numbers, which ascend."""
+        bounds = {
+            block.index: np.searchsorted(numbers, [block.index, block.index + block.rows])
+            for block in self._prompts.blocks
+        }
+        wanted = [block for block in self._prompts.blocks if np.ptp(bounds[block.index])]
+        for block, batch in self._prompts.read(wanted, OWN_SCHEMA.names):
+            for number in numbers[slice(*bounds[block.index])]:
+                yield RawRow(block, batch, int(number) - block.index)
 
 
-def _batch_rows(batch: pa.RecordBatch, file: str, *, number: int, index: int) -> Iterator[_RawRow]:
-    """The rows of a batch whose first row is `number` in its file and `index` in the set."""
-    columns = {name: batch.column(name).to_pylist() for name in OWN_SCHEMA.names if name in batch.schema.names}
-    for offset in range(batch.num_rows):
-        own = {name: values[offset] for name, values in columns.items()}
-        yield _RawRow(file=file, number=number + offset, index=index + offset, own=own, batch=batch, offset=offset)
-
-
-def _parsed_rows(path: str, max_count: int, limit: int | None) -> Iterator[PromptRow]:
-    for raw in _raw_rows(path, limit):
-        row, problems = _parsed(raw, max_count) if isinstance(raw, _RawRow) else (None, [raw])
-        if row is None:  # the set was changed after the check
-            raise PromptSetError(describe_problems(path, problems))
-        yield row
-
-
-def _parsed(raw: _RawRow, max_count: int) -> tuple[PromptRow | None, list[str]]:
-    """The row, or None and what is wrong with it."""
-    id, prompt, given, seed = (raw.own.get(name) for name in ("id", "prompt", "targets", "seed"))
-    problems = []
-    if id is not None and not _ID.fullmatch(id):
-        problems.append(raw.problem("id", id, "must be 1 to 128 of A-Z a-z 0-9 . _ -; change it, or leave it null"))
-    if seed is not None and not 0 <= seed < 2**63:
-        problems.append(raw.problem("seed", seed, "must be 0 to 2**63 - 1; change it, or leave it null"))
-    targets: tuple[Target, ...] = ()
-    if prompt is None or not prompt.strip():
-        problems.append(raw.problem("prompt", prompt, "is empty; write a prompt or drop the row"))
-    else:
-        try:
-            targets = _targets(prompt, given, max_count)
-        except PromptError as error:
-            problems.append(raw.problem(*(("prompt", prompt) if given is None else ("targets", given)), str(error)))
-    if problems or prompt is None:
-        return None, problems
-    return PromptRow(
-        index=raw.index,
-        id=id,
-        prompt=prompt,
-        targets=targets,
-        negative_prompt=raw.own.get("negative_prompt"),
-        seed=seed,
-        extra=raw.extra(),
-    ), []
-
-
-def _targets(prompt: str, given: list[dict[str, Any] | None] | None, max_count: int) -> tuple[Target, ...]:
-    """The given targets, or those parsed from the prompt. Raises PromptError."""
-    if given is None:
-        targets = tuple(parse_targets(prompt))
-        if not targets:
-            raise PromptError("no counted noun found in it; write e.g. 'three cats', or give targets")
-    else:
-        targets = tuple(_target(item) for item in given)
-        if not targets:
-            raise PromptError("is an empty list; give a target, or null to take them from the prompt")
-    check_targets(prompt, targets, max_count=max_count)
-    return targets
-
-
-def _target(item: dict[str, Any] | None) -> Target:
-    if item is None or not item["noun"] or item["count"] is None:
-        raise PromptError(f"the target {item} needs both a noun and a count; fill them in, or drop it")
-    return Target(noun=item["noun"], count=item["count"])
-
-
-class _Repeats:
-    """Finds rows that would be one another's videos, and ids that are there twice."""
+class _Hashes:
+    """Rows with a hash each, to find those that share one."""
 
     def __init__(self) -> None:
-        self._ids: dict[str, tuple[str, int]] = {}
-        self._samples: dict[bytes, tuple[str, int]] = {}
+        self._rows, self._hashes = array("q"), array("Q")
 
-    def of(self, raw: _RawRow, row: PromptRow | None) -> list[str]:
-        if row is None:
-            return []
-        here = (raw.file, raw.number)
-        if row.id is not None and (first := self._ids.setdefault(row.id, here)) != here:
-            return [raw.problem("id", row.id, f"is also in {_place(first)}; ids must differ")]
-        if (first := self._samples.setdefault(_sample_digest(row), here)) != here:
-            trouble = f"the same prompt, targets and seed as in {_place(first)} make the same video; "
-            return [raw.problem("prompt", row.prompt, trouble + "drop one, or give them different ids or seeds")]
-        return []
+    def add(self, rows: np.ndarray, hashes: np.ndarray) -> None:
+        self._rows.frombytes(rows.astype(np.int64).tobytes())
+        self._hashes.frombytes(hashes.astype(np.uint64).tobytes())
+
+    def add_one(self, row: int, hash: int) -> None:
+        self._rows.append(row)
+        self._hashes.append(hash % 2**64)
+
+    def equal(self) -> set[int]:
+        """Rows whose hash another one has too."""
+        hashes = np.frombuffer(self._hashes, np.uint64)
+        order = np.argsort(hashes)
+        same = np.diff(hashes[order]) == 0
+        shared = order[np.append(same, False) | np.insert(same, 0, False)] if len(order) else order
+        return set(np.frombuffer(self._rows, np.int64)[shared].tolist())
 
 
-def _place(place: tuple[str, int]) -> str:
-    return f"{place[0]}, row {place[1]}"
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # times an odd number, different seeds stay different
 
 
-def _sample_digest(row: PromptRow) -> bytes:
+def _text_hashes(texts: pa.Array) -> np.ndarray:
+    """Python's own hashes: fast, keyed by the process, and only ever a reason to look again."""
+    return np.fromiter(map(hash, as_bytes(texts)), np.int64, len(texts)).view(np.uint64)
+
+
+def _seeds(batch: pa.RecordBatch) -> pa.Array:
+    """Seeds as uint64; what no seed can be wraps around, and is a problem elsewhere."""
+    given = "seed" in batch.schema.names
+    seeds = batch.column("seed") if given else pa.nulls(batch.num_rows, pa.int64())
+    return seeds.cast(pa.uint64(), safe=False)
+
+
+def _is_given(values: pa.Array) -> np.ndarray:
+    return values.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _video_digest(row: PromptRow, sample: int) -> bytes:
     """What a video of the row depends on, beside the job: rows with equal digests make equal videos."""
     targets = [[target.noun, target.count] for target in row.targets]
-    name = ["seed", row.seed] if row.seed is not None else ["id", row.id]
+    seed = None if row.seed is None else (row.seed + sample) % SEEDS
+    name = ["seed", seed] if seed is not None else ["id", row.id]
     content = canonical_json([row.prompt, row.negative_prompt, targets, *name])
-    return hashlib.blake2b(content.encode(), digest_size=8).digest()
-
-
-def _filled(table: pa.Table, max_count: int) -> pa.Table:
-    prompts = table["prompt"].to_pylist()
-    given = table["targets"].to_pylist() if "targets" in table.column_names else [None] * len(prompts)
-    targets = [_targets(prompt, own, max_count) for prompt, own in zip(prompts, given, strict=True)]
-    column = pa.array([plain_value(list(own)) for own in targets], type=TARGETS)
-    place = table.column_names.index("targets") if "targets" in table.column_names else None
-    if place is None:
-        return table.add_column(table.column_names.index("prompt") + 1, "targets", column)
-    return table.set_column(place, "targets", column)
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()

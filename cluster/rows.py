@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from typing import Any
@@ -36,7 +36,7 @@ ROW_SCHEMA = pa.schema(
         ("model_revision", pa.string()),
         ("code_version", pa.string()),
         ("config_hash", pa.string()),
-        ("task_digest", pa.string()),  # what was asked, before targets were read from the prompt: see `promptset`
+        ("task_digest", pa.string()),  # what was asked, before targets were read from the prompt: `TaskDigests`
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("num_frames", pa.int32()),
@@ -70,7 +70,13 @@ EVALUATION_SCHEMA = pa.schema(
 )
 """The columns that every judge's verdicts have; a judge may add its own."""
 
-_SEEDS = 2**63
+SEEDS = 2**63
+"""How many there are; they go round."""
+
+
+_JSON = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), allow_nan=False
+)  # made once: it takes longer than a key
 
 
 def canonical_json(value: Any) -> str:
@@ -78,7 +84,35 @@ def canonical_json(value: Any) -> str:
 
     Raises ValueError for NaN and infinities, TypeError for what JSON can't hold.
     """
-    return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _JSON.encode(canonical(value))
+
+
+class RowKeys:
+    """Keys of many rows under one configuration: its canonical JSON, the largest part of a key's, is hashed once.
+
+    `config` is the resolved generation, method and strategy configuration; batch, worker count and parallel degrees
+    don't belong in it.
+    """
+
+    def __init__(self, *, config: Mapping[str, Any], model_revision: str, algorithm_version: str | int) -> None:
+        shared = {"algorithm_version": algorithm_version, "config": config, "model_revision": model_revision}
+        opened = canonical_json(shared).removesuffix("}")  # in a sorted JSON the row's own names come after these
+        self._opened = hashlib.blake2b(opened.encode(), digest_size=16)
+
+    def key(self, *, prompt: str, negative_prompt: str | None, targets: Sequence[Target], seed: int) -> str:
+        """32 hex digits that name one video by all that decides its pixels, and by nothing else.
+
+        `seed` is the sample's own (see `sample_seed`).
+        """
+        own = {
+            "negative_prompt": negative_prompt,
+            "prompt": prompt,
+            "seed": seed,
+            "targets": [[target.noun, target.count] for target in targets],
+        }
+        key = self._opened.copy()
+        key.update(f",{canonical_json(own).removeprefix('{')}".encode())
+        return key.hexdigest()
 
 
 def row_key(
@@ -91,31 +125,54 @@ def row_key(
     model_revision: str,
     algorithm_version: str | int,
 ) -> str:
-    """32 hex digits that name one video by all that decides its pixels, and by nothing else.
+    """`RowKeys.key` of a single row."""
+    keys = RowKeys(config=config, model_revision=model_revision, algorithm_version=algorithm_version)
+    return keys.key(prompt=prompt, negative_prompt=negative_prompt, targets=targets, seed=seed)
 
-    `config` is the resolved generation, method and strategy configuration; batch, worker count and parallel degrees
-    don't belong in it. `seed` is the sample's own (see `sample_seed`).
+
+class TaskDigests:
+    """Digests of what is asked under one configuration, before targets are read from prompts.
+
+    They recognise a finished task without its key, which needs the row parsed. Equal rows as they are given
+    (`promptrows.row_texts`), in equal settings, have equal digests; nothing else enters.
     """
-    content = {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "targets": [[target.noun, target.count] for target in targets],
-        "seed": seed,
-        "config": config,
-        "model_revision": model_revision,
-        "algorithm_version": algorithm_version,
-    }
-    return hashlib.blake2b(canonical_json(content).encode(), digest_size=16).hexdigest()
+
+    def __init__(
+        self,
+        *,
+        config: Mapping[str, Any],
+        model_revision: str,
+        algorithm_version: str | int,
+        job_seed: int,
+        sample: int,
+    ) -> None:
+        settings = {
+            "algorithm_version": algorithm_version,
+            "config": config,
+            "job_seed": job_seed,
+            "model_revision": model_revision,
+            "sample": sample,
+        }
+        self._settings = hashlib.blake2b(canonical_json(settings).encode(), digest_size=16)
+
+    def of(self, texts: Iterable[bytes]) -> list[bytes]:
+        """16 bytes for each row."""
+        digests, begun = list[bytes](), self._settings.copy
+        for text in texts:
+            digest = begun()
+            digest.update(text)
+            digests.append(digest.digest())
+        return digests
 
 
 def sample_seed(row_seed: int | None, id: str | None, prompt: str, index: int, job_seed: int) -> int:
     """The seed of a row's sample number `index`, in [0, 2**63): the row's own seed + index, or else one that depends
     on the id (the prompt, where there is no id), the index and the job's seed alone."""
     if row_seed is not None:
-        return (row_seed + index) % _SEEDS
+        return (row_seed + index) % SEEDS
     name = ["prompt", prompt] if id is None else ["id", id]
     content = canonical_json([*name, index, job_seed]).encode()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") % _SEEDS
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") % SEEDS
 
 
 def plain_value(value: Any) -> Any:

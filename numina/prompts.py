@@ -8,7 +8,7 @@ character offsets into the prompt.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from text_to_num import text2num
@@ -82,10 +82,10 @@ def parse_targets(prompt: str) -> tuple[Target, ...]:
     dog"). A noun that comes again is the same target, unless other modifiers make it another thing ("a red ball and a
     blue ball": two) or the words say so ("another ball").
     """
-    words = _words(prompt)
+    words, phrases = _read(prompt)
     targets: dict[str, Target] = {}
     described: dict[str, set[tuple[str, ...]]] = {}
-    for phrase in _counted(words):
+    for phrase in _counted(words, phrases):
         noun, opening = words[phrase.noun].text, phrase.opening
         modifiers = tuple(words[i].text for i in phrase.modifiers)
         key, seen = singular(noun), described.setdefault(singular(noun), set())
@@ -134,8 +134,7 @@ def find_mentions(prompt: str, noun: str) -> tuple[Mention, ...]:
     found = [match.span() for match in re.finditer(rf"(?<![\w-]){pattern}(?![\w-])", prompt, re.IGNORECASE)]
     if not found:
         raise PromptError(f"noun {noun!r} isn't in prompt {prompt!r}: use the prompt's own word for it")
-    words = _words(prompt)
-    phrases = list(_noun_phrases(words))
+    words, phrases = _read(prompt)
     return tuple(Mention(noun=span, phrase=(_phrase_start(words, phrases, span), span[1])) for span in found)
 
 
@@ -162,11 +161,11 @@ def _phrase_start(words: list[_Word], phrases: list[_NounPhrase], noun: Span) ->
     return start
 
 
-def _counted(words: list[_Word]) -> Iterator[_NounPhrase]:
+def _counted(words: list[_Word], phrases: list[_NounPhrase]) -> Iterator[_NounPhrase]:
     """Noun phrases that ask for a count: without measures, scenery, parts of a body and names of the picture itself."""
     aside_until = -1  # last word of the phrase set aside before, for "on a table and a chair"
     of_each = _of_each(words)
-    for phrase in _noun_phrases(words):
+    for phrase in phrases:
         opening, noun = phrase.opening, singular(words[phrase.noun].text)
         before = words[phrase.opener - 1].text if phrase.opener and not _breaks(words[phrase.opener].gap) else ""
         if phrase.opener in of_each or _is_measure(words, phrase):
@@ -468,15 +467,23 @@ def _is_singular(word: str) -> bool:
     return word in lexicon.SINGULAR_IN_S or word.endswith(("us", "ss", "is", "gas", "bias", "lens", "canvas", "iris"))
 
 
-def _forms(noun: str) -> set[str]:
+@cache
+def _forms(noun: str) -> frozenset[str]:
     """A noun in singular and plural."""
     one = singular(noun)
-    return {noun, one, str(_inflect().plural_noun(one)), f"{one}s"}
+    return frozenset({noun, one, str(_inflect().plural_noun(one)), f"{one}s"})
 
 
 def _breaks(gap: str) -> bool:
     """Whether punctuation in a gap ends a phrase; quotes and symbols don't."""
     return bool(_PUNCTUATION.search(gap))
+
+
+@lru_cache(maxsize=1)
+def _read(prompt: str) -> tuple[list[_Word], list[_NounPhrase]]:
+    """A prompt's words and phrases; kept while its targets are found, and looked up one by one."""
+    words = _words(prompt)
+    return words, list(_noun_phrases(words))
 
 
 def _words(prompt: str) -> list[_Word]:

@@ -187,7 +187,9 @@ def assemble(folder: Path, **parts: Any) -> WanPipeline:
 
     Raises ModelError where the tokenizer can't tell offsets.
     """
-    pipeline = WanPipeline.from_pretrained(folder, local_files_only=True, transformer_2=None, **parts)
+    pipeline = WanPipeline.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, transformer_2=None, **parts
+    )
     if not pipeline.tokenizer.is_fast:
         raise ModelError(f"{folder}/tokenizer is not a fast tokenizer; token offsets need tokenizer.json")
     return pipeline

@@ -14,7 +14,7 @@ from cluster.planner import estimate
 
 assert "site" in cluster.job.__file__, cluster.job.__file__
 plan = prepare(cluster.job.load_job("demo", ["output=out"]))
-assert len(plan.rows) == 8
+assert plan.prompts.rows == 8
 assert estimate(plan).videos == 16
 assert (Path(cluster.job.__file__).parent / "report" / "templates").is_dir()
 """

@@ -95,7 +95,7 @@ class Planner:
         """The job as it is configured."""
         return Estimate(
             tokens=self.memory.tokens,
-            videos=sum(1 for _ in self.plan.tasks()),
+            videos=self.plan.asked,
             weights_gib=self.memory.weights,
             candidate=self.candidate(self.configured),
         )

@@ -146,6 +146,6 @@ def load_pipeline(
     folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> WanPipeline:
     """Loads a folder of `save_pipeline` (or of Wan's own weights) without touching the network."""
-    pipeline = WanPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
+    pipeline = WanPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)

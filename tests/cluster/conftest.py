@@ -1,5 +1,7 @@
 """A small job on the tiny checkpoint, and a hand on its processes."""
 
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,6 +43,16 @@ def cluster_address() -> Iterator[str]:
 def joining_job(tiny_job: Callable[..., JobConfig], cluster_address: str) -> Callable[..., JobConfig]:
     """A job on that Ray: it starts seconds sooner than on one of its own."""
     return lambda *overrides: tiny_job(f"cluster.address={cluster_address}", *overrides)
+
+
+@pytest.fixture
+def quiet_afterwards() -> Iterator[None]:
+    """The process's logging as it was."""
+    root, hook = logging.getLogger(), sys.excepthook
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.handlers, root.level, sys.excepthook = handlers, level, hook
+    logging.captureWarnings(False)
 
 
 def processes(title: str) -> list[psutil.Process]:

@@ -1,18 +1,24 @@
 """The command line: every verb on a real, tiny job; errors say what to do and set the exit status."""
 
+import json
+import re
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from cluster.cli import app
+from cluster.cli import app, main
 from cluster.job import JobConfig
+from cluster.progress import JobProgress
 from cluster.promptset import make_prompts
 from cluster.store import Store
 from numina.errors import InputError
 from tests.cluster.conftest import TINY
+
+pytestmark = pytest.mark.usefixtures("quiet_afterwards")
 
 Job = Callable[..., JobConfig]
 
@@ -52,7 +58,9 @@ def test_run_status_evaluate_report(tiny_job: Job, tmp_path: Path) -> None:
     given, output = [*arguments(tiny_job()), "parallel.ulysses=1", "method.guide.add=6"], str(tmp_path / "out")
     assert "4 of 4 videos" in numina("run", "--config", "demo", *given)
     assert "nothing to do" in numina("run", "--config", "demo", *given)
-    assert "4 done, 0 failed, 0 left of 4" in numina("status", output)
+    status = numina("status", output)
+    assert "4 done, 0 failed, 0 left of 4" in status
+    assert re.search(r"last commit \d+ s ago", status)
 
     variants = ["variants.grid.guide.add=[6,12]", "parallel.batch=2"]  # 6 is numina itself
     ran = numina("run", "--config", "demo", *given, *variants)
@@ -69,6 +77,17 @@ def test_run_status_evaluate_report(tiny_job: Job, tmp_path: Path) -> None:
     assert "report.html" in numina("report", output)
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(strategy in page for strategy in strategies)
+
+    assert "6 clips" in numina("trace", output, "-o", str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert {row["key"] for row in rows} == {event["args"]["key"] for event in events if event["ph"] == "X"}
+    assert {"gang-0", "cpu"} == {event["args"]["name"] for event in events if event["name"] == "process_name"}
+    (tmp_path / "out" / "videos" / "00").mkdir(exist_ok=True)
+    (tmp_path / "out" / "videos" / "00" / f"{'0' * 32}-{'0' * 16}.mp4").write_bytes(b"of no row")
+    assert re.search(r"videos +1 ", numina("gc", output, "--dry-run"))
+    assert re.search(r"videos +1 ", numina("gc", output))
+    assert re.search(r"videos +0 ", numina("gc", output))
+    assert len(Store(output).rows()) == 6
 
 
 def test_prompts_make_and_check(tmp_path: Path) -> None:
@@ -98,12 +117,79 @@ def test_failures_set_the_exit_status(tiny_job: Job, tmp_path: Path) -> None:
     assert "/failures" in result.output
 
 
+def outcome_of(monkeypatch: pytest.MonkeyPatch, **counts: Any) -> Callable[..., tuple[int, str, str]]:
+    """`numina run` of a job that ends with these counts: its status, stdout and stderr."""
+
+    def run_job(plan: object, report: Callable[[JobProgress], None]) -> JobProgress:
+        outcome = JobProgress(**counts)
+        report(outcome)
+        return outcome
+
+    monkeypatch.setattr("cluster.driver.run_job", run_job)
+
+    def run(*given: str) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, ["run", "--config", "demo", *given], catch_exceptions=False)
+        return result.exit_code, result.stdout, result.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("counts", "status", "said"),
+    [
+        ({"total": 4, "done": 4, "generated": 4, "guided": 1}, 0, "4 generated now (1 guided), 0 failed"),
+        ({"total": 4, "done": 4}, 0, "nothing to do"),
+        ({"total": 4, "done": 3, "failed": 1}, 1, "retry_failed=true tries them again"),
+        ({"total": 4, "done": 1, "failed": 1, "draining": True}, 3, "stopped with 2 left: the same command goes on"),
+        ({"total": 4, "done": 4, "draining": True}, 0, "4 of 4 videos"),
+        ({"total": 4, "done": 3, "failed": 1, "draining": True}, 1, "1 failed"),
+    ],
+)
+def test_the_exit_status_says_how_it_ended(
+    counts: dict[str, Any], status: int, said: str, tiny_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 done, 1 something failed, 3 stopped before all was done; the last lines say what to do."""
+    exit_code, stdout, _ = outcome_of(monkeypatch, **counts)(*arguments(tiny_job()))
+    assert exit_code == status
+    assert said in stdout
+
+
+def test_with_json_all_that_is_written_is_objects(tiny_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress and summary are lines of the log, too; nothing else is printed."""
+    run = outcome_of(monkeypatch, total=4, done=1, failed=1, draining=True)
+    status, stdout, stderr = run(*arguments(tiny_job()), "cluster.log_format=json")
+    assert (status, stdout) == (3, "")
+    messages = [json.loads(line)["message"] for line in stderr.splitlines()]
+    assert messages[-3].startswith("1 of 4 videos in ")
+    assert messages[-1] == "stopped with 2 left: the same command goes on"
+
+
+def test_with_json_an_error_is_an_object(
+    tiny_job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the moment on that the job's log format is known."""
+    given = [*arguments(tiny_job()), "cluster.log_format=json", "prompts=/nowhere"]
+    monkeypatch.setattr("sys.argv", ["numina", "run", "--config", "demo", *given])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["level"] == "ERROR"
+    assert "/nowhere" in json.loads(line)["message"]
+
+
+def test_a_clean_up_needs_an_output(tmp_path: Path) -> None:
+    """A folder that no job wrote to is left alone."""
+    (tmp_path / "videos").mkdir()
+    with pytest.raises(InputError, match=r"has no run\.json"):
+        numina("gc", str(tmp_path))
+    assert [path.name for path in tmp_path.rglob("*")] == ["videos"]
+
+
 def test_bad_input_is_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No traceback: the value, the rule, the remedy."""
-    from cluster.cli import main
-
     monkeypatch.setattr("sys.argv", ["numina", "plan", "--config", "demo", "generation.steps=0"])
     with pytest.raises(SystemExit) as exit:
         main()

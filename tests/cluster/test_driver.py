@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayTaskError
 
 import cluster.driver
 import cluster.gang
+import cluster.stages
 from cluster.driver import Driver, JobProgress, _Call, _Flight, prepare, run_job
 from cluster.job import JobConfig
 from cluster.promptset import make_prompts
+from cluster.stages import Receipt
 from cluster.store import Store
 from numina.errors import ConfigError, GangError, ModelError, OutputError, PromptSetError
-from pipelines.base import GenerationConfig
 from pipelines.clip import Clip
 from pipelines.video import decode_mp4
 from tests.cluster.conftest import PROMPTS, processes
@@ -159,7 +160,7 @@ def test_a_lost_writer_costs_no_clip(joining_job: Job, monkeypatch: pytest.Monke
     tries.touch()
 
     @ray.remote
-    def write(clips: Sequence[Clip], generation: GenerationConfig) -> list[Clip]:
+    def write(*arguments: Any) -> list[Receipt]:
         number = tries.stat().st_size
         with tries.open("a") as file:
             file.write(".")
@@ -167,9 +168,8 @@ def test_a_lost_writer_costs_no_clip(joining_job: Job, monkeypatch: pytest.Monke
             os._exit(1)
         if number == 2:
             raise OSError("no space left on device")
-        from pipelines.video import write_clips
-
-        return write_clips(clips, generation, keep_frames=False)
+        receipts: list[Receipt] = cluster.stages.write._function(*arguments)
+        return receipts
 
     monkeypatch.setattr(cluster.driver, "write", write)
     job = joining_job(*PLAIN, "parallel.ulysses=1")
@@ -256,7 +256,8 @@ def numbered(job: Job, number: int, *overrides: str) -> Driver:
     path = str(Path(job().output).parent / f"{number}.parquet")
     make_prompts([{"id": str(index), "prompt": "two red circles"} for index in range(number)], path)
     plan = prepare(job(f"prompts={path}", *overrides))
-    driver = Driver(plan, Store(plan.job.output), JobProgress(total=0), lambda progress: None)
+    nothing: Any = SimpleNamespace(tasks=lambda shuffle: iter(()))
+    driver = Driver(plan, Store(plan.job.output), nothing, JobProgress(), lambda progress: None)
     driver.pending.extend(plan.tasks())
     return driver
 
@@ -285,7 +286,7 @@ def test_a_failed_batch_is_tried_again_clip_by_clip(tiny_job: Job) -> None:
     def fail_next() -> None:
         flight = _Flight(driver._next_batch(), gang=None, stage="denoise")
         driver.flights.append(flight)
-        driver._fail(flight, RayError("lost"))
+        driver._fail(flight, GangError("lost"))
 
     fail_next()
     assert [task.row.id for task in driver.pending] == ["2", "3", "4", "0", "1"]

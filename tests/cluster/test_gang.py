@@ -28,6 +28,7 @@ SPEC = GangSpec(
     memory=MemoryConfig(),
     cpus_per_rank=1,
     start_timeout=60,
+    log_format="text",
     step_timeout=2,
     end_timeout=10,
 )

@@ -1,5 +1,6 @@
 """Job files: composed in a fixed order, mistakes named with their remedy."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,3 +183,18 @@ class TestVariants:
         assert later.identity("float32") == job.identity("float32")
         assert later.identity("bfloat16") != job.identity("float32")
         assert load_job("demo", ["method.guide.add=9"]).identity("float32") != job.identity("float32")
+
+
+@pytest.mark.parametrize("override", ["strategies={", "limit='x", "limit=@x", "foo", "=3"])
+def test_a_malformed_override_is_one_sentence(override: str) -> None:
+    """It names the override, what is wrong with it, and what to give."""
+    with pytest.raises(ConfigError, match=f"override {re.escape(repr(override))} .*; .* example"):
+        load_job("demo", [override])
+
+
+@pytest.mark.parametrize("shard", ["3/3", "1", "-1/3", "a/b", "0/0"])
+def test_a_shard_is_an_index_and_a_count(shard: str) -> None:
+    """An index outside the count would make a job of nothing."""
+    with pytest.raises(ConfigError, match=f"shard is '{shard}'; give INDEX/COUNT"):
+        load_job("demo", [f"shard={shard}"])
+    assert load_job("demo", ["shard=2/3"]).part == (2, 3)

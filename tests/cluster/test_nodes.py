@@ -10,6 +10,7 @@ from cluster.driver import Driver, JobProgress, prepare, ray_cluster
 from cluster.gang import PLACING, STANDING, Gang
 from cluster.job import JobConfig
 from cluster.store import Store
+from cluster.worklist import open_worklist
 from pipelines.video import decode_mp4
 
 Job = Callable[..., JobConfig]
@@ -41,10 +42,13 @@ def job(tiny_job: Job, nodes: Cluster) -> Job:
 
 def run(job: JobConfig, look: Callable[[Driver], None] = lambda driver: None) -> Driver:
     """Runs a job, and looks at its driver at every change."""
-    plan = prepare(job)
-    driver = Driver(plan, Store(job.output), JobProgress(total=0), lambda progress: look(driver))
+    plan, store = prepare(job), Store(job.output)
+    nothing = store.committed_index()
+    worklist = open_worklist(plan, nothing, nothing)
+    store.open_run(plan.identity())
     with ray_cluster(plan):
-        driver.run(list(plan.tasks()))
+        driver = Driver(plan, store, worklist, JobProgress(), lambda progress: look(driver))
+        driver.run()
     return driver
 
 

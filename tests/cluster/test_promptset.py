@@ -2,19 +2,28 @@
 
 import datetime
 import decimal
-from collections.abc import Sequence
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import cluster.promptfiles
 from cluster.promptset import (
     check_prompts,
     describe_problems,
     extra_columns,
     make_prompts,
+    open_prompts,
     read_prompts,
     write_targets,
 )
@@ -126,6 +135,7 @@ def test_a_limit_bounds_reading_and_checking(tmp_path: Path) -> None:
         ({"prompt": [CATS], "seed": [-1]}, ["row 0", "column 'seed'", "-1"]),
         ({"prompt": [CATS, DOGS, CATS]}, ["row 2", "row 0", "same video", "seeds"]),
         ({"prompt": pa.array([], type=pa.string())}, ["no rows"]),
+        ({"prompt": pa.array([CATS.encode() + b"\xff"]).view(pa.string())}, ["row 0", "UTF-8"]),
     ],
 )
 def test_a_problem_says_where_what_and_how_to_mend_it(tmp_path: Path, table: dict[str, Any], said: list[str]) -> None:
@@ -225,6 +235,25 @@ def test_targets_are_filled_in_and_all_else_kept(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.parquet", "set.parquet"]
 
 
+def test_targets_are_filled_in_over_files_and_row_groups(tmp_path: Path) -> None:
+    """Files whose columns differ become one: what one lacks is null there, narrow types are widened."""
+    labels = pa.array(["x", "y", "x", "z"]).dictionary_encode()
+    a_set(tmp_path / "set/0.parquet", {"prompt": [CATS, DOGS, CATS + "!", DOGS + "!"], "label": labels})
+    given = pa.array([[{"noun": "birds", "count": 2}]], type=TARGETS)
+    narrow = {"n": pa.array([1], pa.int8()), "targets": given, "prompt": ["two birds"]}
+    a_set(tmp_path / "set/1.parquet", narrow)
+    a_set(tmp_path / "set/2.parquet", {"prompt": ["two cats"], "n": pa.array([2], pa.int64())})
+    assert write_targets(str(tmp_path / "set"), str(tmp_path / "out.parquet")) == 6
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert written.schema.field("n").type == pa.int64()
+    assert written["n"].to_pylist() == [None] * 4 + [1, 2]
+    assert written["label"].to_pylist() == ["x", "y", "x", "z", None, None]
+    assert written["targets"].to_pylist()[4:] == [[{"noun": "birds", "count": 2}], [{"noun": "cats", "count": 2}]]
+    assert [row.prompt for row in read_prompts(str(tmp_path / "out.parquet"), max_count=10)][3:] == [
+        *(DOGS + "!", "two birds", "two cats")
+    ]
+
+
 def test_a_bad_set_is_not_written(tmp_path: Path) -> None:
     """Problems keep `write_targets` from writing anything."""
     with pytest.raises(PromptSetError):
@@ -247,3 +276,123 @@ def test_a_made_set_reads_back_and_is_never_overwritten(tmp_path: Path) -> None:
         make_prompts(rows, path)
     with pytest.raises(PromptSetError, match="can't be written"):
         make_prompts([{"prompt": CATS, "seed": "seven"}], str(tmp_path / "other.parquet"))
+
+
+def test_a_set_is_opened_without_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are counted from footers. Blocks are parts of row groups, and no bigger than a block may be."""
+    monkeypatch.setattr(cluster.promptfiles, "BLOCK_ROWS", 3)
+    a_set(tmp_path / "set/0.parquet", {"prompt": [CATS] * 7}, row_group_size=5)
+    a_set(tmp_path / "set/1.parquet", {"prompt": [DOGS] * 2})
+    whole = open_prompts(str(tmp_path / "set"))
+    assert (whole.rows, [block.rows for block in whole.blocks]) == (9, [3, 2, 2, 2])
+    limited = open_prompts(str(tmp_path / "set"), limit=6)
+    assert (limited.rows, [(block.index, block.number, block.rows) for block in limited.blocks]) == (
+        6,
+        [(0, 0, 3), (3, 3, 2), (5, 5, 1)],
+    )
+    assert len(limited.files) == 1  # the second one isn't come to
+
+
+def test_blocks_are_read_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also backwards within a row group, and twice; only the columns that are asked for and there."""
+    monkeypatch.setattr(cluster.promptfiles, "BLOCK_ROWS", 3)
+    for name in ("0", "1"):
+        numbers = list(range(8))
+        a_set(tmp_path / f"set/{name}.parquet", {"prompt": [f"{name}-{n}" for n in numbers], "n": numbers}, 7)
+    prompts = open_prompts(str(tmp_path / "set"))
+    expected = [batch.column("prompt").to_pylist() for _, batch in prompts.read()]
+    assert list(chain(*expected)) == [f"{name}-{n}" for name in "01" for n in range(8)]
+    for order in ([5, 4, 3, 2, 1, 0], [2, 0, 2, 1, 5, 3]):
+        read = prompts.read([prompts.blocks[place] for place in order], ["prompt", "seed"])
+        for place, (_, batch) in zip(order, read, strict=True):
+            assert batch.schema.names == ["prompt"]
+            assert batch.column("prompt").to_pylist() == expected[place]
+
+
+def test_problems_of_later_files_are_told_on_opening(tmp_path: Path) -> None:
+    """All files and columns at once; not those beyond a limit."""
+    a_set(tmp_path / "set/0.parquet", {"prompt": [CATS, DOGS]})
+    a_set(tmp_path / "set/1.parquet", {"text": ["x"]})
+    (tmp_path / "set/2.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(PromptSetError, match=r"(?s)2 problems.*1\.parquet: has no column.*2\.parquet: can't be read"):
+        open_prompts(str(tmp_path / "set"))
+    assert open_prompts(str(tmp_path / "set"), limit=2).rows == 2
+
+
+# --- sets that aren't on a disk ---
+
+
+def start(command: list[str], port: int, folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A server process, when it answers."""
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return process
+        time.sleep(0.05)
+    process.kill()
+    raise TimeoutError(f"{command} doesn't answer")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder with a set, and the addresses at which it is served: by a plain HTTP server and from S3."""
+    s3fs = pytest.importorskip("s3fs")
+    folder = tmp_path_factory.mktemp("served")
+    rows = range(400)
+    noise = np.random.default_rng(0).bytes(400 * 20_000)  # 8 MB: more than a reader fetches at once
+    padding = [noise[row * 20_000 : (row + 1) * 20_000] for row in rows]
+    for name in ("part-0", "part-1"):
+        prompts = [f"three cats and number {name[-1]}{row}" for row in rows]
+        a_set(folder / f"set/{name}.parquet", {"prompt": prompts, "padding": padding}, row_group_size=150)
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        http, s3 = one.getsockname()[1], two.getsockname()[1]
+    secrets = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    settings = {**secrets, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}", "AWS_DEFAULT_REGION": "us-east-1"}
+    servers = [
+        start(["-m", "http.server", str(http), "--bind", "127.0.0.1"], http, folder, dict(os.environ)),
+        start(["-m", "moto.server", "-H", "127.0.0.1", "-p", str(s3)], s3, folder, os.environ | secrets),
+    ]
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in settings.items():
+                patch.setenv(name, value)
+            s3fs.S3FileSystem.clear_instance_cache()  # one of another test knows another server
+            bucket = s3fs.S3FileSystem()
+            bucket.mkdir("prompts")
+            for file in (folder / "set").iterdir():
+                bucket.put_file(str(file), f"prompts/set/{file.name}")
+            yield folder, {"http": f"http://127.0.0.1:{http}", "s3": "s3://prompts"}
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        for server in servers:
+            server.kill()
+            server.wait()
+
+
+@pytest.mark.parametrize("protocol", ["http", "s3"])
+@pytest.mark.parametrize("place", ["set/part-1.parquet", "set/", "set/part-*.parquet"])
+def test_a_set_is_read_from_where_it_lies(served: tuple[Path, dict[str, str]], protocol: str, place: str) -> None:
+    """A file, a folder or a glob, on S3 and on a plain HTTP server that can't send parts of files: as from a disk."""
+    folder, addresses = served
+    here, there = open_prompts(str(folder / place)), open_prompts(f"{addresses[protocol]}/{place}")
+    assert there.rows == here.rows
+    assert {bool(file.options) for file in there.files} == {protocol == "http"}  # read whole there, in parts from S3
+    expected = [batch for _, batch in here.read()]
+    assert all(batch.equals(other) for (_, batch), other in zip(there.read(), expected, strict=True))
+    backwards = there.read(reversed(there.blocks), ["prompt"])
+    prompts = [batch.column("prompt").to_pylist() for _, batch in backwards]
+    assert prompts == [batch.column("prompt").to_pylist() for batch in reversed(expected)]
+
+
+@pytest.mark.parametrize("protocol", ["http", "s3"])
+def test_a_set_that_isnt_there_is_an_error(served: tuple[Path, dict[str, str]], protocol: str) -> None:
+    """On object stores and web servers too the message names what was asked for."""
+    for place in ("set/part-7.parquet", "nothing/", "set/nothing-*.parquet"):
+        with pytest.raises(PromptSetError, match=place.replace("*", r"\*")):
+            open_prompts(f"{served[1][protocol]}/{place}")

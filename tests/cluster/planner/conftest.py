@@ -2,25 +2,27 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from cluster.job import load_job
 from cluster.plan import JobPlan
 from cluster.planner import Gpu, Planner, Setup, load_gpu
-from cluster.promptset import PromptRow
-from numina.prompts import Target
+from cluster.promptfiles import PromptFile
+from cluster.promptset import PromptSet
 from pipelines.base import ModelFacts
 from pipelines.checkpoint import inspect
 
 H100 = load_gpu("h100")
 SMALL = Gpu(name="a 24 GiB GPU", memory_gib=24)
-ROW = PromptRow(index=0, id=None, prompt="two cats", targets=(Target("cats", 2),), negative_prompt=None, seed=None)
-ROWS = [replace(ROW, index=index, id=f"row {index}") for index in range(10)]
+TEN_ROWS = PromptFile(fs=LocalFileSystem(), path="ten rows", schema=pa.schema([]), groups=((10, 0),), options={})
+PROMPTS = PromptSet(path="ten rows", files=(TEN_ROWS,))
 
 
 @dataclass(frozen=True)
@@ -128,4 +130,4 @@ def planner(models: Models) -> Plan:
 
 def job_plan(model: ModelFacts, *overrides: str) -> JobPlan:
     job = load_job("wan14b", [f"model.path={model.path}", *overrides])
-    return JobPlan(job=job, model=model, device="cuda", dtype="bfloat16", rows=ROWS)
+    return JobPlan(job=job, model=model, device="cuda", dtype="bfloat16", prompts=PROMPTS)

@@ -1,0 +1,144 @@
+"""What is left of a job: which of its videos are neither committed nor given up, found in one pass over the prompts.
+
+A finished task is recognised by the digest of its row as it is given; what isn't, is checked whole and looked up by its
+key. A task is a byte in memory, whatever its prompt is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.plan import ClipTask, JobPlan, TaskNames
+from cluster.promptfiles import Block
+from cluster.promptrows import OWN_SCHEMA, RawRow, row_texts
+from cluster.promptset import SetCheck, describe_problems
+from numina.errors import PromptSetError
+
+if TYPE_CHECKING:
+    from cluster.store import Committed
+
+
+class _State(IntEnum):
+    PENDING = 0
+    DONE = 1
+    FAILED = 2
+    SHARED = 3  # an earlier task is the same video
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worklist:
+    """The videos of one job, or of one shard of it, that are still to be made."""
+
+    asked: int  # videos of the whole set, all shards
+    total: int  # of this shard
+    done: int  # of this shard, committed already
+    failed: int  # of this shard, given up already
+    _plan: JobPlan
+    _states: np.ndarray  # [rows of the shard, tasks of a row]
+
+    def tasks(self, *, shuffle: int | None = None) -> Iterator[ClipTask]:
+        """The tasks in the order of the prompt set; with a `shuffle` seed in another one, that of the seed.
+
+        A block of rows is in memory at a time. Two drivers that shuffle differently meet little. Raises PromptSetError
+        when the prompt set was changed since.
+        """
+        plan, names, part = self._plan, TaskNames(self._plan), _Part(*self._plan.job.part)
+        order = None if shuffle is None else np.random.default_rng(shuffle)
+        pending = self._states == _State.PENDING
+        left = pending.any(axis=1)
+        blocks = [block for block in plan.prompts.blocks if left[part.rows(block)].any()]
+        if order is not None:
+            blocks = [blocks[place] for place in order.permutation(len(blocks))]
+        for block, batch in plan.prompts.read(blocks):
+            rows = np.flatnonzero(left[part.rows(block)])
+            if order is not None:
+                order.shuffle(rows)
+            texts = row_texts(batch.take(pa.array(part.offsets(block)[rows])))
+            for row, text in zip(rows + part.rows(block).start, texts, strict=True):
+                raw = RawRow(block, batch, part.number(row) - block.index)
+                asked = plan.prompts.row(raw, plan.job.max_count)
+                yield from names.tasks(asked, text, np.flatnonzero(pending[row]).tolist())
+
+
+def open_worklist(
+    plan: JobPlan, committed: Committed, given_up: Committed, report: Callable[[int], None] = lambda rows: None
+) -> Worklist:
+    """What is left of a job, or of its shard, when so much is committed and given up.
+
+    Checks all rows that are still to be made, and that no two rows of the set repeat an id or a video; raises one
+    PromptSetError with what is wrong. `report` is told now and then how many rows were passed.
+    """
+    names, part, job = TaskNames(plan), _Part(*plan.job.part), plan.job
+    check = SetCheck(plan.prompts, job.max_count, samples=job.samples)
+    states = np.zeros((part.size(plan.prompts.rows), len(names.slots)), np.uint8)
+    for block, batch, contents in check.read(OWN_SCHEMA.names):
+        own = states[part.rows(block)]
+        offsets = part.offsets(block)
+        texts = row_texts(batch, contents)[part.first(block) :: part.count]
+        for slot in range(len(names.slots)):
+            own[:, slot] = _recognised(names.digests(slot, texts), committed.tasks, given_up.tasks)
+        for place in np.flatnonzero((own == _State.PENDING).any(axis=1)):
+            row = check.row(RawRow(block, batch, int(offsets[place])))
+            if row is not None and (committed.keys or given_up.keys):
+                slots = np.flatnonzero(own[place] == _State.PENDING)
+                keys = [bytes.fromhex(task.key) for task in names.tasks(row, texts[place], slots.tolist())]
+                own[place, slots] = _recognised(keys, committed.keys, given_up.keys)
+        report(block.index + block.rows)
+    shared = check.find_repeats()
+    if problems := check.problems:
+        raise PromptSetError(describe_problems(plan.prompts.path, problems))
+    for number, sample in shared:
+        if part.has(number):
+            states[number // part.count, names.slots_of(sample)] = _State.SHARED
+    return Worklist(
+        asked=plan.asked - len(shared) * len(plan.strategies),
+        total=int(np.count_nonzero(states != _State.SHARED)),
+        done=int(np.count_nonzero(states == _State.DONE)),
+        failed=int(np.count_nonzero(states == _State.FAILED)),
+        _plan=plan,
+        _states=states,
+    )
+
+
+def _recognised(names: Sequence[bytes], committed: frozenset[bytes], given_up: frozenset[bytes]) -> np.ndarray:
+    """The state of each task."""
+    states = np.fromiter(map(committed.__contains__, names), np.uint8, len(names)) * np.uint8(_State.DONE)
+    if given_up:
+        failed = np.fromiter(map(given_up.__contains__, names), bool, len(names))
+        states[failed & (states == _State.PENDING)] = _State.FAILED
+    return states
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Every `count`-th row of a set from row `index` on; they are numbered anew."""
+
+    index: int
+    count: int
+
+    def size(self, rows: int) -> int:
+        """How many of so many first rows."""
+        return (rows - self.index + self.count - 1) // self.count if rows > self.index else 0
+
+    def has(self, number: int) -> bool:
+        return number % self.count == self.index
+
+    def number(self, row: int) -> int:
+        """Of a row in the set."""
+        return int(row) * self.count + self.index
+
+    def first(self, block: Block) -> int:
+        """The offset of a block's first row of the part; beyond the block where it has none."""
+        return (self.index - block.index) % self.count
+
+    def offsets(self, block: Block) -> np.ndarray:
+        return np.arange(self.first(block), block.rows, self.count)
+
+    def rows(self, block: Block) -> slice:
+        return slice(self.size(block.index), self.size(block.index + block.rows))

@@ -1,0 +1,157 @@
+"""What it costs to resume a job of a million prompts whose rows are nearly all done, until the first task is in hand.
+
+    python -m tests.benchmarks.resume --rows 1000000 --done 990000 --folder /tmp/resume
+
+Makes a prompt set and an output of it (segments of true rows, under keys of chance: a finished row is recognised by its
+digest) unless the folder is there; `--commits` also makes the file of every commit, `--given` gives all targets. Then
+resumes in a process of its own, as `cluster.driver` does, and prints seconds and resident memory of each part, then the
+memory along a walk of all that is left, in the set's order and shuffled.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.job import load_job
+from cluster.plan import JobPlan, TaskNames, prepare
+from cluster.promptrows import row_texts
+from cluster.rows import ROW_SCHEMA, TARGETS
+from cluster.segments import commit_name, parquet_bytes
+from cluster.store import Store
+from cluster.worklist import open_worklist
+
+ROW_GROUP = 100_000
+SEGMENT = 1_000
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
+
+
+def a_plan(folder: Path) -> JobPlan:
+    """The embedded model's job over the set."""
+    places = [f"prompts={folder}/prompts.parquet", f"output={folder}/out"]
+    return prepare(load_job("demo", [*places, "strategies=[numina]", "model.device=cpu"]))
+
+
+def make_prompt_set(path: Path, rows: int, given: bool) -> None:
+    """Prompts of some 80 characters; targets null, or given."""
+    targets = [{"noun": "circles", "count": 3}, {"noun": "squares", "count": 2}] if given else None
+    schema = pa.schema([("id", pa.string()), ("prompt", pa.string()), ("targets", TARGETS), ("source", pa.string())])
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for start in range(0, rows, ROW_GROUP):
+            numbers = range(start, min(start + ROW_GROUP, rows))
+            columns = {
+                "id": [f"prompt-{number:08d}" for number in numbers],
+                "prompt": [
+                    f"three {COLOURS[number % 6]} circles and two {COLOURS[number // 6 % 6]} squares, seen from window"
+                    f" {number}"
+                    for number in numbers
+                ],
+                "targets": [targets] * len(numbers),
+                "source": ["a web page"] * len(numbers),
+            }
+            writer.write_table(pa.table(columns, schema=schema), row_group_size=ROW_GROUP)
+
+
+def make_output(folder: Path, done: int, commits: bool) -> None:
+    """Segments with rows for `done` tasks of the set, spread over it; with `commits` a file under each key's name."""
+    plan = a_plan(folder)
+    store, names = Store(plan.job.output), TaskNames(plan)
+    rows = plan.prompts.rows
+    finished = np.zeros(rows, bool)
+    finished[np.random.default_rng(0).permutation(rows)[:done]] = True
+    if commits:
+        for shard in range(256):
+            (folder / f"out/commits/{shard:02x}").mkdir(parents=True, exist_ok=True)
+    kept: list[pa.Table] = []
+    for block, batch in plan.prompts.read():
+        chosen = np.flatnonzero(finished[block.index : block.index + block.rows])
+        digests = [digest.hex() for digest in names.digests(0, row_texts(batch))]
+        columns = {
+            "key": [os.urandom(16).hex() for _ in chosen],
+            "id": batch.column("id").take(pa.array(chosen)),
+            "prompt": batch.column("prompt").take(pa.array(chosen)),
+            "task_digest": [digests[offset] for offset in chosen],
+        }
+        empty = {field.name: pa.nulls(len(chosen), field.type) for field in ROW_SCHEMA}
+        kept.append(pa.table({**empty, **columns}, schema=ROW_SCHEMA))
+        if sum(len(table) for table in kept) >= 50 * SEGMENT or block is plan.prompts.blocks[-1]:
+            table = pa.concat_tables(kept).combine_chunks()
+            for start in range(0, len(table), SEGMENT):
+                segment = table.slice(start, SEGMENT)
+                store.row_files.write_segment([segment])
+                if commits:
+                    content = parquet_bytes(segment.slice(0, 1))  # names are read, and no contents
+                    for key in segment["key"].to_pylist():
+                        (folder / "out" / commit_name(key)).write_bytes(content)
+            kept = []
+
+
+def resume(folder: Path) -> None:
+    """Resumes in this process; prints a line for each part."""
+    process = psutil.Process()
+    began = last = time.perf_counter()
+    last_cpu = time.process_time()
+
+    def say(part: str, **found: Any) -> None:
+        nonlocal last, last_cpu
+        now, cpu = time.perf_counter(), time.process_time()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        resident = process.memory_info().rss / 2**20
+        times = {"seconds": round(now - last, 2), "cpu": round(cpu - last_cpu, 2), "in all": round(now - began, 2)}
+        print(json.dumps({"part": part, **found, **times, "MiB": round(resident), "peak MiB": round(peak)}), flush=True)
+        last, last_cpu = now, cpu
+
+    plan = a_plan(folder)
+    say("prepare", rows=plan.prompts.rows)
+    store = Store(plan.job.output)
+    committed = store.committed_index()
+    say("committed_index", rows=len(committed.keys))
+    given_up = store.given_up(committed)
+    say("given_up", rows=len(given_up.keys))
+    worklist = open_worklist(plan, committed, given_up)
+    say("open_worklist", asked=worklist.asked, total=worklist.total, done=worklist.done, failed=worklist.failed)
+    del committed, given_up
+    say("first task", key=next(worklist.tasks()).key)
+    left = worklist.total - worklist.done - worklist.failed
+    for shuffle in (None, 1):
+        for number, _ in enumerate(worklist.tasks(shuffle=shuffle)):
+            if number in (0, left // 2, left - 1):
+                say(f"walk, shuffle={shuffle}", task=number)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--done", type=int, default=990_000)
+    parser.add_argument("--given", action="store_true")
+    parser.add_argument("--commits", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="in this process, from a folder that is there")
+    args = parser.parse_args()
+    if args.resume:
+        resume(args.folder)
+        return
+    if not args.folder.exists():
+        args.folder.mkdir(parents=True)
+        began = time.perf_counter()
+        make_prompt_set(args.folder / "prompts.parquet", args.rows, args.given)
+        make_output(args.folder, args.done, args.commits)
+        print(f"made in {time.perf_counter() - began:.0f} s", flush=True)
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "tests.benchmarks.resume", "--folder", str(args.folder), "--resume"]
+    subprocess.run(command, check=True)
+    print(f"the process in all: {time.perf_counter() - began:.1f} s, its imports and both walks with it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""A job whose model does nothing for 20 ms: everything else is real (gangs of ranks that meet, layouts, mp4s, commits).
+
+    python -m tests.faults.quick_job DIARY key=value…
+
+Prompts with the words poison, bug or endless end a rank, raise an error, never return. Every call that a gang computes
+leaves a line in DIARY, so that a test can say what was done twice. Exits as `numina run` does.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import ray
+import torch.distributed as dist
+
+import cluster.gang
+from cluster.driver import prepare, run_job
+from cluster.job import load_job
+from cluster.logs import set_up
+from cluster.progress import JobProgress
+from numina.layout import Capture
+from numina.tokens import TokenSpans
+from pipelines.clip import Clip, Identified, Request
+from pipelines.parallel import limit_collectives
+
+SECONDS = 0.02
+FRAMES, SIDE = 5, 32
+
+
+class QuickRank(cluster.gang.Rank):
+    """A rank without a model. It meets the others in every call, as attention would have it."""
+
+    def load(self, first: cluster.gang.Arrival) -> dict[str, float]:
+        patience = timedelta(seconds=self.spec.start_timeout)
+        meeting = self.meeting or dist.TCPStore(first.host, first.port or 0, is_master=False, timeout=patience)
+        dist.init_process_group("gloo", store=meeting, rank=self.rank, world_size=self.spec.ranks, timeout=patience)
+        return {}
+
+    def warm_up(self) -> dict[str, float]:
+        limit_collectives(timedelta(seconds=self.spec.step_timeout))
+        self.requests: dict[str, Request] = {}
+        return {}
+
+    def work(self, phase: str, keys: Sequence[str]) -> bool:
+        """Takes its time; whether this rank answers."""
+        if self.rank == 0:
+            diary = os.open(os.environ["NUMINA_DIARY"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.write(diary, "".join(f"{phase} {key}\n" for key in keys).encode())
+            os.close(diary)
+        time.sleep(SECONDS)
+        dist.barrier()
+        return self.rank == 0
+
+    @ray.method(num_returns=2)
+    def identify(self, requests: Sequence[Request], method: Any, texts: Any) -> Any:
+        self.requests |= {request.key: request for request in requests}
+        obey(requests)
+        if not self.work("identify", [request.key for request in requests]):
+            return None, None
+        return [identified(request) for request in requests], None
+
+    @ray.method(num_returns=2)
+    def plain(self, requests: Sequence[Request], texts: Any) -> Any:
+        obey(requests)
+        return self.clips("plain", [request.key for request in requests])
+
+    @ray.method(num_returns=2)
+    def finish(self, keys: Sequence[str]) -> Any:
+        return self.clips("finish", keys)
+
+    @ray.method(num_returns=2)
+    def guide(self, keys: Sequence[str], plans: Any) -> Any:
+        return self.clips("guide", keys)
+
+    def clips(self, phase: str, keys: Sequence[str]) -> Any:
+        if not self.work(phase, keys):
+            return None, None
+        return [clip(key) for key in keys], None
+
+    def drop(self, keys: Sequence[str]) -> None:
+        pass
+
+
+def obey(requests: Sequence[Request]) -> None:
+    """Some prompts say what is to go wrong."""
+    prompts = " ".join(request.prompt for request in requests)
+    if "poison" in prompts:
+        os._exit(1)
+    if "bug" in prompts:
+        raise KeyError("a bug")
+    if "endless" in prompts:
+        time.sleep(1e6)
+
+
+def clip(key: str) -> Clip:
+    """Frames that depend on the key alone."""
+    pixels = np.frombuffer(bytes.fromhex(key), np.uint8)
+    return Clip(np.resize(pixels, (FRAMES, SIDE, SIDE, 3)), b"", {"denoise": SECONDS})
+
+
+def identified(request: Request) -> Identified:
+    """As many peaks per noun as its key says: right for some prompts, wrong for others."""
+    responses = np.zeros((len(request.targets), 3, 16, 16), np.float32)
+    for noun, target in enumerate(request.targets):
+        shown = target.count + int(request.key[0], 16) % 2
+        for number in range(shown):
+            responses[noun, :, 2 + 4 * (number // 4), 2 + 4 * (number % 4)] = 1.0
+    spans = tuple(TokenSpans((noun,), (noun,), (noun,)) for noun in range(len(request.targets)))
+    return Identified(Capture(responses=responses, components=None), spans, {"identify": SECONDS})
+
+
+def main() -> int:
+    os.environ["NUMINA_DIARY"] = sys.argv[1]
+    cluster.gang.Rank = QuickRank  # type: ignore[misc]
+    job = load_job("demo", sys.argv[2:])
+    set_up(job.cluster.log_format)
+    shown = ""
+
+    def report(now: JobProgress) -> None:
+        nonlocal shown
+        line = f"{now.done} done, {now.failed} failed of {now.total}: {now.gangs}"
+        if line != shown:
+            print(line, flush=True)
+        shown = line
+
+    outcome = run_job(prepare(job), report)
+    print(f"{outcome.generated} generated")
+    return 3 if outcome.stopped else int(outcome.failed > 0)
+
+
+if __name__ == "__main__":
+    from tests.faults.quick_job import main  # so that ranks find the class by a module's name
+
+    sys.exit(main())

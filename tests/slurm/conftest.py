@@ -1,0 +1,154 @@
+"""A real SLURM on this host, of two "nodes" of four "CPUs" each, from Debian's packages slurm-wlm and munge."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+DAEMONS = ("munged", "slurmctld", "slurmd")
+CONFIG = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser=root
+AuthType=auth/munge
+CredType=cred/munge
+# A requeued job waits until its old credential can't be used any more: 120 seconds, if nothing is said.
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=1
+KillWait=5
+ReturnToService=2
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmctldLogFile={folder}/slurmctld.log
+StateSaveLocation={folder}/state
+SlurmdPidFile={folder}/%n.pid
+SlurmdLogFile={folder}/%n.log
+SlurmdSpoolDir={folder}/%n
+NodeName=one NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4
+NodeName=two NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4
+PartitionName=all Nodes=ALL Default=YES State=UP
+"""
+
+
+class Slurm:
+    """The commands of one SLURM. Jobs are submitted from a test's folder, with this Python's `numina` on the PATH."""
+
+    def __init__(self, config: Path, folder: Path):
+        self.folder = folder
+        self.environment = os.environ | {
+            "SLURM_CONF": str(config),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+
+    def __call__(self, *command: str) -> str:
+        """A command's output."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def submit(self, script: str, *arguments: str, options: tuple[str, ...] = (), **environment: str) -> str:
+        """The id of a job of one of our scripts."""
+        exported = [f"--export=ALL,{','.join(f'{name}={value}' for name, value in environment.items())}"]
+        answer = self("sbatch", "--parsable", *options, *exported, str(ROOT / "slurm" / script), *arguments)
+        return answer.strip()
+
+    def field(self, job: str, name: str) -> str:
+        """What SLURM says of a job or of a task of an array."""
+        found = re.search(rf"\b{name}=(\S*)", self("scontrol", "show", "job", "--oneliner", job))
+        assert found, f"{job} has no {name}"
+        return found[1]
+
+    def jobs(self, *jobs: str) -> str:
+        """Those that aren't over, of some or of all."""
+        return self("squeue", "--noheader", *(["--jobs", ",".join(jobs)] if jobs else [])).strip()
+
+    def wait(self, *jobs: str, seconds: float = 400) -> None:
+        """Until the jobs are over, and not merely requeued."""
+        wait_until(lambda: not self.jobs(*jobs), seconds, self.logs)
+
+    def logs(self) -> str:
+        """What the jobs of this test have printed."""
+        return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in sorted(self.folder.glob("*.log")))
+
+
+def wait_until(condition: Callable[[], object], seconds: float, reason: Callable[[], str] = lambda: "") -> None:
+    """Looks at a condition until it holds."""
+    late = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < late, f"it didn't come true in {seconds} s\n{reason()}"
+        time.sleep(0.3)
+
+
+@pytest.fixture(scope="session")
+def slurm_config() -> Iterator[Path]:
+    """The configuration of a SLURM that runs, ended with the session."""
+    if missing := [name for name in DAEMONS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]:
+        pytest.skip(f"{', '.join(missing)} not installed; on Debian: apt-get install slurm-wlm munge")
+    if os.geteuid() != 0:
+        pytest.skip("slurmd runs jobs as their users, for which it must be root")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    config = folder / "slurm.conf"
+    config.write_text(CONFIG.format(host=socket.gethostname().split(".")[0], folder=folder, ports=free_ports(3)))
+    (folder / "state").mkdir()
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o600)
+    munge = [f"--{name}={folder}/munge.{name.split('-')[0]}" for name in ("key-file", "socket", "pid-file", "log-file")]
+    daemons = [start(folder, "munged", "--foreground", "--force", f"--seed-file={folder}/munge.seed", *munge)]
+    slurm = Slurm(config, folder)
+    try:
+        wait_until((folder / "munge.socket").exists, 10)
+        daemons.append(start(folder, "slurmctld", "-D"))
+        wait_until(lambda: "UP" in subprocess.getoutput(f"SLURM_CONF={config} scontrol ping"), 20)
+        daemons += [start(folder, "slurmd", "-D", "-N", node) for node in ("one", "two")]
+        wait_until(lambda: slurm("sinfo", "--noheader", "--format=%T %D").split() == ["idle", "2"], 30)
+        yield config
+        slurm("scancel", "--user=root")
+        wait_until(lambda: not slurm.jobs(), 30)
+    finally:
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(15)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def slurm(slurm_config: Path, tmp_path: Path) -> Slurm:
+    """SLURM, with a folder to submit in."""
+    return Slurm(slurm_config, tmp_path)
+
+
+def start(folder: Path, daemon: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """A daemon in the foreground; what it says goes to a file."""
+    environment = os.environ | {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    with (folder / f"{daemon}.out").open("ab") as output:
+        return subprocess.Popen([daemon, *arguments], env=environment, stdout=output, stderr=output)
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [held.getsockname()[1] for held in sockets]
+    for held in sockets:
+        held.close()
+    return ports

@@ -79,9 +79,7 @@ class Fleet:
             if gang.silent:
                 yield gang, GangError(f"{gang.name} gave no sign of life for {gang.spec.step_timeout:.0f} s")
             elif gang.stage == ENDING and gang.overdue:
-                log.warning(
-                    "%s: some of its processes live on after %.0f s", gang.name, gang.age, extra={"gang": gang.name}
-                )
+                _log(gang).warning("%s: some of its processes live on after %.0f s", gang.name, gang.age)
                 self._begin_again(gang)
             elif gang.stage == PLACING and gang.overdue:
                 # A job goes on with the gangs it has: a lost node may come back.
@@ -160,18 +158,14 @@ class Fleet:
         if self.false_starts[gang.name] >= self.plan.job.cluster.attempts:
             self._give_up(gang, error)
         else:
-            log.warning(
-                "%s could not start, and is started again: %s", gang.name, reason(error), extra={"gang": gang.name}
-            )
+            _log(gang).warning("%s could not start, and is started again: %s", gang.name, reason(error))
             self.replace(gang)
 
     def _give_up(self, gang: Gang, error: BaseException) -> None:
         peers = self._peers(gang)
         if len(peers) == 1:
             raise GangError(f"{gang.name} could not start: {reason(error)}") from error
-        log.error(
-            "%s could not start, the job goes on without it: %s", gang.name, reason(error), extra={"gang": gang.name}
-        )
+        _log(gang).error("%s could not start, the job goes on without it: %s", gang.name, reason(error))
         del peers[gang.name]
         self.replace(gang)
 

@@ -467,7 +467,7 @@ def _is_singular(word: str) -> bool:
     return word in lexicon.SINGULAR_IN_S or word.endswith(("us", "ss", "is", "gas", "bias", "lens", "canvas", "iris"))
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _forms(noun: str) -> frozenset[str]:
     """A noun in singular and plural."""
     one = singular(noun)

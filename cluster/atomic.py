@@ -45,6 +45,7 @@ class Files(Protocol):
     """What a store needs of a filesystem. Lost or full storage is a StorageError in every method."""
 
     root: str  # without the user's name and secret, where the URL had them
+    readers: int  # files that are best read at once
 
     def create(self, name: str, data: bytes) -> bool:
         """Make the file with this content, durably; False when it exists already, then it is left as it is."""
@@ -155,6 +156,8 @@ def storage_trouble(action: str, path: str, *, lost: tuple[type[Exception], ...]
 
 class PosixFiles:
     """A folder on a POSIX filesystem, local or NFS."""
+
+    readers = 4  # more are no faster, and take memory
 
     def __init__(self, root: str, *, single_writer: bool = False) -> None:
         self.root = root
@@ -326,6 +329,8 @@ class PosixFiles:
 
 class ObjectFiles:
     """A prefix of an object store, through fsspec; `exclusive` when its put can be conditional (S3)."""
+
+    readers = 16  # each waits for a round trip
 
     def __init__(self, fs: fsspec.AbstractFileSystem, prefix: str, *, exclusive: bool) -> None:
         self.root = without_secrets(fs.unstrip_protocol(prefix))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import torch
 from ray import ObjectRef
+from ray.exceptions import RayTaskError
 
 from cluster.drain import Drain
 from cluster.faults import CLUSTER_LOST, Verdict, cause_of, judge, reason
@@ -91,7 +92,7 @@ def ray_cluster(plan: JobPlan) -> Iterator[None]:
     options: dict[str, Any] = {}
     if address == "local":
         # One core more than the ranks take, at least: what runs beside them is short, and ranks sleep where they wait.
-        cores = max(reserved_cpus(plan) + 1, os.cpu_count() or 1)
+        cores = max(reserved_cpus(plan) + 1, len(os.sched_getaffinity(0)))
         options = {"num_cpus": cores, "include_dashboard": False}
         if plan.job.cluster.metrics_port:
             options["_metrics_export_port"] = plan.job.cluster.metrics_port
@@ -422,10 +423,12 @@ class Driver:
         if flight is None:
             log.warning("rows could not be gathered into a segment, and are read one by one: %s", reason(error))
             return
-        # Input is refused by every rank alike, before any collective: the gang is well.
-        well = verdict is Verdict.REFUSED or (is_out_of_memory(error) and gang is not None and gang.spec.ranks == 1)
+        raised = isinstance(error, RayTaskError)  # by this call: a lost process fails all its calls at once
+        # Input is refused by every rank alike, before any collective. Any other error leaves several ranks out of step.
+        alone = gang is not None and gang.spec.ranks == 1 and raised
+        well = verdict is Verdict.REFUSED or (alone and (verdict is Verdict.GIVE_UP or is_out_of_memory(error)))
         if gang is not None and not well:
-            self._lose(gang, flight, error)  # also where memory ran out: the ranks may be out of step
+            self._lose(gang, flight if raised else None, error)
         elif flight in self.flights:
             if flight.gang is not None:
                 flight.gang.call("drop", flight.keys)

@@ -16,7 +16,7 @@ from threading import Event, Thread
 import pyarrow as pa
 
 from cluster.claims import CLAIM_SECONDS
-from cluster.segments import READERS, SEGMENT_ROWS, commit_name, packed, read_table, read_tables, split
+from cluster.segments import SEGMENT_ROWS, commit_name, packed, read_table, read_tables, split
 from cluster.store import Store
 from numina.errors import OutputError, StorageError
 
@@ -99,8 +99,9 @@ class _CleanUp:
     def remove(self, kind: str, names: Iterable[str]) -> None:
         """Remove and count files, many at once."""
         rest = iter(names)
-        with ThreadPoolExecutor(READERS) as removers:
-            while some := list(islice(rest, _AT_ONCE * READERS)):
+        threads = self.store.files.readers
+        with ThreadPoolExecutor(threads) as removers:
+            while some := list(islice(rest, _AT_ONCE * threads)):
                 if time.monotonic() - self.looked > _LOOK_SECONDS:
                     self.look()
                 parts = [some[start : start + _AT_ONCE] for start in range(0, len(some), _AT_ONCE)]

@@ -25,7 +25,6 @@ from cluster.rows import ROW_SCHEMA
 from numina.errors import OutputError, StorageError
 
 SEGMENT_ROWS = 10_000
-READERS = 16  # files read at once: on object stores each takes a round trip
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _COMMIT = re.compile(r"[0-9a-f]{32}\.parquet")
@@ -84,7 +83,7 @@ class RowFiles:
         for _ in range(_TRIES):
             listed = b"".join(self._commit_keys())
             try:
-                with ThreadPoolExecutor(READERS) as readers:
+                with ThreadPoolExecutor(self._files.readers) as readers:
                     made = list(readers.map(read_one, self.segments()))
                 known = b"".join(keys for keys, _ in made)
                 return known, [part for _, part in made], loose(_missing(listed, known))
@@ -148,7 +147,7 @@ class RowFiles:
             except FileNotFoundError:
                 return None
 
-        with ThreadPoolExecutor(READERS) as readers:
+        with ThreadPoolExecutor(self._files.readers) as readers:
             return list(readers.map(attempt, keys))
 
     def _commit_keys(self) -> Iterator[bytes]:
@@ -158,7 +157,7 @@ class RowFiles:
             names = self._files.names(f"commits/{shard}")
             return binascii.unhexlify("".join([name[:32] for name in names if _COMMIT.fullmatch(name)]))
 
-        with ThreadPoolExecutor(READERS) as readers:
+        with ThreadPoolExecutor(self._files.readers) as readers:
             yield from readers.map(listed, self._files.names("commits"))
 
 
@@ -217,7 +216,7 @@ def read_table(files: Files, name: str, columns: Sequence[str] | None = None) ->
 
 def read_tables(files: Files, names: Iterable[str], columns: Sequence[str] | None = None) -> list[pa.Table]:
     """`read_table` of each, many at once."""
-    with ThreadPoolExecutor(READERS) as readers:
+    with ThreadPoolExecutor(files.readers) as readers:
         return list(readers.map(lambda name: read_table(files, name, columns), names))
 
 

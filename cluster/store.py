@@ -34,7 +34,6 @@ from cluster.atomic import Files, check_promise, open_files
 from cluster.claims import Claims
 from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, canonical, canonical_json, check_row, plain_value
 from cluster.segments import (
-    READERS,
     SEGMENT_ROWS,
     RowFiles,
     commit_name,
@@ -258,14 +257,14 @@ class Store:
     def failures(self) -> dict[str, list[dict[str, Any]]]:
         """The records of all failed attempts by key, in the order of the attempts; keys that have a row since, too."""
         keys = sorted(filter(is_key, self.files.names("failures")))
-        with ThreadPoolExecutor(READERS) as readers:
+        with ThreadPoolExecutor(self.files.readers) as readers:
             return dict(zip(keys, readers.map(self._failures_of, keys), strict=True))
 
     def given_up(self, committed: Committed) -> Committed:
         """Keys, and task digests where the records have them, of what failed for good and has no row."""
         failed = filter(is_key, self.files.names("failures"))
         keys = [key for key in failed if bytes.fromhex(key) not in committed.keys]
-        with ThreadPoolExecutor(READERS) as readers:
+        with ThreadPoolExecutor(self.files.readers) as readers:
             last = dict(zip(keys, readers.map(self._last_failure, keys), strict=True))
         final = {key: record for key, record in last.items() if record is not None and record.get("final", True)}
         digests = [record["task_digest"] for record in final.values() if record.get("task_digest")]
@@ -368,7 +367,7 @@ class Store:
 
     def _commit_times(self, keys: list[str]) -> dict[str, float]:
         """Seconds since the epoch by key, by the storage's clock."""
-        with ThreadPoolExecutor(READERS) as readers:
+        with ThreadPoolExecutor(self.files.readers) as readers:
             found = readers.map(lambda key: self.files.stat(commit_name(key)).modified, keys)
             return dict(zip(keys, found, strict=True))
 

@@ -84,12 +84,13 @@ class Job:
             time.sleep(0.02)
         return time.monotonic() - began
 
-    def wait_for_work(self, calls: int) -> bool:
+    def wait_for_work(self, calls: int, timeout: float = 60) -> bool:
         """Until the gangs computed so many calls more; False when the job is over."""
-        goal = len(self.diary()) + calls
+        began, goal = time.monotonic(), len(self.diary()) + calls
         while len(self.diary()) < goal:
             if self.process.poll() is not None:
                 return False
+            assert time.monotonic() - began < timeout, self.log()[-3000:]
             time.sleep(0.02)
         return True
 

@@ -27,7 +27,7 @@ from numina.tokens import TokenSpans
 from pipelines.clip import Clip, Identified, Request
 from pipelines.parallel import limit_collectives
 
-SECONDS = 0.02
+SECONDS = float(os.environ.get("NUMINA_QUICK_SECONDS", "0.02"))
 FRAMES, SIDE = 5, 32
 
 
@@ -35,13 +35,16 @@ class QuickRank(cluster.gang.Rank):
     """A rank without a model. It meets the others in every call, as attention would have it."""
 
     def load(self, first: cluster.gang.Arrival) -> dict[str, float]:
-        patience = timedelta(seconds=self.spec.start_timeout)
-        meeting = self.meeting or dist.TCPStore(first.host, first.port or 0, is_master=False, timeout=patience)
-        dist.init_process_group("gloo", store=meeting, rank=self.rank, world_size=self.spec.ranks, timeout=patience)
+        if self.spec.ranks > 1:
+            assert first.port is not None
+            patience = timedelta(seconds=self.spec.start_timeout)
+            meeting = self.meeting or dist.TCPStore(first.host, first.port, is_master=False, timeout=patience)
+            dist.init_process_group("gloo", store=meeting, rank=self.rank, world_size=self.spec.ranks, timeout=patience)
         return {}
 
     def warm_up(self) -> dict[str, float]:
-        limit_collectives(timedelta(seconds=self.spec.step_timeout))
+        if self.spec.ranks > 1:
+            limit_collectives(timedelta(seconds=self.spec.step_timeout))
         self.requests: dict[str, Request] = {}
         return {}
 
@@ -52,7 +55,8 @@ class QuickRank(cluster.gang.Rank):
             os.write(diary, "".join(f"{phase} {key}\n" for key in keys).encode())
             os.close(diary)
         time.sleep(SECONDS)
-        dist.barrier()
+        if self.spec.ranks > 1:
+            dist.barrier()
         return self.rank == 0
 
     @ray.method(num_returns=2)

@@ -52,7 +52,7 @@ def test_a_second_signal_and_the_grace_end_a_drain(tmp_path: Path) -> None:
     """A clip that doesn't end is left: by a second signal at once, or when the grace is over."""
     endless = [{"id": "endless", "prompt": "three red circles, endless"}]
     job = Job(tmp_path, endless, *QUICK, "cluster.grace=2")
-    for signals, limit in ((2, 2.0), (1, 2.0 + 5.0)):
+    for signals, limit in ((2, 0.4), (1, 2.0)):
         job.start()
         while "'gang-0': 'denoise'" not in job.log().rsplit("placing", 1)[-1]:
             time.sleep(0.1)
@@ -61,7 +61,7 @@ def test_a_second_signal_and_the_grace_end_a_drain(tmp_path: Path) -> None:
             os.kill(job.process.pid, signal.SIGTERM)
             time.sleep(0.2)
         assert job.wait(30) == 3
-        assert time.monotonic() - began < limit + 5.0  # what it takes Ray to end
+        assert time.monotonic() - began < limit + 13.0  # what it takes Ray to end
 
 
 def test_bad_prompts_cost_themselves_alone(tmp_path: Path) -> None:
@@ -93,27 +93,27 @@ def test_a_job_in_which_nothing_works_is_stopped(tmp_path: Path) -> None:
 
 def test_two_drivers_on_one_output_share_the_work(tmp_path: Path) -> None:
     """The same command started twice at once: every row once, and hardly a clip computed twice (goal: 2 %)."""
-    first = Job(tmp_path, numbered_prompts(150), *QUICK)
+    slow = {"NUMINA_QUICK_SECONDS": "0.3"}  # so that both are at work before one has done it all
+    first = Job(tmp_path, numbered_prompts(120), *QUICK, environment=slow)
     first.start()
-    second = Job(tmp_path, [], *QUICK)
+    second = Job(tmp_path, [], *QUICK, environment=slow)
     second.start()
     assert (first.wait(), second.wait()) == (0, 0)
-    assert len(rows(tmp_path)) == 150
-    twice = len(first.diary()) - 150
-    print(f"\n{twice} of 150 clips computed by both drivers")
-    assert twice <= 3
+    assert len(rows(tmp_path)) == 120
+    twice = len(first.diary()) - 120
     made = [int(found) for found in re.findall(r"(\d+) generated", first.log())]
-    assert len(made) == 2
+    print(f"\n{twice} of 120 clips computed by both drivers, which made {made}")
+    assert twice <= 2
     assert min(made) > 15  # both had their share
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real filesystem of 1 MiB at the job's output."""
+    """A real filesystem of 384 KiB at the job's output."""
     folder = tmp_path / "out"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=384k", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("mounting a small filesystem needs root")
@@ -124,28 +124,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_stops_the_job_and_blames_no_clip(small_disk: Path, tmp_path: Path) -> None:
     """The job ends with the reason; when there is room again the same command does what is left."""
     job = Job(tmp_path, numbered_prompts(60), *QUICK)
-    ballast = small_disk / ".ballast"
-    job.start()
-    assert job.wait_for_work(5)
-    with ballast.open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-                file.flush()
-        except OSError:
-            pass
-    assert job.wait(60) == 1
+    assert job.run() == 1
     assert "No space left on device; the job stops here, no prompt is blamed" in job.log()
     assert not Store(str(small_disk)).failures()
-    ballast.unlink()
+    assert 5 < len(rows(tmp_path)) < 60
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     assert job.run() == 0
     assert len(rows(tmp_path)) == 60
 
 
-def test_the_loss_of_the_head_ends_the_job(tmp_path: Path) -> None:
+def test_the_loss_of_the_head_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its head a cluster is gone: the driver says so and ends, instead of waiting for ever; on another cluster
     the same command does what is left."""
+    monkeypatch.setenv("NUMINA_DIARY", str(tmp_path / "diary"))  # for the cluster's processes
     for lost in (True, False):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
         try:

@@ -214,13 +214,14 @@ def test_a_torn_commit_does_not_stop_the_compaction_of_others(tmp_path: Path) ->
 
 def test_flipped_bits_are_found(tmp_path: Path) -> None:
     """Pages carry checksums: a file of the right length with wrong content is torn too."""
-    store, _ = torn_output(tmp_path, "commits", 1)
-    (segment,) = (tmp_path / "segments").iterdir()
-    content = bytearray(segment.read_bytes())
-    content[60] ^= 255
-    segment.write_bytes(content)
-    with pytest.raises(OutputError, match=f"{segment.name} is torn"):
-        store.committed_index()
+    store = Store(str(tmp_path))
+    store.commit(a_row(key_of(1), store))
+    commit = tmp_path / f"commits/{key_of(1)[:2]}/{key_of(1)}.parquet"
+    flipped = commit.read_bytes().replace(b"three cats", b"three bats")
+    assert flipped != commit.read_bytes()
+    commit.write_bytes(flipped)
+    with pytest.raises(OutputError, match=f"{commit.name} is torn"):
+        store.rows()
 
 
 @pytest.mark.parametrize("name", ["failures/{key}/1.json", "runs/2026.json"])

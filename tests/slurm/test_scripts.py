@@ -159,6 +159,7 @@ def test_an_array_makes_every_row_once(slurm: Slurm, job: list[str]) -> None:
 @pytest.mark.timeout(600)
 def test_a_cluster_outlives_its_time_limit(slurm: Slurm, job: list[str]) -> None:
     """One Ray over two nodes, a gang on each: before its time is up it is drained, requeued, and completes."""
+    before = set(Path("/tmp").glob("numina.*"))
     options = ("--nodes=2", "--cpus-per-task=1", "--time=10", "--signal=B:USR2@60")
     overrides = ("samples=30", "generation.steps=12", "parallel.gangs=2")
     submitted = slurm.submit("cluster.sbatch", *job, *overrides, options=options)
@@ -173,4 +174,4 @@ def test_a_cluster_outlives_its_time_limit(slurm: Slurm, job: list[str]) -> None
     assert "SIGUSR2: what is under way is finished" in slurm.logs()
     assert 3 <= done < 6 * 30
     assert_exact(slurm.folder, samples=30)
-    assert not list(Path("/tmp").glob("numina.*")), "what Ray left behind, on either node"
+    assert set(Path("/tmp").glob("numina.*")) <= before, "what Ray left behind, on either node"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from cluster.job import ALGORITHM_VERSION, JobConfig, config_hash
 from cluster.promptrows import PromptRow, RawRow, row_texts
 from cluster.promptset import PromptSet, open_prompts, require_prompts
 from cluster.rows import RowKeys, TaskDigests, canonical_json, sample_seed
+from numina.errors import ConfigError
 from pipelines.base import ModelFacts
 from pipelines.cache import cache_label, check_cache
 from pipelines.clip import Clip
@@ -185,6 +187,7 @@ def prepare(job: JobConfig) -> JobPlan:
 
     Raises an InputError before any GPU is taken.
     """
+    check_submitted(job)
     model = inspect_model(job.model.path)
     device = job.model.device
     if device == "auto" and job.cluster.address != "local":
@@ -196,6 +199,19 @@ def prepare(job: JobConfig) -> JobPlan:
     require_prompts(path, job.max_count, limit=min(FIRST_ROWS, job.limit or FIRST_ROWS))
     prompts = open_prompts(path, limit=job.limit)
     return JobPlan(job=job, model=model, device=device, dtype=resolve_dtype(job.model.dtype, device), prompts=prompts)
+
+
+def check_submitted(job: JobConfig) -> None:
+    """Raises ConfigError where a job that `ray job submit` sent would lose its rows, or start a second Ray."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return
+    if "://" not in job.output and not os.path.isabs(job.output):
+        raise ConfigError(
+            f"output is {job.output!r}, relative to a copy of the working directory that Ray deletes; "
+            "give an absolute path that all nodes share, or a URL"
+        )
+    if job.cluster.address == "local":
+        raise ConfigError("cluster.address is 'local', a second Ray inside the submitted job; give auto")
 
 
 def check_combination(job: JobConfig, model: ModelFacts, device: str) -> None:

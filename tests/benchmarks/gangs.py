@@ -6,9 +6,9 @@
 
 `build` writes a checkpoint of Wan2.1's layout: transformer and VAE at their true shapes with random weights, a text
 encoder of one small layer (the real one is another 11 GB to write). `run` is the job runner itself on a local Ray, at
-480p and 81 frames unless the overrides say otherwise. A clip's wall time is the time between commits in the steady
-state (the first clip of each gang left out); what of it isn't denoising is idle: encoding, decoding, waiting for
-layouts, writing and committing. Its share is given for the steps that were run and for 50.
+480p and 81 frames unless the overrides say otherwise (`generation.crf=51`: an mp4 of noise takes long). Of each gang's
+time between its first call and the end of its last one it prints what was denoising, what decoding, and what neither:
+texts, waiting for layouts, and the way of calls and answers. Shares are given for the steps that were run and for 50.
 """
 
 import argparse
@@ -32,6 +32,12 @@ from tests.benchmarks.guidance_cost import MODELS, build
 
 WHOLE = 50  # steps of a clip as users make it
 DENOISING = ("identify", "denoise", "guide")
+PARTS = {  # a call's span → the timings of what it did
+    "identify": ("encode", "identify"),
+    "finish": ("denoise", "decode"),
+    "guide": ("guide", "decode"),
+    "denoise": ("encode", "denoise", "decode"),
+}
 
 
 def write_checkpoint(name: str, folder: Path, device: str, tiny: bool) -> None:
@@ -65,13 +71,10 @@ def run(folder: Path, clips: int, overrides: list[str]) -> None:
         make_prompts(prompts, f"{work}/prompts.parquet")
         places = [f"model.path={folder}", f"prompts={work}/prompts.parquet", f"output={work}/out"]
         job = load_job("wan1.3b", ["cluster.address=local", *places, "generation.steps=10", *overrides])
-        commits: list[tuple[float, int]] = []
         stages: dict[str, list[tuple[float, str]]] = {}
 
         def watch(progress: JobProgress) -> None:
             now = time.perf_counter()
-            if not commits or progress.generated > commits[-1][1]:
-                commits.append((now, progress.generated))
             for gang, stage in progress.gangs.items():
                 seen = stages.setdefault(gang, [])
                 if not seen or seen[-1][1] != stage:
@@ -87,23 +90,37 @@ def run(folder: Path, clips: int, overrides: list[str]) -> None:
         for row in rows:
             took = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in row["timings"].items() if seconds)
             print(f"  clip {row['id']}, {'guided' if row['guided'] else 'not guided'}: {took}")
-        report(rows, commits, job.parallel.gangs, job.generation.steps)
+        report(rows, job.generation.steps)
 
 
-def report(rows: list[dict], commits: list[tuple[float, int]], gangs: int, steps: int) -> None:
-    """Idle share and memory; the first clips of all gangs are the warm-up."""
+def report(rows: list[dict], steps: int) -> None:
+    """What each gang did with its time, from the rows' spans and timings."""
     peak = max((row["peak_memory_bytes"] or 0) for row in rows) / 2**30
     print(f"peak of rank 0: {peak:.1f} GiB")
-    steady = [(at, done) for at, done in commits if done >= gangs]
-    if len(steady) < 2:
-        print("too few clips for a steady state")
-        return
-    (first, before), (last, after) = steady[0], steady[-1]
-    wall = (last - first) / (after - before) * gangs
-    busy = statistics.median(sum(row["timings"].get(stage) or 0.0 for stage in DENOISING) for row in rows)
-    idle, of_whole = wall - busy, busy * WHOLE / steps
-    print(f"per clip and gang: {wall:.2f} s, denoising {busy:.2f}, else {idle:.2f}")
-    print(f"idle: {100 * idle / wall:.1f} % at {steps} steps, {100 * idle / (idle + of_whole):.1f} % at {WHOLE} steps")
+    for gang in sorted({span["place"] for row in rows for span in row["spans"] if span["place"].startswith("gang")}):
+        mine = [row for row in rows if any(span["place"] == gang for span in row["spans"])]
+        spans = sorted(
+            ((span, row["timings"]) for row in mine for span in row["spans"] if span["place"] == gang),
+            key=lambda pair: pair[0]["began"],
+        )
+        gaps, end = [], spans[0][0]["began"]
+        for span, timings in spans:
+            ended = span["began"] + span["seconds"]
+            gaps.append(ended - end - sum(timings[part] or 0.0 for part in PARTS[span["stage"]]))
+            end = ended
+        whole, decode, denoising = end - spans[0][0]["began"], 0.0, 0.0
+        for row in mine:
+            decode += row["timings"]["decode"]
+            denoising += sum(row["timings"][stage] or 0.0 for stage in DENOISING)
+        clips = len(mine)
+        print(f"{gang}: {clips} clips; a clip {whole / clips:.2f} s, denoising {denoising / clips:.2f}", end=", ")
+        print(f"decode {decode / clips:.2f}; between two calls {statistics.median(gaps):.3f} s (median),", end=" ")
+        print(f"{max(gaps[1:], default=0.0):.3f} s at most after the first")
+        rest, idle, then = whole - denoising, whole - denoising - decode, denoising * WHOLE / steps
+        for name, part in (("all but denoising", rest), ("without work", idle)):
+            print(
+                f"  {name}: {100 * part / whole:.1f} % at {steps} steps, {100 * part / (rest + then):.2f} % at {WHOLE}"
+            )
 
 
 def main() -> None:

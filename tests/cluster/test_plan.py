@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 
 from cluster.job import JobConfig, load_job
-from cluster.plan import FIRST_ROWS, ClipTask, JobPlan, prepare
+from cluster.plan import FIRST_ROWS, ClipTask, JobPlan, check_submitted, prepare
 from cluster.promptset import make_prompts, open_prompts
 from cluster.rows import ROW_SCHEMA, row_key
 from cluster.worklist import open_worklist
-from numina.errors import PromptSetError
+from numina.errors import ConfigError, PromptSetError
 from numina.prompts import Target
 from pipelines.clip import Clip
 from tests.cluster.test_worklist import MODEL, NOTHING
@@ -155,3 +155,21 @@ def test_the_first_rows_are_checked_at_once_and_the_others_before_work(tiny_job:
     make_prompts([{"prompt": "the sea"}, *rows], str(tmp_path / "other.parquet"))
     with pytest.raises(PromptSetError, match=r"row 0, column 'prompt': 'the sea'"):
         prepare(tiny_job(f"prompts={tmp_path}/other.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["cluster.address=auto"], "output is 'out/demo', relative to a copy .* that Ray deletes"),
+        (["output=/data/out"], "cluster.address is 'local', a second Ray inside the submitted job"),
+    ],
+)
+def test_a_submitted_job_that_would_lose_its_rows_is_refused(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], said: str
+) -> None:
+    """What `ray job submit` runs stands in a folder that goes with the job; outside of it both are fine."""
+    check_submitted(load_job("demo", overrides))
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match=said):
+        check_submitted(load_job("demo", overrides))
+    check_submitted(load_job("demo", ["output=s3://bucket/out", "cluster.address=auto"]))

@@ -137,10 +137,11 @@ def test_the_loss_of_the_head_ends_the_job(tmp_path: Path, monkeypatch: pytest.M
     """Without its head a cluster is gone: the driver says so and ends, instead of waiting for ever; on another cluster
     the same command does what is left."""
     monkeypatch.setenv("NUMINA_DIARY", str(tmp_path / "diary"))  # for the cluster's processes
-    for lost in (True, False):
+    for seconds, lost in (("1.0", True), ("0.02", False)):
+        monkeypatch.setenv("NUMINA_QUICK_SECONDS", seconds)
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
         try:
-            job = Job(tmp_path, numbered_prompts(80), *QUICK, f"cluster.address={cluster.address}")
+            job = Job(tmp_path, numbered_prompts(100), *QUICK, f"cluster.address={cluster.address}")
             job.start()
             assert job.wait_for_work(5)
             if lost:
@@ -148,11 +149,12 @@ def test_the_loss_of_the_head_ends_the_job(tmp_path: Path, monkeypatch: pytest.M
                 cluster.head_node.kill_gcs_server()
                 assert job.wait(120) not in (0, 3)
                 print(f"\nthe driver ended {time.monotonic() - began:.1f} s after its head")
+                assert len(rows(tmp_path)) < 100
             else:
                 assert job.wait() == 0
         finally:
             cluster.shutdown()
-    assert len(rows(tmp_path)) == 80
+    assert len(rows(tmp_path)) == 100
 
 
 def test_an_output_that_a_worker_does_not_see_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cluster.atomic import Files
+from cluster.files import Files
 from numina.errors import OutputError
 
 CLAIM_SECONDS = 60.0  # without a renewal for so long, a claim counts no more

@@ -8,34 +8,30 @@ Nothing here can't be lost: storage is the truth, and the same job started again
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import ray
-import torch
 from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from cluster.drain import Drain
-from cluster.faults import CLUSTER_LOST, Verdict, cause_of, judge, reason
-from cluster.fleet import Fleet, reserved_cpus
+from cluster.faults import CLUSTER_LOST, Verdict, cause_of, is_out_of_memory, judge, reason
+from cluster.fleet import Fleet, ray_cluster
+from cluster.flight import Call, Flight, GangTimes, now
 from cluster.gang import STANDING, Gang
 from cluster.logs import redact
-from cluster.metrics import Metrics, endpoints
+from cluster.metrics import Metrics
 from cluster.plan import ClipTask, JobPlan, code_version, prepare, prompt_path
 from cluster.progress import JobProgress
-from cluster.stages import COMPACT_CPUS, LAYOUT_CPUS, WRITE_CPUS, Draft, Output, Receipt, Spans, compact, lay_out, write
+from cluster.stages import COMPACT_CPUS, LAYOUT_CPUS, WRITE_CPUS, Draft, Output, Receipt, compact, lay_out, write
 from cluster.store import Committed, Store
 from cluster.supply import Supply
 from cluster.worklist import Worklist, open_worklist
 from numina.errors import GangError, InputError
-from pipelines.clip import Request
 
 if TYPE_CHECKING:
     from numina.correct import Correction
@@ -59,7 +55,11 @@ def run_job(plan: JobPlan, report: Callable[[JobProgress], None] = lambda progre
     job, progress = plan.job, JobProgress()
     store = Output.of(plan).store()
     with Drain(job.cluster.grace) as drain:
-        worklist = _open(plan, store, progress, report)
+        try:
+            worklist = _open(plan, store, progress, report, drain)
+        except KeyboardInterrupt:  # a look at a million rows takes minutes
+            progress.draining, progress.total = True, plan.asked
+            return progress
         info = {"code_version": code_version(), "parallel": asdict(job.parallel), "memory": asdict(job.memory)}
         store.open_run(plan.identity(), asked=worklist.asked, info=info | {"shard": job.shard})
         progress.draining = drain.asked
@@ -71,10 +71,17 @@ def run_job(plan: JobPlan, report: Callable[[JobProgress], None] = lambda progre
     return progress
 
 
-def _open(plan: JobPlan, store: Store, progress: JobProgress, report: Callable[[JobProgress], None]) -> Worklist:
-    """What is left to do. What storage says of the rest is forgotten again: it may be a million keys."""
+def _open(
+    plan: JobPlan, store: Store, progress: JobProgress, report: Callable[[JobProgress], None], drain: Drain
+) -> Worklist:
+    """What is left to do. What storage says of the rest is forgotten again: it may be a million keys.
+
+    Raises KeyboardInterrupt when it is asked to stop meanwhile.
+    """
 
     def checked(rows: int) -> None:
+        if drain.asked:
+            raise KeyboardInterrupt
         progress.checked = rows
         report(progress)
 
@@ -83,60 +90,6 @@ def _open(plan: JobPlan, store: Store, progress: JobProgress, report: Callable[[
     worklist = open_worklist(plan, committed, given_up, checked)
     progress.total, progress.done, progress.failed = worklist.total, worklist.done, worklist.failed
     return worklist
-
-
-@contextmanager
-def ray_cluster(plan: JobPlan) -> Iterator[None]:
-    """Joins the job's Ray cluster; a local one is started for the job and ended with it."""
-    address = plan.job.cluster.address
-    options: dict[str, Any] = {}
-    if address == "local":
-        # One core more than the ranks take, at least: what runs beside them is short, and ranks sleep where they wait.
-        cores = max(reserved_cpus(plan) + 1, len(os.sched_getaffinity(0)))
-        options = {"num_cpus": cores, "include_dashboard": False}
-        if plan.job.cluster.metrics_port:
-            options["_metrics_export_port"] = plan.job.cluster.metrics_port
-    ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
-    log.info("metrics at %s", ", ".join(endpoints()))
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@dataclass(eq=False)
-class _Flight:
-    """A batch of clips of one strategy on its way. Batches part where some counts were right."""
-
-    tasks: list[ClipTask]
-    gang: Gang | None = None  # or encoder: the one it was given to last
-    stage: str = "identify"
-    texts: ObjectRef | None = None  # where prompts are encoded apart
-    encode_seconds: float | None = None  # of one clip
-    made: ObjectRef | None = None  # what a gang made of it last
-    corrections: dict[str, tuple[Correction, float]] = field(default_factory=dict)  # key → with its seconds
-    spans: Spans = field(default_factory=list)
-    since: float = 0.0  # when its stage was asked for, in seconds since the epoch
-
-    @property
-    def keys(self) -> list[str]:
-        return [task.key for task in self.tasks]
-
-    @property
-    def requests(self) -> list[Request]:
-        return [
-            Request(task.key, task.row.prompt, task.row.negative_prompt, task.seed, tuple(task.row.targets))
-            for task in self.tasks
-        ]
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """What a reference is waited for; a compaction where there is no flight."""
-
-    flight: _Flight | None
-    gang: Gang | None  # None: a task beside the gangs
-    is_answer: bool = True
 
 
 class Driver:
@@ -163,13 +116,11 @@ class Driver:
         self.metrics = metrics or Metrics(plan.job.output)
         self.pending: deque[ClipTask] = deque()  # taken from the supply, or handed back
         self.attempts: Counter[str] = Counter()  # key → tries that failed
-        self.flights: list[_Flight] = []  # in the order of their gang's calls
-        self.waiting: dict[ObjectRef, _Call] = {}
+        self.flights: list[Flight] = []  # in the order of their gang's calls
+        self.waiting: dict[ObjectRef, Call] = {}
         self.uncompacted: list[str] = []  # keys
         self.failed_in_a_row = 0
-        self.busy: defaultdict[str, float] = defaultdict(float)  # gang → seconds it computed
-        self.free_since: dict[Gang, float] = {}  # when a gang's last call ended, in seconds since the epoch
-        self.stood_since: dict[str, float] = {}  # gang → since when it has been standing
+        self.times = GangTimes()
         self._stood = False  # whether any gang has stood
         self._done_before = progress.done
         self._told = 0.0  # when the metrics' gauges were set last
@@ -226,9 +177,9 @@ class Driver:
         """Looks after what no reference tells: gangs that are silent, clips that take too long."""
         for gang, error in self.fleet.watch():
             self._lose(gang, None, error)
-        limit, now = self.plan.job.cluster.clip_timeout, time.time()
+        limit = self.plan.job.cluster.clip_timeout
         for gang, flight in self._at_work().items():
-            if now - self._began(flight) > limit:
+            if now() - self.times.began(flight) > limit:
                 late = GangError(f"a batch was in {flight.stage} for more than cluster.clip_timeout={limit:g} s")
                 self._lose(gang, flight, late)
 
@@ -244,7 +195,7 @@ class Driver:
             batch = self._next_batch()
             if not batch:
                 return
-            flight = _Flight(batch)
+            flight = Flight(batch)
             self._make(flight, encoder, "encode", "encode", flight.requests)
             ahead += 1
 
@@ -275,12 +226,12 @@ class Driver:
         ]
         return min(free, key=lambda gang: aboard[gang], default=None)
 
-    def _next_flight(self) -> _Flight | None:
+    def _next_flight(self) -> Flight | None:
         """A batch for a gang: one whose texts are there, where they are made apart."""
         if self.plan.encodes_apart:
             return next((flight for flight in self.flights if flight.stage == "encoded"), None)
         batch = self._next_batch()
-        return _Flight(batch) if batch else None
+        return Flight(batch) if batch else None
 
     def _next_batch(self) -> list[ClipTask]:
         """The next tasks of one strategy, or none. What failed before goes alone, so that it can spoil nothing but
@@ -300,37 +251,33 @@ class Driver:
         self.pending.extendleft(reversed([task for task in window if task.key not in chosen]))
         return batch
 
-    def _make(self, flight: _Flight, gang: Gang, stage: str, method: str, *arguments: Any) -> None:
+    def _make(self, flight: Flight, gang: Gang, stage: str, method: str, *arguments: Any) -> None:
         """Has a gang work on a batch, and waits for all its ranks, not for the one alone that answers."""
         if flight in self.flights:
             self.flights.remove(flight)
         self.flights.append(flight)
-        flight.gang, flight.stage, flight.since = gang, stage, time.time()
+        flight.gang, flight.stage, flight.since = gang, stage, now()
         flight.made, receipts = gang.make(method, *arguments)
         for index, receipt in enumerate(receipts):
-            self.waiting[receipt] = _Call(flight, gang, is_answer=index == 0)
+            self.waiting[receipt] = Call(flight, gang, is_answer=index == 0)
 
-    def _run_beside(self, flight: _Flight, stage: str, task: Any, cpus: float, *arguments: Any) -> None:
+    def _run_beside(self, flight: Flight, stage: str, task: Any, cpus: float, *arguments: Any) -> None:
         """Has a task go on with a batch."""
-        flight.stage, flight.since = stage, time.time()
-        self.waiting[self.fleet.beside(task, cpus, flight.made, *arguments)] = _Call(flight, None)
+        flight.stage, flight.since = stage, now()
+        self.waiting[self.fleet.beside(task, cpus, flight.made, *arguments)] = Call(flight, None)
 
     def _compact(self) -> None:
         """Has a task gather the rows that were committed since the last time."""
         keys, self.uncompacted = self.uncompacted, []
-        self.waiting[self.fleet.beside(compact, COMPACT_CPUS, keys, self._output)] = _Call(None, None)
+        self.waiting[self.fleet.beside(compact, COMPACT_CPUS, keys, self._output)] = Call(None, None)
 
-    def _at_work(self) -> dict[Gang, _Flight]:
+    def _at_work(self) -> dict[Gang, Flight]:
         """What each gang computes: the first of its batches that isn't elsewhere."""
-        first: dict[Gang, _Flight] = {}
+        first: dict[Gang, Flight] = {}
         for flight in self.flights:
             if flight.gang is not None and flight.stage not in ("layout", "write"):
                 first.setdefault(flight.gang, flight)
         return first
-
-    def _began(self, flight: _Flight) -> float:
-        """When a gang came to a batch's stage: once it was asked for, and what it was asked before was done."""
-        return max(flight.since, self.free_since.get(flight.gang, 0.0) if flight.gang else 0.0)
 
     # --- what comes of it ---
 
@@ -342,19 +289,10 @@ class Driver:
             self._handle_error(call, error)
             return
         if call.is_answer and call.flight is not None:
-            self._note_span(call.flight, call.gang)
+            self.times.ended(call.flight, call.gang)
             self._go_on(call.flight, answer)
 
-    def _note_span(self, flight: _Flight, gang: Gang | None) -> None:
-        """A stage is done: when it began, how long it took, and that its gang was busy with it."""
-        now, began = time.time(), self._began(flight) if gang else flight.since
-        place = gang.name if gang else "cpu"
-        flight.spans.append({"stage": flight.stage, "place": place, "began": began, "seconds": now - began})
-        if gang is not None:
-            self.free_since[gang] = now
-            self.busy[gang.name] += now - began
-
-    def _go_on(self, flight: _Flight, answer: Any) -> None:
+    def _go_on(self, flight: Flight, answer: Any) -> None:
         """From a stage's end to the next one."""
         if flight.stage == "encode":
             flight.stage, flight.gang = "encoded", None
@@ -369,13 +307,13 @@ class Driver:
             self._count(answer)
         else:
             drafts = [self._draft(flight, task) for task in flight.tasks]
-            self._run_beside(flight, "write", write, WRITE_CPUS, drafts, self._output, time.time())
+            self._run_beside(flight, "write", write, WRITE_CPUS, drafts, self._output, now())
 
-    def _second_phase(self, flight: _Flight, answers: Sequence[tuple[Correction, float] | InputError]) -> None:
+    def _second_phase(self, flight: Flight, answers: Sequence[tuple[Correction, float] | InputError]) -> None:
         """The clips whose counts were right go on, the others start again: the batch parts."""
         assert flight.gang is not None, "it holds the batch's state"
         self.flights.remove(flight)
-        right, wrong = (_Flight([], encode_seconds=flight.encode_seconds, spans=[*flight.spans]) for _ in range(2))
+        right, wrong = (Flight([], encode_seconds=flight.encode_seconds, spans=[*flight.spans]) for _ in range(2))
         for task, answer in zip(flight.tasks, answers, strict=True):
             if isinstance(answer, InputError):
                 self._give_up(task, "identify", answer)
@@ -389,7 +327,7 @@ class Driver:
             plans = self.fleet.put([correction.plan for correction, _ in wrong.corrections.values()])
             self._make(wrong, flight.gang, "guide", "guide", wrong.keys, plans)
 
-    def _draft(self, flight: _Flight, task: ClipTask) -> Draft:
+    def _draft(self, flight: Flight, task: ClipTask) -> Draft:
         correction, layout_seconds = flight.corrections.get(task.key, (None, None))
         elsewhere = {"encode": flight.encode_seconds, "layout": layout_seconds}
         return Draft(
@@ -415,7 +353,7 @@ class Driver:
 
     # --- what goes wrong ---
 
-    def _handle_error(self, call: _Call, error: Exception) -> None:
+    def _handle_error(self, call: Call, error: Exception) -> None:
         """Raises what no clip is blamed for."""
         flight, gang, verdict = call.flight, call.gang, judge(error)
         if verdict is Verdict.STOP:
@@ -434,7 +372,7 @@ class Driver:
                 flight.gang.call("drop", flight.keys)
             self._fail(flight, error)
 
-    def _lose(self, gang: Gang, culprit: _Flight | None, error: BaseException) -> None:
+    def _lose(self, gang: Gang, culprit: Flight | None, error: BaseException) -> None:
         """Hands back what a lost gang was at, and has it replaced.
 
         Only one batch is blamed, the one whose call failed first or, where none is known, the one that was computed:
@@ -451,15 +389,14 @@ class Driver:
                 self._forget(flight)
                 self._hand_back(flight.tasks)
         self.waiting = {reference: call for reference, call in self.waiting.items() if call.gang is not gang}
-        self.free_since.pop(gang, None)
-        self.busy.pop(gang.name, None)
+        self.times.lost(gang)
         self.fleet.replace(gang)
 
-    def _forget(self, flight: _Flight) -> None:
+    def _forget(self, flight: Flight) -> None:
         self.flights.remove(flight)
         self.waiting = {reference: call for reference, call in self.waiting.items() if call.flight is not flight}
 
-    def _fail(self, flight: _Flight, error: BaseException) -> None:
+    def _fail(self, flight: Flight, error: BaseException) -> None:
         """Hands a batch's clips back for another try; after the last one, or where no other try would end otherwise,
         they are recorded and the job goes on."""
         self._forget(flight)
@@ -501,7 +438,7 @@ class Driver:
     # --- what is shown ---
 
     def _show(self) -> None:
-        progress, now = self.progress, time.time()
+        progress, moment = self.progress, time.monotonic()
         stages: dict[Gang, list[str]] = {gang: [] for gang in self.fleet.all}
         for flight in self.flights:
             if flight.stage != "write" and flight.gang in stages:
@@ -512,20 +449,13 @@ class Driver:
         }
         progress.done = self._done_before + progress.generated + self.supply.elsewhere
         self.report(progress)
-        if now - self._told >= 1.0:
-            self._told = now
-            self._tell_metrics(stages, now)
+        if moment - self._told >= 1.0:
+            self._told = moment
+            self._tell_metrics()
 
-    def _tell_metrics(self, stages: Mapping[Gang, Sequence[str]], now: float) -> None:
-        standing = [gang.name for gang in stages if gang.stage == STANDING]
-        self.stood_since = {name: self.stood_since.get(name, now) for name in standing}
+    def _tell_metrics(self) -> None:
+        standing = [gang.name for gang in self.fleet.all if gang.stage == STANDING]
         if standing and not self._stood:
             self._stood, self.progress.began = True, time.monotonic()
-        busy = {name: self.busy[name] / max(now - since, 1e-9) for name, since in self.stood_since.items()}
-        queued = Counter(flight.stage for flight in self.flights)
-        self.metrics.now(states=self.progress.gangs, busy=busy, queued=queued | {"pending": len(self.pending)})
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's memory ran out."""
-    return isinstance(cause_of(error), torch.OutOfMemoryError)
+        queued = Counter(flight.stage for flight in self.flights) | Counter(pending=len(self.pending))
+        self.metrics.now(states=self.progress.gangs, busy=self.times.busy_shares(standing), queued=queued)

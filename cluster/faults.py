@@ -77,3 +77,8 @@ def reason(error: BaseException) -> str:
     """The cause that a Ray error carries, without the remote traceback."""
     cause = cause_of(error)
     return f"{type(cause).__name__}: {cause}"[:2000]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's memory ran out."""
+    return isinstance(cause_of(error), torch.OutOfMemoryError)

@@ -11,6 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,6 +21,7 @@ from ray.exceptions import RayError
 from cluster.encoder import EncoderSpec
 from cluster.faults import Verdict, judge, reason
 from cluster.gang import ENDING, PLACING, STANDING, Gang, GangSpec, end_gangs
+from cluster.metrics import endpoints
 from numina.errors import GangError
 from pipelines.registry import TESTBED
 
@@ -174,6 +176,25 @@ class Fleet:
 
     def _forget(self, gang: Gang) -> None:
         self.waiting = {reference: owner for reference, owner in self.waiting.items() if owner is not gang}
+
+
+@contextmanager
+def ray_cluster(plan: JobPlan) -> Iterator[None]:
+    """Joins the job's Ray cluster; a local one is started for the job and ended with it."""
+    address = plan.job.cluster.address
+    options: dict[str, Any] = {}
+    if address == "local":
+        # One core more than the ranks take, at least: what runs beside them is short, and ranks sleep where they wait.
+        cores = max(reserved_cpus(plan) + 1, len(os.sched_getaffinity(0)))
+        options = {"num_cpus": cores, "include_dashboard": False}
+        if plan.job.cluster.metrics_port:
+            options["_metrics_export_port"] = plan.job.cluster.metrics_port
+    ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
+    logging.getLogger(__name__).info("metrics at %s", ", ".join(endpoints()))
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def reserved_cpus(plan: JobPlan) -> int:

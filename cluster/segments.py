@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster.atomic import Files, storage_trouble
+from cluster.files import Files, storage_trouble
 from cluster.rows import ROW_SCHEMA
 from numina.errors import OutputError, StorageError
 

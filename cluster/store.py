@@ -30,8 +30,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.atomic import Files, check_promise, open_files
+from cluster.atomic import check_promise, open_files
 from cluster.claims import Claims
+from cluster.files import Files
 from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, canonical, canonical_json, check_row, plain_value
 from cluster.segments import (
     SEGMENT_ROWS,

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.plan import ClipTask, JobPlan, TaskNames
+from cluster.promptcheck import SetCheck
 from cluster.promptfiles import Block
 from cluster.promptrows import OWN_SCHEMA, RawRow, row_texts
-from cluster.promptset import SetCheck, describe_problems
+from cluster.promptset import describe_problems
 from numina.errors import PromptSetError
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from ray.exceptions import RayTaskError
 import cluster.driver
 import cluster.gang
 import cluster.stages
-from cluster.driver import Driver, JobProgress, _Call, _Flight, prepare, run_job
+from cluster.driver import Driver, JobProgress, prepare, run_job
+from cluster.flight import Call, Flight
 from cluster.job import JobConfig
 from cluster.promptset import make_prompts
 from cluster.stages import Receipt
@@ -63,6 +64,7 @@ def test_a_job_commits_every_video_once_and_resumes_for_nothing(tiny_job: Job, t
     assert files(tmp_path / "out" / "videos") == before
 
 
+@pytest.mark.slow
 def test_a_killed_rank_costs_time_but_no_row(joining_job: Job) -> None:
     """SIGKILL of one rank in mid-job: a fresh gang takes over, every row is there, nothing failed.
 
@@ -84,6 +86,7 @@ def test_a_killed_rank_costs_time_but_no_row(joining_job: Job) -> None:
     assert max(row["retries"] for row in Store(job.output).rows().to_pylist()) >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_stopped_rank_is_noticed_and_replaced(joining_job: Job, ranks: int) -> None:
     """A process that is there and does nothing, alone or while its gang waits for it in a collective: its gang is
@@ -284,7 +287,7 @@ def test_a_failed_batch_is_tried_again_clip_by_clip(tiny_job: Job) -> None:
     driver = numbered(tiny_job, 5, "parallel.batch=2", "strategies=[baseline]", "cluster.attempts=3")
 
     def fail_next() -> None:
-        flight = _Flight(driver._next_batch(), gang=None, stage="denoise")
+        flight = Flight(driver._next_batch(), gang=None, stage="denoise")
         driver.flights.append(flight)
         driver._fail(flight, GangError("lost"))
 
@@ -314,9 +317,9 @@ def test_what_a_failed_call_costs(tiny_job: Job, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(driver.fleet, "replace", lost.append)
     gang: Any = SimpleNamespace(name="gang-0", spec=SimpleNamespace(ranks=ranks), call=lambda *arguments: None)
     stages = ("write", "denoise", "denoise")
-    written, failed, queued = [_Flight(driver._next_batch(), gang, stage) for stage in stages]
+    written, failed, queued = [Flight(driver._next_batch(), gang, stage) for stage in stages]
     driver.flights = [written, failed, queued]
-    driver._handle_error(_Call(failed, gang), RayTaskError("plain", "", torch.OutOfMemoryError("97 GiB")))
+    driver._handle_error(Call(failed, gang), RayTaskError("plain", "", torch.OutOfMemoryError("97 GiB")))
     assert lost == [gang] * replaced
     assert driver.flights == ([written] if replaced else [written, queued])
     assert sorted(task.row.id for task in driver.pending) == (["1", "2"] if replaced else ["1"])

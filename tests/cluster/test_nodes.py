@@ -6,7 +6,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.driver import Driver, JobProgress, prepare, ray_cluster
+from cluster.driver import Driver, JobProgress, prepare
+from cluster.fleet import ray_cluster
 from cluster.gang import PLACING, STANDING, Gang
 from cluster.job import JobConfig
 from cluster.store import Store

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cluster.atomic import ObjectFiles, PosixFiles
+from cluster.objects import ObjectFiles
+from cluster.posix import PosixFiles
 from cluster.rows import ROW_SCHEMA
 from cluster.store import Committed, Store
 from numina.errors import OutputError, StorageError

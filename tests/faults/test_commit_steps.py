@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.atomic import PosixFiles
 from cluster.garbage import collect_garbage
+from cluster.posix import PosixFiles
 from cluster.segments import commit_name
 from cluster.store import Store
 from tests.cluster.test_store import CATS, key_of

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from cluster.atomic import open_files, without_secrets
+from cluster.atomic import open_files
+from cluster.files import without_secrets
 from cluster.garbage import collect_garbage
 from cluster.store import Store
 from numina.errors import OutputError, StorageError

@@ -87,11 +87,10 @@ def test_a_killed_rank_costs_time_but_no_row(joining_job: Job) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_stopped_rank_is_noticed_and_replaced(joining_job: Job, ranks: int) -> None:
-    """A process that is there and does nothing, alone or while its gang waits for it in a collective: its gang is
-    replaced within `step_timeout` and a few seconds, its processes are gone, and every row is there."""
-    job = joining_job(*PLAIN, f"parallel.ulysses={ranks}", "cluster.step_timeout=4", "generation.steps=20")
+def test_a_stopped_gang_of_one_is_noticed_and_replaced(joining_job: Job) -> None:
+    """A process that is there and does nothing, which no other rank waits for: its gang is replaced within
+    `step_timeout` and a few seconds, its processes are gone, and every row is there."""
+    job = joining_job(*PLAIN, "parallel.ulysses=1", "cluster.step_timeout=4", "generation.steps=20")
     stopped: list[int] = []
     times: dict[str, float] = {}
 

@@ -56,7 +56,8 @@ class Job:
             raise AssertionError(f"the job didn't end: {self.log()[-3000:]}") from None
 
     def log(self) -> str:
-        return (self.folder / "log").read_text(errors="replace")
+        path = self.folder / "log"
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def ranks(self) -> list[psutil.Process]:
         """Those that are at work or on their way to it."""

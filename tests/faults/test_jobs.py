@@ -21,6 +21,7 @@ from numina.errors import OutputError
 from tests.faults.jobs import Job, family, numbered_prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+AT_WORK = "'gang-0': 'denoise'"  # in the log of a job
 QUICK = ["parallel.ulysses=1", "strategies=[baseline]"]
 
 
@@ -28,8 +29,7 @@ def rows(folder: Path) -> list[str]:
     return [row["id"] for row in Store(str(folder / "out")).rows().to_pylist()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
-def test_a_signal_drains_a_job(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_drains_a_job(tmp_path: Path) -> None:
     """What is under way is committed, nothing new is begun, the exit status says that work is left, no process is;
     the same command does the rest, and nothing twice."""
     job = Job(tmp_path, numbered_prompts(60), *QUICK)
@@ -37,12 +37,12 @@ def test_a_signal_drains_a_job(tmp_path: Path, number: signal.Signals) -> None:
     assert job.wait_for_work(5)
     children = family(job.process.pid)
     begun = len(job.diary())
-    os.kill(job.process.pid, number)
+    os.kill(job.process.pid, signal.SIGTERM)
     assert job.wait(30) == 3
     assert len(job.diary()) <= begun + 3  # those in flight, and one that was just begun
     assert 5 <= len(rows(tmp_path)) == len(job.diary()) < 60
     assert not psutil.wait_procs(children, timeout=10)[1]
-    assert f"{number.name}: what is under way is finished" in job.log()
+    assert "SIGTERM: what is under way is finished" in job.log()
     assert job.run() == 0
     assert len(rows(tmp_path)) == 60
     assert set(Counter(job.diary()).values()) == {1}
@@ -53,9 +53,9 @@ def test_a_second_signal_and_the_grace_end_a_drain(tmp_path: Path) -> None:
     endless = [{"id": "endless", "prompt": "three red circles, endless"}]
     job = Job(tmp_path, endless, *QUICK, "cluster.grace=2")
     for signals, limit in ((2, 0.4), (1, 2.0)):
+        before = job.log().count(AT_WORK)
         job.start()
-        while "'gang-0': 'denoise'" not in job.log().rsplit("placing", 1)[-1]:
-            time.sleep(0.1)
+        job.wait_for_line(AT_WORK, before + 1)
         began = time.monotonic()
         for _ in range(signals):
             os.kill(job.process.pid, signal.SIGTERM)
@@ -94,17 +94,17 @@ def test_a_job_in_which_nothing_works_is_stopped(tmp_path: Path) -> None:
 def test_two_drivers_on_one_output_share_the_work(tmp_path: Path) -> None:
     """The same command started twice at once: every row once, and hardly a clip computed twice (goal: 2 %)."""
     slow = {"NUMINA_QUICK_SECONDS": "0.3"}  # so that both are at work before one has done it all
-    first = Job(tmp_path, numbered_prompts(120), *QUICK, environment=slow)
+    first = Job(tmp_path, numbered_prompts(80), *QUICK, environment=slow)
     first.start()
     second = Job(tmp_path, [], *QUICK, environment=slow)
     second.start()
     assert (first.wait(), second.wait()) == (0, 0)
-    assert len(rows(tmp_path)) == 120
-    twice = len(first.diary()) - 120
+    assert len(rows(tmp_path)) == 80
+    twice = len(first.diary()) - 80
     made = [int(found) for found in re.findall(r"(\d+) generated", first.log())]
-    print(f"\n{twice} of 120 clips computed by both drivers, which made {made}")
+    print(f"\n{twice} of 80 clips computed by both drivers, which made {made}")
     assert twice <= 2
-    assert min(made) > 15  # both had their share
+    assert min(made) > 10  # both had their share
 
 
 @pytest.fixture
@@ -136,12 +136,14 @@ def test_a_full_disk_stops_the_job_and_blames_no_clip(small_disk: Path, tmp_path
 def test_the_loss_of_the_head_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its head a cluster is gone: the driver says so and ends, instead of waiting for ever; on another cluster
     the same command does what is left."""
+    patience = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}  # Ray's own is a minute
     monkeypatch.setenv("NUMINA_DIARY", str(tmp_path / "diary"))  # for the cluster's processes
     for seconds, lost in (("1.0", True), ("0.02", False)):
         monkeypatch.setenv("NUMINA_QUICK_SECONDS", seconds)
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
         try:
-            job = Job(tmp_path, numbered_prompts(100), *QUICK, f"cluster.address={cluster.address}")
+            address = f"cluster.address={cluster.address}"
+            job = Job(tmp_path, numbered_prompts(40), *QUICK, address, environment=patience)
             job.start()
             assert job.wait_for_work(5)
             if lost:
@@ -149,12 +151,12 @@ def test_the_loss_of_the_head_ends_the_job(tmp_path: Path, monkeypatch: pytest.M
                 cluster.head_node.kill_gcs_server()
                 assert job.wait(120) not in (0, 3)
                 print(f"\nthe driver ended {time.monotonic() - began:.1f} s after its head")
-                assert len(rows(tmp_path)) < 100
+                assert len(rows(tmp_path)) < 40
             else:
                 assert job.wait() == 0
         finally:
             cluster.shutdown()
-    assert len(rows(tmp_path)) == 100
+    assert len(rows(tmp_path)) == 40
 
 
 def test_an_output_that_a_worker_does_not_see_is_refused(tmp_path: Path) -> None:

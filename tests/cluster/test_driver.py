@@ -51,6 +51,9 @@ def test_a_job_commits_every_video_once_and_resumes_for_nothing(tiny_job: Job, t
         assert video.shape == (row["num_frames"], row["height"], row["width"], 3)
         assert row["source"] == "test"  # the set's own column is carried
         assert row["ulysses"] == 2
+        places = ["gang-0", "cpu", "gang-0", "cpu"] if row["strategy"] == "numina" else ["gang-0", "cpu"]
+        assert [span["place"] for span in row["spans"]] == places
+        assert len(bytes.fromhex(row["task_digest"])) == 16
         if row["strategy"] == "numina":
             layout = np.load(tmp_path / "out" / row["layout_file"])
             assert layout["labels"].shape == (len(row["targets"]), 5, 4, 4)

@@ -25,11 +25,13 @@ from cluster.garbage import collect_garbage
 from cluster.store import Store
 from numina.errors import OutputError, StorageError
 from tests.cluster.test_store import CATS, a_row, key_of
+from tests.faults.jobs import Job, numbered_prompts
 
 LONG = os.environ.get("NUMINA_FAULTS") == "long"
 KILLS, CLIPS = (60, 300) if LONG else (6, 20)
 KEYS = [key_of(number) for number in range(CLIPS)]
 USER = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+SLOW = {"NUMINA_QUICK_SECONDS": "0.2"}  # a call of the quick model
 PREPARED = ["cluster.garbage", "tests.cluster.test_store", "s3fs"]
 
 
@@ -262,3 +264,23 @@ def test_a_stopped_server_is_lost_storage(monkeypatch: pytest.MonkeyPatch) -> No
     ):
         with pytest.raises(StorageError, match="resume"):
             action()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_two_drivers_fill_a_bucket_and_one_is_killed(bucket: str, tmp_path: Path) -> None:
+    """Whole jobs, whose writing processes put videos and rows into the bucket: every row once with its whole video."""
+    settings = ["parallel.ulysses=1", "strategies=[baseline]", f"output={bucket}/out"]
+    first, second = (Job(tmp_path, numbered_prompts(40), *settings, environment=SLOW) for _ in range(2))
+    first.start()
+    second.start()
+    assert first.wait_for_work(10)
+    first.process.kill()
+    first.process.wait()
+    assert second.wait() == 0, second.log()[-3000:]
+    store = Store(f"{bucket}/out")
+    rows = store.rows().to_pylist()
+    assert sorted(int(row["id"]) for row in rows) == list(range(40))
+    for row in rows:
+        assert hashlib.sha256(store.read(row["file_name"])).hexdigest() == row["video_sha256"]
+    assert len(first.diary()) <= 40 + 6  # what the killed one had in flight and was writing

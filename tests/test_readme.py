@@ -32,6 +32,19 @@ def test_cluster_commands_name_real_configs_and_keys(line: str) -> None:
     load_job(words[words.index("--config") + 1], [word for word in words if "=" in word])
 
 
+def test_cluster_scripts_and_settings_are_real() -> None:
+    """What is submitted to a scheduler runs in the system's tests, in small; here its scripts, configs and keys."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    assert len(lines) >= 6
+    for line in lines:
+        words = shlex.split(line)
+        assert all((ROOT / word).is_file() for word in words if word.endswith(".sbatch"))
+        if "--config" in words:
+            job = words[words.index("--config") :]
+            load_job(job[1], [word.replace("…", "there") for word in job[2:]])
+
+
 def test_commands_run_in_their_order(tmp_path: Path) -> None:
     """Every other command, as it stands, in one folder, one after the other."""
     lines = [line for line in BASH if not line.startswith("make ") and NEEDS_WEIGHTS not in line]

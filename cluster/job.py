@@ -206,8 +206,11 @@ def _variants(variants: Any, method: Any, given: Any) -> dict[str, Any]:
             own = OmegaConf.masked_copy(given, [key for key in given if key != "preset"]) if given else {}
             base = OmegaConf.merge(OmegaConf.structured(MethodConfig), _load_yaml(_preset_file(preset)), own)
         for label, point in _grid(changes):
+            full = f"{name}:{label}" if label else name
+            if full in methods:
+                raise ConfigError(f"variants has {full!r} twice, a row could not say which it is; rename {name}")
             try:
-                methods[f"{name}:{label}" if label else name] = OmegaConf.merge(base, point)
+                methods[full] = OmegaConf.merge(base, point)
             except (ConfigAttributeError, ConfigKeyError) as error:
                 raise _unknown_key("method." + str(error.full_key).removeprefix("method.")) from error
     return methods

@@ -198,3 +198,9 @@ def test_a_shard_is_an_index_and_a_count(shard: str) -> None:
     with pytest.raises(ConfigError, match=f"shard is '{shard}'; give INDEX/COUNT"):
         load_job("demo", [f"shard={shard}"])
     assert load_job("demo", ["shard=2/3"]).part == (2, 3)
+
+
+def test_variants_of_one_name_are_refused() -> None:
+    """Two settings whose last parts and values are alike would name two points of a grid the same."""
+    with pytest.raises(ConfigError, match=r"variants has 'grid:add=5' twice"):
+        load_job("demo", ["variants.grid.guide.add=[5,5]"])

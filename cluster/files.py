@@ -46,9 +46,6 @@ class Files(Protocol):
     def open(self, name: str) -> pa.NativeFile:
         """The file, to read parts of it; FileNotFoundError when there is no such file."""
 
-    def exists(self, name: str) -> bool:
-        """Whether there is such a file, by one look at the storage."""
-
     def stat(self, name: str) -> FileStat:
         """The file's size and time; FileNotFoundError when there is no such file."""
 

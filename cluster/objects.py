@@ -64,13 +64,6 @@ class ObjectFiles:
     def open(self, name: str) -> pa.NativeFile:
         return pa.BufferReader(self.read(name))  # one request; a part of a Parquet file takes three
 
-    def exists(self, name: str) -> bool:
-        try:
-            self.stat(name)
-        except FileNotFoundError:
-            return False
-        return True
-
     def stat(self, name: str) -> FileStat:
         path = self._path(name)
         with self._trouble("read", path):

@@ -58,13 +58,6 @@ class PosixFiles:
         with storage_trouble("read", path):
             return pa.OSFile(path)
 
-    def exists(self, name: str) -> bool:
-        try:
-            self.stat(name)
-        except FileNotFoundError:
-            return False
-        return True
-
     def stat(self, name: str) -> FileStat:
         path = self._path(name)
         with storage_trouble("read", path):

@@ -51,7 +51,11 @@ class RowFiles:
 
     def is_committed(self, key: str) -> bool:
         """Whether the key's commit is there. One that a clean-up removed, because a segment has it, isn't."""
-        return self._files.exists(commit_name(key))
+        try:
+            self._files.stat(commit_name(key))
+        except FileNotFoundError:
+            return False
+        return True
 
     def commits(self) -> Iterator[str]:
         """The keys of all commits that are there, from names alone."""

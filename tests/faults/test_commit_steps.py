@@ -140,6 +140,7 @@ def killed_copies(job: Callable[[Path], None], level: str, base: Path) -> tuple[
     process.start()
     steps, died = answer.get(timeout=120)
     process.join()
+    print(f"\n{job.__name__}: {len(steps)} steps, {len(died)} kills")
     return steps, died
 
 

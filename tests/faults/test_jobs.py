@@ -6,7 +6,6 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -107,22 +106,9 @@ def test_two_drivers_on_one_output_share_the_work(tmp_path: Path) -> None:
     assert min(made) > 10  # both had their share
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real filesystem of 384 KiB at the job's output."""
-    folder = tmp_path / "out"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=384k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small filesystem needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_stops_the_job_and_blames_no_clip(small_disk: Path, tmp_path: Path) -> None:
     """The job ends with the reason; when there is room again the same command does what is left."""
+    subprocess.run(["mount", "-o", "remount,size=384k", str(small_disk)], check=True)
     job = Job(tmp_path, numbered_prompts(60), *QUICK)
     assert job.run() == 1
     assert "No space left on device; the job stops here, no prompt is blamed" in job.log()

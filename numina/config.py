@@ -5,6 +5,7 @@ The defaults are the preset ``paper``: the text of arXiv 2604.08546 with its pub
 frame), shares in [0, 1]. The classes hold plain types only, so ``OmegaConf.structured(MethodConfig)`` takes them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,7 +20,7 @@ TokenSet = Literal["noun", "phrase", "first"]  # all mentions of the noun, with 
 class IdentifyConfig:
     """Where attention is read and how it becomes instances (arXiv 2604.08546 §3.2)."""
 
-    step: float = 0.4  # t*, share of the steps (published: step 20 of 50)
+    step: float = 0.4  # t*, share of the native schedule (published: step 20 of 50)
     stride: int = 1  # every how many steps one is run, up to t* (published: 1); above 1 the plain clip changes a little
     block: float = 0.5  # l*, share of the depth (published: block 15 of 30)
     blocks: int = 1  # how many blocks are read, evenly from l* to the last; 0: all of these (ours; published: l* alone)
@@ -65,14 +66,14 @@ class IdentifyConfig:
         _one_of(self, "tokens", "noun", "phrase", "first")
         _one_of(self, "head", "peak_frame", "peak_clip", "mean")
 
-    def capture_step(self, steps: int) -> int:
-        """Index (from 0) of the denoising step whose attention is read, for a schedule of ``steps`` steps."""
-        return min(steps - 1, int(self.step * steps + _SHARE_SLACK))
+    def capture_step(self, times: Sequence[float]) -> int:
+        """Index (from 0) of the denoising step whose attention is read: the one nearest to t* (`numina.schedule`)."""
+        return min(range(len(times)), key=lambda step: abs(times[step] - self.step))
 
-    def schedule(self, steps: int) -> list[int]:
-        """Steps that are run, of ``steps``: every ``stride``-th up to the captured one, and all from there on."""
-        reference = self.capture_step(steps)
-        return [*range(0, reference, self.stride), *range(reference, steps)]
+    def schedule(self, times: Sequence[float]) -> list[int]:
+        """Steps that are run, of these: every ``stride``-th up to the captured one, and all from there on."""
+        reference = self.capture_step(times)
+        return [*range(0, reference, self.stride), *range(reference, len(times))]
 
     def capture_blocks(self, depth: int) -> list[int]:
         """Indices (from 0) of the transformer blocks whose attention is read, for a model of ``depth`` blocks."""
@@ -121,7 +122,7 @@ class GuideConfig:
     schedule: Literal["tanh", "constant"] = "tanh"  # δ over the steps (published: tanh)
     unit: Literal["score", "deviation"] = "score"  # of the strengths: scores, or standard deviations of scores (ours)
     strength: float = 1.75  # δ while on, for the constant schedule (ours: the tanh schedule's first value)
-    until: float = 1.0  # share of the steps that are guided (published: all)
+    until: float = 1.0  # share of the native schedule up to which steps are guided (published: all)
     anchor: int | None = (
         None  # tokens around edits beyond which a clip is held to the plain one up to t* (ours; null: not)
     )

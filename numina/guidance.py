@@ -44,17 +44,16 @@ NOUN_STEP = 4  # references are padded to those of a multiple of this many nouns
 PARTS = 8  # in which references' rows are summed, so that so few sums fill a GPU
 
 
-def intensity(step: int, steps: int, config: GuideConfig) -> float:
-    """δ(t) at step index ``step`` (from 0) of ``steps``; 0 where guidance is off.
+def intensity(time: float, config: GuideConfig) -> float:
+    """δ at a step's time (`numina.schedule`); 0 where guidance is off.
 
-    tanh: ¼·(4 − 3·tanh(t − 25)) with t = step·50/steps, from 1.75 down to 0.25 (published, for 50 steps).
+    tanh: ¼·(4 − 3·tanh(t − 25)) with t = 50·time, from 1.75 down to 0.25 (published, for 50 steps).
     """
-    if step >= config.until * steps - 1e-9:
+    if time >= config.until - 1e-9:
         return 0.0
     if config.schedule == "constant":
         return config.strength
-    t = step * PUBLISHED_STEPS / steps
-    return 0.25 * (4.0 - 3.0 * math.tanh(t - PUBLISHED_STEPS / 2))
+    return 0.25 * (4.0 - 3.0 * math.tanh(time * PUBLISHED_STEPS - PUBLISHED_STEPS / 2))
 
 
 @dataclass(frozen=True)
@@ -89,14 +88,14 @@ class Bias:
     """What is added to the tail columns of some rows, as a mask over all columns; linear in δ."""
 
     strengths: Float[Tensor, "clips 1 rows tail"]
-    kept: Float[Tensor, "clips 1 rows text"]  # the mask at the δ last set
+    kept: Float[Tensor, "clips 1 rows columns"]  # the mask at the δ last set; of all text columns, or the tail alone
 
     def set(self, delta: float) -> None:
         """Brings the kept mask to δ, in place."""
         self.kept[..., -self.strengths.shape[-1] :] = self.strengths * delta
 
     def mask(self, key: Tensor) -> Tensor:
-        """[B, 1, rows, T] in the dtype of ``key`` [B, T, N, D]."""
+        """[B, 1, rows, columns] in the dtype of ``key`` [B, columns, N, D]."""
         return self.kept.to(key.dtype)
 
 
@@ -190,10 +189,11 @@ class ShardGuidance:
         text_tokens: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        tail_alone: bool = False,
     ) -> "ShardGuidance":
         """For the rows of one shard, of clips of one size under one config; ``dtype`` is that of the model's queries.
 
-        Rows past the clips' end (padding of a sequence shard) get no bias. Raises ``ValueError`` where plans don't fit
+        ``tail_alone``: masks have the tail's columns only, for attention that takes the tail by itself. Rows past the clips' end (padding of a sequence shard) get no bias. Raises ``ValueError`` where plans don't fit
         together, or a noun's token isn't among the text tokens.
         """
         _check(plans, rows, text_tokens)
@@ -203,7 +203,8 @@ class ShardGuidance:
         # Normal tensors, wherever this is called: inference tensors can't be set again outside inference mode, and
         # torch.compile would tell them apart.
         with torch.inference_mode(False):
-            return cls._ready(clips, plans, _Target(text_tokens, torch.device(device), dtype))
+            columns = tail if tail_alone else text_tokens
+            return cls._ready(clips, plans, _Target(text_tokens, columns, torch.device(device), dtype))
 
     @classmethod
     def _ready(cls, clips: "list[_ClipRules]", plans: Sequence[GuidancePlan], target: "_Target") -> "ShardGuidance":
@@ -238,6 +239,13 @@ class ShardGuidance:
             if bias is not None:
                 bias.set(delta)
 
+    @property
+    def tail(self) -> int:
+        """E, how many columns may change."""
+        found = self.bias or self.row_bias
+        assert found is not None, "rows are biased, or computed again"
+        return found.strengths.shape[-1]
+
     def arrange(self, text: Tensor) -> Tensor:
         """The text's states [B, T, C] with each clip's tail last."""
         return text.flatten(0, 1).index_select(0, self.order.flatten()).view_as(text)
@@ -258,6 +266,7 @@ class _Target:
     """Where prepared tensors go."""
 
     text_tokens: int
+    columns: int  # of a mask: these, or the tail's
     device: torch.device
     dtype: torch.dtype
 
@@ -269,7 +278,7 @@ class _Target:
 
     def bias(self, strengths: Float[np.ndarray, "clips rows tail"], *, dynamic: bool = False) -> Bias:
         values = self.tensor(strengths[:, None])
-        kept = torch.zeros(*values.shape[:3], self.text_tokens, device=self.device, dtype=self.dtype)
+        kept = torch.zeros(*values.shape[:3], self.columns, device=self.device, dtype=self.dtype)
         return Bias(_dynamic(values, 2), _dynamic(kept, 2)) if dynamic else Bias(values, kept)
 
     def copies(self, clips: "list[_ClipRules]", again: Int64[np.ndarray, "clips rows"], per_head: bool) -> Copies:

@@ -7,7 +7,7 @@ conditional pass: outside it nothing of the model is changed.
 Names: B clips of a batch, n tokens of this rank's shard, R rows to compute again, T text tokens, N heads, D head size.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +17,9 @@ from diffusers.models.transformers.transformer_wan import _get_qkv_projections
 from torch import Tensor
 
 from numina.guidance import ShardGuidance, take
-from pipelines.base import VideoModel
+from pipelines.base import Attention, Processor, See, VideoModel
 from pipelines.parallel import Shard
 
-Attention = Any  # diffusers' WanAttention
-Processor = Callable[..., Tensor]
 Rotary = tuple[Tensor, Tensor]
 
 
@@ -52,7 +50,7 @@ class Onlooker:
     mustn't (`fullgraph=True`) torch says so; captures run under `torch.compiler.set_stance("force_eager")`.
     """
 
-    def __init__(self, inner: Processor, see: Callable[[Tensor, Tensor], None]):
+    def __init__(self, inner: Processor, see: See):
         self.inner = inner
         self.see = see
 
@@ -81,11 +79,15 @@ class Onlooker:
 
 
 @contextmanager
-def outputs_of(*modules: torch.nn.Module) -> Iterator[list[list[Tensor]]]:
-    """Per module, what its calls within the block give."""
+def outputs_of(*modules: torch.nn.Module, copy: bool = False) -> Iterator[list[list[Tensor]]]:
+    """Per module, what its calls within the block give; copies, where that will be written over."""
     seen: list[list[Tensor]] = [[] for _ in modules]
+
+    def keep(given: list[Tensor], output: Tensor) -> None:
+        given.append(output.clone() if copy else output)
+
     hooks = [
-        module.register_forward_hook(lambda _module, _inputs, output, given=given: given.append(output))
+        module.register_forward_hook(lambda _module, _inputs, output, given=given: keep(given, output))
         for module, given in zip(modules, seen, strict=True)
     ]
     try:
@@ -151,7 +153,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
 
 @contextmanager
 def guided(model: VideoModel, shard: Shard, guidance: ShardGuidance, delta: float) -> Iterator[None]:
-    """Guides the cross-attention of all blocks at intensity `delta`; at 0 the model stays as it is.
+    """Guides the attention of all blocks to the text at intensity `delta`; at 0 the model stays as it is.
 
     `guidance` must have been prepared for the rows of `shard`. Every rank of the shard's group must take part.
     """
@@ -159,8 +161,7 @@ def guided(model: VideoModel, shard: Shard, guidance: ShardGuidance, delta: floa
         yield
         return
     guidance.set(delta)
-    blocks = range(model.depth)
-    with processors({model.cross_attention(block): GuidedCrossAttention(guidance, shard) for block in blocks}):
+    with processors(model.guided(guidance, shard)):
         yield
 
 

@@ -4,15 +4,27 @@ Names: B clips of a batch, F latent frames, H W token grid of a frame, N heads, 
 channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from numina.errors import ConfigError
+from numina.schedule import schedule_times
 from pipelines.cache import check_cache
+
+if TYPE_CHECKING:
+    from numina.guidance import ShardGuidance  # which takes scipy along
+    from pipelines.parallel import Shard
+
+Attention = Any  # diffusers' attention module
+Processor = Callable[..., Any]  # what computes it
+See = Callable[[Tensor, Tensor], None]  # is shown queries [B, n, N, D] and keys [B, n or T, N, D], rotated
+
+LARGE_PIXELS = 640_000  # of a frame: between 480 × 832 and 720 × 1280
+LARGE_SHIFT = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +37,7 @@ class GenerationConfig:
     fps: int = 16  # frames per second of the mp4; Wan2.1's own rate
     steps: int = 50  # denoising steps; Wan2.1's default
     guidance_scale: float = 5.0  # classifier-free guidance; 1 turns the unconditional pass off
-    flow_shift: float | None = None  # schedule shift; null keeps the checkpoint's own
+    flow_shift: float | None = None  # schedule shift; null: the model's own at this size (Wan2.1: 3 at 480p, 5 at 720p)
     negative_prompt: str = ""  # used where a row has none
     cache: str = "none"  # step cache of plain, continued and guided denoising (see pipelines/cache.py)
     crf: int = 18  # x264 quality of the mp4, 0 (lossless) to 51
@@ -66,11 +78,15 @@ class ModelFacts:
     path: str
     name: str
     revision: str  # content-derived
+    family: str  # of `checkpoint.FAMILIES`
     depth: int  # transformer blocks
     heads: int
     head_size: int
+    joint: bool = False  # text and video are one sequence of attention; else text has cross-attention of its own
     token_strides: tuple[int, int, int]  # frames, pixels down, pixels across per token
     transformer_bytes: int  # of the weight files
+    sampler: str  # diffusers' class that denoises
+    shift: float | None  # of the checkpoint's own flow schedule; None: its sampler is no flow's
 
     def grid(self, generation: GenerationConfig) -> Grid:
         """The token grid of a clip. Raises ConfigError where a side is no multiple of the model's stride."""
@@ -82,6 +98,29 @@ class ModelFacts:
                 raise ConfigError(f"generation.{name} is {value}; {self.name} needs a multiple of {stride}: use {near}")
         height, width = generation.height // space[0], generation.width // space[1]
         return Grid((generation.num_frames - 1) // time + 1, height, width)
+
+    def native_shift(self, generation: GenerationConfig) -> float | None:
+        """The flow shift that clips of this size are sampled with unless told otherwise; None where there is no flow.
+
+        The checkpoint's own, and at least 5 beyond 480p (Wan2.1's README: 3 at 480p, 5 at 720p).
+        """
+        if self.shift is None:
+            return None
+        large = generation.height * generation.width > LARGE_PIXELS
+        return max(self.shift, LARGE_SHIFT) if large else self.shift
+
+    def flow_shift(self, generation: GenerationConfig) -> float | None:
+        """The flow shift that a clip is sampled with. Raises ConfigError where one is asked of a sampler without."""
+        if generation.flow_shift is not None and self.shift is None:
+            raise ConfigError(
+                f"generation.flow_shift is {generation.flow_shift:g}, but {self.name} is sampled by {self.sampler},"
+                " which has none; leave it null"
+            )
+        return self.native_shift(generation) if generation.flow_shift is None else generation.flow_shift
+
+    def times(self, generation: GenerationConfig) -> tuple[float, ...]:
+        """When each step comes, by its noise level: a share of the model's native schedule (`numina.schedule`)."""
+        return schedule_times(generation.steps, self.flow_shift(generation), self.native_shift(generation))
 
 
 @dataclass(frozen=True)
@@ -120,12 +159,16 @@ class VideoModel(TextEncoder, Protocol):
     facts: ModelFacts
     device: torch.device
     transformer: Any  # diffusers' transformer
-    vae: Any  # diffusers' autoencoder
     text_tokens: int  # T, of every encoded prompt
+    text_width: int  # of a token's encoding
     loading: dict[str, float]  # what it took: seconds to read and to send, and the bytes
 
     @property
     def depth(self) -> int: ...
+
+    @property
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        """The transformer's repeated blocks."""
 
     def grid(self, generation: GenerationConfig) -> Grid: ...
 
@@ -134,14 +177,23 @@ class VideoModel(TextEncoder, Protocol):
         and any batch, starts from the same."""
 
     def scheduler(self, generation: GenerationConfig, kept: Sequence[int] | None = None) -> Scheduler:
-        """The sampler at its start; with only the `kept` steps of its schedule (ascending indices) where given."""
+        """The sampler at its start; with only the `kept` steps of its schedule (ascending indices) where given.
+
+        Raises ConfigError where the sampler can't leave steps out.
+        """
 
     def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """One forward of the transformer: [B, C, F, h, w], one timestep, [B, T, text_dim] → velocities."""
+        """One forward of the transformer: [B, C, F, h, w], one timestep, [B, T, text_width] → what the sampler takes."""
 
-    def self_attention(self, block: int) -> Any: ...
+    def onlookers(self, block: int, see_cross: See, see_self: See | None) -> Mapping[Attention, Processor]:
+        """Attention processors with which a block's forward computes what it did, and shows its queries with the text's
+        keys and, where asked, with the clip's own."""
 
-    def cross_attention(self, block: int) -> Any: ...
+    def guided(self, guidance: "ShardGuidance", shard: "Shard") -> Mapping[Attention, Processor]:
+        """Attention processors with which all blocks' forwards are guided, on this rank's rows."""
+
+    def split_decoder(self, group: Any) -> None:
+        """From here on the ranks of a process group decode together, where this VAE can be split. All call."""
 
     def decode(self, latents: Tensor) -> Tensor | None:
         """[B, C, F, h, w] → uint8 [B, num_frames, height, width, 3] on the CPU.

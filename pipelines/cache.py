@@ -211,9 +211,9 @@ def forwards(name: str, run: Sequence[int], steps: int, *, passes: int = 2) -> i
     return passes * computed
 
 
-def identify_forwards(config: "IdentifyConfig", generation: "GenerationConfig") -> int:
+def identify_forwards(config: "IdentifyConfig", generation: "GenerationConfig", times: Sequence[float]) -> int:
     """How many full forwards identification costs: the steps before t* under its cache, and t* itself in full."""
-    before = [step for step in config.schedule(generation.steps) if step < config.capture_step(generation.steps)]
+    before = [step for step in config.schedule(times) if step < config.capture_step(times)]
     passes = 2 if generation.guidance_scale > 1 else 1
     return forwards(config.cache, before, generation.steps, passes=passes) + passes
 

@@ -17,8 +17,8 @@ from numina.config import IdentifyConfig
 from numina.heads import cross_response, deviation, score_deviation, score_heads, select_response
 from numina.layout import Capture, combine_blocks
 from numina.tokens import TokenSpans
-from pipelines.attention import Onlooker, processors
-from pipelines.base import GenerationConfig, Grid, VideoModel
+from pipelines.attention import processors
+from pipelines.base import Attention, GenerationConfig, Grid, Processor, VideoModel
 from pipelines.parallel import Shard
 
 
@@ -92,13 +92,10 @@ class ClipCapture:
     @contextmanager
     def looking_on(self) -> Iterator[None]:
         """Lets the capture look on in the reference blocks; what the blocks compute stays as it is."""
-        watched = {}
+        watched: dict[Attention, Processor] = {}
         for block, seen in self.seen.items():
-            cross = self.model.cross_attention(block)
-            watched[cross] = Onlooker(cross.processor, seen.see_cross_attention)
-            if self.config.needs_self_attention:
-                own = self.model.self_attention(block)
-                watched[own] = Onlooker(own.processor, seen.see_self_attention)
+            see_self = seen.see_self_attention if self.config.needs_self_attention else None
+            watched |= self.model.onlookers(block, seen.see_cross_attention, see_self)
         # A watched block would be compiled anew for this one pass.
         with processors(watched), torch.compiler.set_stance("force_eager"):
             yield

@@ -2,72 +2,153 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from numina.errors import ModelError
 from pipelines.base import ModelFacts
 
-PARTS = {
-    "transformer": "WanTransformer3DModel",
-    "vae": "AutoencoderKLWan",
-    "text_encoder": "UMT5EncoderModel",
-    "tokenizer": None,  # any fast tokenizer
-    "scheduler": "UniPCMultistepScheduler",
-}
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model")  # of diffusers' and transformers' parts
+
+Config = Mapping[str, Any]  # a part's config.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A kind of checkpoint: its parts, and what its configs call what `ModelFacts` needs."""
+
+    title: str
+    adapter: str  # module and class; imported where a model is loaded, not to look at one
+    parts: Mapping[str, tuple[str, ...]]  # part → its classes, of which one must be there; none named: any
+    strides: Callable[[Config, Config], tuple[int, int, int]]  # of transformer and VAE
+    joint: bool
+    sampler: str  # that denoises, of those in `parts`
+    refused: Callable[[Config, Config], str | None]  # model_index.json and the transformer's config → what isn't run
+
+    def facts(self, name: str, folder: Path) -> ModelFacts:
+        transformer, vae, scheduler = (
+            read_json(folder / file)
+            for file in ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+        )
+        flow = scheduler.get("use_flow_sigmas") or scheduler.get("prediction_type") == "flow_prediction"
+        return ModelFacts(
+            path=str(folder),
+            name=folder.name,
+            revision=revision_of(folder),
+            family=name,
+            depth=transformer["num_layers"],
+            heads=transformer["num_attention_heads"],
+            head_size=transformer["attention_head_dim"],
+            joint=self.joint,
+            token_strides=self.strides(transformer, vae),
+            transformer_bytes=sum(file.stat().st_size for file in weight_files(folder / "transformer")),
+            sampler=self.sampler,
+            shift=float(scheduler.get("flow_shift") or 1.0) if flow else None,
+        )
+
+
+def _wan_strides(transformer: Config, vae: Config) -> tuple[int, int, int]:
+    time, down, across = transformer["patch_size"]
+    space = vae.get("scale_factor_spatial") or 8
+    return (vae.get("scale_factor_temporal") or 4) * time, space * down, space * across
+
+
+def _not_wan(index: Config, transformer: Config) -> str | None:
+    for name in ("transformer_2", "boundary_ratio"):
+        if index.get(name) and index[name] != [None, None]:
+            return f"{name} {index[name]!r}: Wan2.2's 14B pair of transformers isn't run; use Wan2.1, or Wan2.2-TI2V-5B"
+    if transformer.get("image_dim") or transformer.get("added_kv_proj_dim"):
+        return "a transformer that wants an image; use a text-to-video checkpoint"
+    return None
+
+
+def _cogvideox_strides(transformer: Config, vae: Config) -> tuple[int, int, int]:
+    space = 2 ** (len(vae["block_out_channels"]) - 1) * transformer["patch_size"]
+    return int(vae.get("temporal_compression_ratio") or 4), space, space
+
+
+def _not_cogvideox(index: Config, transformer: Config) -> str | None:
+    if transformer.get("patch_size_t"):
+        return "patches of several frames, which CogVideoX 1.5 has and isn't run; use CogVideoX-5b"
+    return None
+
+
+FAMILIES = {  # by the pipeline class that model_index.json names
+    "WanPipeline": Family(
+        title="Wan text-to-video",
+        adapter="pipelines.wan:WanModel",
+        parts={
+            "transformer": ("WanTransformer3DModel",),
+            "vae": ("AutoencoderKLWan",),
+            "text_encoder": ("UMT5EncoderModel",),
+            "tokenizer": (),
+            "scheduler": ("UniPCMultistepScheduler",),
+        },
+        strides=_wan_strides,
+        joint=False,
+        sampler="UniPCMultistepScheduler",
+        refused=_not_wan,
+    ),
+    "CogVideoXPipeline": Family(
+        title="CogVideoX text-to-video",
+        adapter="pipelines.cogvideox:CogVideoXModel",
+        parts={
+            "transformer": ("CogVideoXTransformer3DModel",),
+            "vae": ("AutoencoderKLCogVideoX",),
+            "text_encoder": ("T5EncoderModel",),
+            "tokenizer": (),
+            "scheduler": ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"),
+        },
+        strides=_cogvideox_strides,
+        joint=True,
+        sampler="CogVideoXDDIMScheduler",
+        refused=_not_cogvideox,
+    ),
+}
 
 
 def inspect(path: str | Path) -> ModelFacts:
     """What a checkpoint folder holds, from its configs and file sizes alone. Raises ModelError for what is missing."""
     folder = Path(path)
-    check_parts(folder)
-    transformer = json.loads((folder / "transformer/config.json").read_text())
-    vae = json.loads((folder / "vae/config.json").read_text())
-    patch = transformer["patch_size"]
-    return ModelFacts(
-        path=str(folder),
-        name=folder.name,
-        revision=revision_of(folder),
-        depth=transformer["num_layers"],
-        heads=transformer["num_attention_heads"],
-        head_size=transformer["attention_head_dim"],
-        token_strides=(
-            (vae.get("scale_factor_temporal") or 4) * patch[0],
-            (vae.get("scale_factor_spatial") or 8) * patch[1],
-            (vae.get("scale_factor_spatial") or 8) * patch[2],
-        ),
-        transformer_bytes=sum(file.stat().st_size for file in (folder / "transformer").glob("*.safetensors")),
-    )
+    name = check_parts(folder)
+    return FAMILIES[name].facts(name, folder)
 
 
-def check_parts(folder: Path, parts: Collection[str] = tuple(PARTS)) -> None:
-    """Says what a checkpoint folder lacks of the named parts, before anything heavy is read. Raises ModelError."""
+def check_parts(folder: Path, parts: Collection[str] | None = None) -> str:
+    """A checkpoint folder's family, once all its parts, or those named, are there. Raises ModelError."""
     index_file = folder / "model_index.json"
     if not index_file.is_file():
         raise ModelError(
             f"{folder} has no model_index.json; model.path must be a diffusers folder such as Wan2.1-T2V-14B-Diffusers"
         )
-    index = json.loads(index_file.read_text())
-    if index.get("_class_name") != "WanPipeline":
-        raise ModelError(f"{index_file} names {index.get('_class_name')!r}; this adapter runs WanPipeline checkpoints")
-    for name in ("transformer_2", "boundary_ratio", "expand_timesteps"):
-        value = index.get(name)
-        if value and value != [None, None]:
-            raise ModelError(
-                f"{index_file} has {name} {value!r}, which Wan2.2 needs and this adapter doesn't run; use a Wan2.1"
-                " checkpoint"
-            )
-    for part in parts:
-        expected = PARTS[part]
+    index = read_json(index_file)
+    name = index.get("_class_name")
+    if name not in FAMILIES:
+        raise ModelError(f"{index_file} names {name!r}; what is run: {', '.join(FAMILIES)} checkpoints")
+    family = FAMILIES[name]
+    for part in family.parts if parts is None else parts:
+        expected = family.parts[part]
         if not (folder / part).is_dir():
             raise ModelError(f"{folder} lacks the part {part}/; download the whole checkpoint")
         found = (index.get(part) or [None, None])[1]
-        if expected and found != expected:
-            raise ModelError(f"{index_file}: {part} is {found!r}, expected {expected!r}")
-    for part in ("transformer", "vae", "text_encoder"):
-        if part in parts:
+        if expected and found not in expected:
+            raise ModelError(f"{index_file}: {part} is {found!r}, expected {' or '.join(map(repr, expected))}")
+        if part in ("transformer", "vae", "text_encoder"):
             check_weights(folder / part)
+        if part == "transformer" and (refused := family.refused(index, read_json(folder / part / "config.json"))):
+            raise ModelError(f"{folder} has {refused}")
+    return name
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Raises ModelError for what isn't there, or isn't JSON."""
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} can't be read: {error}; download the whole checkpoint") from error
+    return content
 
 
 def check_weights(folder: Path) -> None:

@@ -86,13 +86,13 @@ def decode_pixels(vae: Any, latents: Tensor) -> Tensor | None:
     split = _SPLITS.get(vae)
     if split is None or not split.fits(latents.shape[-2]):
         leads = split is None or split.rank == 0
-        return _on_cpu(map(_pixels, _frames(vae, vae.decoder, latents)), vae.device) if leads else None
+        return _on_cpu(map(to_pixels, _frames(vae, vae.decoder, latents)), vae.device) if leads else None
     # Ranks need not agree on the last bits of a clip's latents; its rows are to come from one of them.
     dist.broadcast(latents, group=split.group, group_src=0)
     bands = latents.tensor_split(split.ranks, dim=-2)
     rows = [band.shape[-2] for band in bands]
     own = _frames(vae, partial(split.decoder, patchify=False), bands[split.rank].contiguous())
-    frames = (_collected(pixels, rows, split) for pixels in map(_pixels, own))
+    frames = (_collected(pixels, rows, split) for pixels in map(to_pixels, own))
     if split.rank == 0:
         clips = _on_cpu(frames, vae.device)
     else:
@@ -123,7 +123,7 @@ def _frames(vae: Any, decoder: Any, latents: Tensor) -> Iterator[Tensor]:
         yield frames if vae.config.patch_size is None else unpatchify(frames, vae.config.patch_size)
 
 
-def _pixels(frames: Tensor) -> Tensor:
+def to_pixels(frames: Tensor) -> Tensor:
     """[B, 3, f, H, W] of -1 to 1 → uint8 [B, f, H, W, 3]."""
     pixels = ((frames.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 4, 1).contiguous()

@@ -166,8 +166,9 @@ def identify(
     read at t* is computed in full. Raises ConfigError for a cache that can't run on so many ranks or clips.
     """
     check_cache("method.identify.cache", method.identify.cache, ranks=shard.ranks, batch=len(texts))
-    kept = method.identify.schedule(generation.steps)
-    reference = kept.index(method.identify.capture_step(generation.steps))
+    times = model.facts.times(generation)
+    kept = method.identify.schedule(times)
+    reference = kept.index(method.identify.capture_step(times))
     seen = ClipCapture(model, generation, shard, spans, method.identify)
     state = start(model, seeds, generation, kept if len(kept) < generation.steps else None)
     path: list[DenoiseState] = []
@@ -217,7 +218,7 @@ def guide(
     """
     check_cache("generation.cache", generation.cache, ranks=shard.ranks, batch=len(texts))
     guidance = _prepare(model, shard, texts, plans) if shard.conditional else None
-    deltas = [intensity(step, generation.steps, plans[0].config) for step in range(generation.steps)]
+    deltas = [intensity(time, plans[0].config) for time in model.facts.times(generation)]
 
     def biased(step: int) -> AbstractContextManager[None]:
         return guided(model, shard, guidance, deltas[step]) if guidance and deltas[step] else nullcontext()
@@ -249,7 +250,9 @@ def guide(
 def _prepare(model: VideoModel, shard: Shard, texts: Sequence[Text], plans: Sequence[GuidancePlan]) -> ShardGuidance:
     """The plans, ready for this rank's rows."""
     rows, text_tokens = shard.rows(plans[0].rows), texts[0].conditional.shape[1]
-    return ShardGuidance.prepare(plans, rows, text_tokens, device=model.device, dtype=model.transformer.dtype)
+    return ShardGuidance.prepare(
+        plans, rows, text_tokens, device=model.device, dtype=model.transformer.dtype, tail_alone=model.facts.joint
+    )
 
 
 def _free(plans: Sequence[GuidancePlan], latents: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from pipelines import denoise
 from pipelines.base import GenerationConfig, Text, TextEncoder, VideoModel
 from pipelines.cache import check_cache
 from pipelines.clip import Clip, Identified, Request, Timings
-from pipelines.decode import split_decoder
 from pipelines.parallel import ALONE, Shard
 from pipelines.video import write_clips
 from pipelines.warmup import warm_up
@@ -54,7 +53,7 @@ class ClipGenerator:
         self.shard = shard
         self.progress = progress
         if shard.gang is not None:
-            split_decoder(model.vae, shard.gang)
+            model.split_decoder(shard.gang)
         self._held: dict[str, _Held] = {}
 
     def warm_up(self, methods: Iterable[MethodConfig | None], batch: int = 1) -> dict[str, float]:

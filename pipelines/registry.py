@@ -1,13 +1,15 @@
 """From a model's name to its adapter. `testbed` names the embedded counting model; anything else is a folder."""
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from numina.errors import ConfigError
 from pipelines.base import ModelFacts, TextEncoder, VideoModel
-from pipelines.checkpoint import inspect
+from pipelines.checkpoint import FAMILIES, check_parts, inspect
 from pipelines.parallel import MemoryConfig
 from pipelines.testbed import WEIGHTS
 
@@ -39,18 +41,23 @@ def load_model(
     `text_encoder=False` that part stays unread, and encoding is for `load_text_encoder`. Raises ModelError for what is
     missing or doesn't fit, ConfigError where a device or a way of sharding can't be had.
     """
-    from pipelines.wan import WanModel  # diffusers takes seconds to import, and only ranks need it
-
-    device = resolve_device(device)
-    model = WanModel.load(
-        model_folder(path),
+    device, folder = resolve_device(device), model_folder(path)
+    model = adapter_of(folder).load(
+        folder,
         dtype=DTYPES[resolve_dtype(dtype, device)],
         device=device,
         memory=memory,
         text_encoder=text_encoder,
     )
     model.facts = _named(model.facts, path)
-    return model
+    loaded: VideoModel = model
+    return loaded
+
+
+def adapter_of(folder: Path) -> Any:
+    """The adapter's class. It is imported here: diffusers takes seconds, and only ranks need it."""
+    module, _, name = FAMILIES[check_parts(folder, ())].adapter.partition(":")
+    return getattr(import_module(module), name)
 
 
 def load_text_encoder(path: str, *, dtype: str = "auto", device: str = "auto") -> TextEncoder:
@@ -58,10 +65,11 @@ def load_text_encoder(path: str, *, dtype: str = "auto", device: str = "auto") -
 
     Raises ModelError for what is missing or doesn't fit, ConfigError where the device can't be had.
     """
-    from pipelines.wan import WanTextEncoder
-
-    device = resolve_device(device)
-    return WanTextEncoder.load(model_folder(path), dtype=DTYPES[resolve_dtype(dtype, device)], device=device)
+    device, folder = resolve_device(device), model_folder(path)
+    encoder: TextEncoder = adapter_of(folder).load_text_encoder(
+        folder, dtype=DTYPES[resolve_dtype(dtype, device)], device=device
+    )
+    return encoder
 
 
 def _named(facts: ModelFacts, path: str) -> ModelFacts:

@@ -27,7 +27,8 @@ def compile_blocks(model: VideoModel, backend: str = "inductor") -> None:
     """Compiles the transformer's repeated blocks, at their next call; after an engine has put in its processors."""
     # Plain, guided by a mask, guided row by row: each with its own graph, and more with several sizes of a batch.
     torch._dynamo.config.cache_size_limit = max(32, torch._dynamo.config.cache_size_limit)
-    model.transformer.compile_repeated_blocks(backend=backend)
+    for block in model.blocks:
+        block.compile(backend=backend)
 
 
 @torch.inference_mode()
@@ -45,7 +46,7 @@ def warm_up(
     """
     once = replace(generation, steps=1, cache="none")
     guided = generation.guidance_scale > 1
-    blank = torch.zeros(1, model.text_tokens, model.transformer.config.text_dim, dtype=model.transformer.dtype)
+    blank = torch.zeros(1, model.text_tokens, model.text_width, dtype=model.transformer.dtype)
     blank = blank.to(model.device)
     texts = [Text("", blank, blank if guided else None, ())] * batch
     seeds = [0] * batch

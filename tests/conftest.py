@@ -1,6 +1,7 @@
-"""Fixtures shared by all tests: a tiny random checkpoint in Wan's folder layout."""
+"""Fixtures shared by all tests: tiny random checkpoints in the models' own folder layouts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -8,43 +9,22 @@ import torch
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Wan checkpoint of the embedded model's classes: 3 blocks, 4 heads of 16; loads in under a second."""
-    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny checkpoint, by its name in `tests.twins`; each is built once."""
 
-    from pipelines.testbed.model import build_scheduler, build_text_encoder, build_tokenizer
+    @cache
+    def build(name: str) -> Path:
+        from tests.twins import build_twin
 
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    pipeline = WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=build_text_encoder(tokenizer),
-        transformer=WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=4,
-            attention_head_dim=16,
-            in_channels=4,
-            out_channels=4,
-            text_dim=128,
-            freq_dim=32,
-            ffn_dim=64,
-            num_layers=3,
-            rope_max_seq_len=64,
-        ),
-        vae=AutoencoderKLWan(
-            base_dim=4,
-            z_dim=4,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            attn_scales=[],
-            latents_mean=[0.1] * 4,
-            latents_std=[2.0] * 4,
-        ),
-        scheduler=build_scheduler(),
-    )
-    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    pipeline.save_pretrained(folder)
-    return folder
+        return build_twin(name, tmp_path_factory.mktemp("twin") / name)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(twin: Callable[[str], Path]) -> Path:
+    """A random Wan2.1 checkpoint of the embedded model's classes: 3 blocks, 4 heads of 16; loads in under a second."""
+    return twin("wan2.1-1.3b")
 
 
 @pytest.fixture

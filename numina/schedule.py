@@ -1,0 +1,26 @@
+"""When a denoising step comes: its noise level, as a share of the model's native schedule.
+
+Settings such as t* are shares of a schedule. A share is a noise level, not an index: 8 steps, 30 or 50, and a sampler
+of another flow shift than the model's native one, are read and guided at the same noise.
+
+    s = 1 − i/steps                     time left, before the shift
+    σ = a·s / (1 + (a − 1)·s)           noise level under flow shift a (arXiv 2403.03206 §5.3.2)
+    time = 1 − s', s' of σ under the native shift
+
+At the native shift, and where a sampler has no shift, step i of n is at time i/n.
+"""
+
+
+def schedule_times(steps: int, shift: float | None = None, native: float | None = None) -> tuple[float, ...]:
+    """The time of each step, from 0 (pure noise) up to below 1; ``shift`` is the sampler's, ``native`` the model's."""
+    if shift is None or native is None or shift == native:
+        return tuple(i / steps for i in range(steps))
+    return tuple(1 - _unshifted(_shifted(1 - i / steps, shift), native) for i in range(steps))
+
+
+def _shifted(left: float, shift: float) -> float:
+    return shift * left / (1 + (shift - 1) * left)
+
+
+def _unshifted(noise: float, shift: float) -> float:
+    return noise / (shift - (shift - 1) * noise)

@@ -15,6 +15,7 @@ from pipelines.base import VideoModel
 from pipelines.clip import Clip
 from pipelines.denoise import Progress
 from pipelines.generate import generate as generate_clip
+from pipelines.lora import LoraConfig
 from pipelines.registry import load_model
 
 
@@ -35,7 +36,7 @@ def generate(
     """
     job = load_job(config, overrides)
     return generate_clip(
-        _model(job.model.path, job.model.dtype, job.model.device),
+        _model(job.model.path, job.model.dtype, job.model.device, job.model.revision, tuple(job.model.loras)),
         prompt,
         targets=targets,
         seed=seed,
@@ -46,5 +47,5 @@ def generate(
 
 
 @lru_cache(maxsize=1)
-def _model(path: str, dtype: str, device: str) -> VideoModel:
-    return load_model(path, dtype=dtype, device=device)
+def _model(path: str, dtype: str, device: str, revision: str | None, loras: tuple[LoraConfig, ...]) -> VideoModel:
+    return load_model(path, dtype=dtype, device=device, revision=revision, loras=loras)

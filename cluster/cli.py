@@ -245,17 +245,21 @@ def prompts_make(
 
 
 @models_app.command("check")
-def models_check(path: str) -> None:
-    """What a checkpoint folder holds, and what it would run as."""
+def models_check(
+    path: Annotated[str, typer.Argument(help="A diffusers folder, a hub id OWNER/NAME, or testbed.")],
+    revision: Annotated[str | None, typer.Option(help="Of a hub id: a commit, 40 hex digits.")] = None,
+) -> None:
+    """What a checkpoint holds and would run as, or all that is wrong with it; a hub's is downloaded."""
+    from cluster.model_check import parts_of, what_it_is, would_run_as
+    from cluster.tables import part_table, two_columns
     from pipelines.registry import inspect_model
 
-    facts = inspect_model(path)
-    degrees = [ranks for ranks in range(1, facts.heads + 1) if facts.heads % ranks == 0]
-    say(
-        f"{facts.path}: Wan text-to-video, {facts.depth} blocks, {facts.heads} heads of {facts.head_size},"
-        f" {facts.transformer_bytes / 2**30:.2f} GiB transformer, revision {facts.revision};"
-        f" parallel.ulysses: {', '.join(map(str, degrees))}"
-    )
+    model = inspect_model(path, revision)
+    console.print(two_columns(what_it_is(model)))
+    say()
+    console.print(part_table(parts_of(model)))
+    say()
+    console.print(two_columns(would_run_as(model, revision)))
 
 
 @testbed_app.command("train")

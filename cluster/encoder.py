@@ -49,7 +49,9 @@ class Encoder(Member):
         device = "cuda" if self.spec.gpus else "cpu"
         if device == "cpu":
             torch.set_num_threads(self.spec.cpus)
-        self.encoder = load_text_encoder(self.spec.model_path, dtype=self.spec.dtype, device=device)
+        self.encoder = load_text_encoder(
+            self.spec.model_path, dtype=self.spec.dtype, device=device, revision=self.spec.model_revision
+        )
         return {"load": time.perf_counter() - began}
 
     @ray.method(num_returns=2)

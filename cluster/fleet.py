@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -22,8 +23,9 @@ from cluster.encoder import EncoderSpec
 from cluster.faults import Verdict, judge, reason
 from cluster.gang import ENDING, PLACING, STANDING, Gang, GangSpec, end_gangs
 from cluster.metrics import endpoints
+from cluster.planner import planned_gib
 from numina.errors import GangError
-from pipelines.registry import TESTBED
+from pipelines.registry import place_free
 
 if TYPE_CHECKING:
     from cluster.plan import JobPlan
@@ -51,7 +53,8 @@ class Fleet:
         job = self.plan.job
         cluster = job.cluster
         shared: dict[str, Any] = {
-            "model_path": job.model.path if job.model.path == TESTBED else os.path.abspath(job.model.path),
+            "model_path": place_free(job.model.path),
+            "model_revision": job.model.revision,
             "dtype": self.plan.dtype,
             "generation": job.generation,
             "start_timeout": cluster.start_timeout,
@@ -65,6 +68,9 @@ class Fleet:
             parallel=job.parallel,
             memory=job.memory,
             cpus_per_rank=cluster.cpus_per_rank,
+            keep_latents=job.latents,
+            loras=tuple(replace(lora, path=place_free(lora.path)) for lora in job.model.loras),
+            planned_gib=planned_gib(self.plan),
             **shared,
         )
         for number in range(job.parallel.gangs):

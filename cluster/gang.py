@@ -13,8 +13,8 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +33,7 @@ from numina.config import MethodConfig
 from numina.errors import InputError
 from pipelines.base import GenerationConfig, Text
 from pipelines.clip import Clip, Identified, Request
+from pipelines.lora import LoraConfig
 from pipelines.parallel import MemoryConfig, ParallelConfig, limit_collectives
 from pipelines.registry import load_model
 
@@ -50,6 +51,7 @@ class Spec(ABC):
     """What a gang's processes are made of, and how long they may take; by itself, a gang of one."""
 
     model_path: str
+    model_revision: str | None = None  # of a hub id
     dtype: str
     generation: GenerationConfig
     start_timeout: float  # seconds until it stands
@@ -89,6 +91,9 @@ class GangSpec(Spec):
     parallel: ParallelConfig
     memory: MemoryConfig
     cpus_per_rank: int
+    keep_latents: bool = False  # clips come with them: some MB more to fetch from the gang's node
+    loras: tuple[LoraConfig, ...] = ()
+    planned_gib: float | None = None  # of a rank's GPU, at most, by the planner; None on CPUs
 
     @property
     def actor(self) -> type[Member]:
@@ -190,18 +195,21 @@ class Rank(Member):
             device=spec.device,
             memory=spec.memory,
             text_encoder=spec.memory.text_encoder == "gang",
+            revision=spec.model_revision,
+            loras=spec.loras,
         )
         shard = parallelize(model, spec.parallel)
         if spec.compiles:
             compile_blocks(model)
-        self.generator = ClipGenerator(model, spec.generation, shard)
+        self.generator = ClipGenerator(model, spec.generation, shard, keep_latents=spec.keep_latents)
         return {"load": time.perf_counter() - began}
 
     def warm_up(self) -> dict[str, float]:
         """Compiles. From here on no collective may take longer than a step."""
         spec, seconds = self.spec, dict[str, float]()
         if spec.compiles:
-            seconds = self._ready.warm_up(spec.methods, spec.parallel.batch)
+            with size_told(spec.planned_gib):
+                seconds = self._ready.warm_up(spec.methods, spec.parallel.batch)
         if spec.ranks > 1:
             limit_collectives(timedelta(seconds=spec.step_timeout))
         return seconds
@@ -210,22 +218,22 @@ class Rank(Member):
     def identify(
         self, requests: Sequence[Request], method: MethodConfig, texts: Sequence[Text] | None
     ) -> tuple[list[Identified | InputError] | None, None]:
-        with _about(request.key for request in requests):
+        with self._about(request.key for request in requests):
             return self._ready.identify(requests, method, self._here(texts)), None
 
     @ray.method(num_returns=2)
     def plain(self, requests: Sequence[Request], texts: Sequence[Text] | None) -> tuple[list[Clip] | None, None]:
-        with _about(request.key for request in requests):
+        with self._about(request.key for request in requests):
             return self._ready.plain(requests, self._here(texts)), None
 
     @ray.method(num_returns=2)
     def finish(self, keys: Sequence[str]) -> tuple[list[Clip] | None, None]:
-        with _about(keys):
+        with self._about(keys):
             return self._ready.finish(keys), None
 
     @ray.method(num_returns=2)
     def guide(self, keys: Sequence[str], plans: Sequence[GuidancePlan]) -> tuple[list[Clip] | None, None]:
-        with _about(keys):
+        with self._about(keys):
             return self._ready.guide(keys, plans), None
 
     def drop(self, keys: Sequence[str]) -> None:
@@ -236,15 +244,29 @@ class Rank(Member):
         """An encoder's texts on this rank's device."""
         return None if texts is None else [text_on(self._ready.model.device, text) for text in texts]
 
+    @contextmanager
+    def _about(self, keys: Iterable[str]) -> Iterator[None]:
+        """All that is logged inside is about these clips, and so is what runs out of memory."""
+        with logs.about(key=" ".join(keys)), size_told(self.spec.planned_gib):
+            yield
+
     @property
     def _ready(self) -> ClipGenerator:
         assert self.generator is not None, "load() comes first"
         return self.generator
 
 
-def _about(keys: Iterable[str]) -> AbstractContextManager[None]:
-    """All that is logged inside is about these clips."""
-    return logs.about(key=" ".join(keys))
+@contextmanager
+def size_told(planned_gib: float | None) -> Iterator[None]:
+    """Where GPU memory runs out inside, says how much the planner expected to be taken, and what takes less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        expected = f"; the planner expects {planned_gib:.1f} GiB at most on every GPU" if planned_gib else ""
+        raise torch.OutOfMemoryError(
+            f"{error}{expected}; memory.shard=zero3, memory.text_encoder=apart, parallel.batch=1 or a smaller clip take"
+            " less, see `numina plan`"
+        ) from error
 
 
 class Gang:

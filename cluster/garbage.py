@@ -20,12 +20,12 @@ from cluster.segments import SEGMENT_ROWS, commit_name, packed, read_table, read
 from cluster.store import Store
 from numina.errors import OutputError, StorageError
 
-KINDS = ("temporaries", "videos", "layouts", "failures", "claims", "commits", "segments")
+KINDS = ("temporaries", "videos", "layouts", "latents", "failures", "claims", "commits", "segments")
 
 _LOOK_SECONDS = 5.0  # between two looks whether somebody came
 _AT_ONCE = 64  # files that one thread removes in a row
-_NAMING = ("file_name", "layout_file")  # a row's columns that hold names of files
-_MADE = re.compile(r"(?P<key>[0-9a-f]{32})-[0-9a-f]{16}\.(mp4|npz)")
+_NAMING = ("file_name", "layout_file", "latents_file")  # a row's columns that hold names of files
+_MADE = re.compile(r"(?P<key>[0-9a-f]{32})-[0-9a-f]{16}\.(mp4|npz|safetensors)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,9 @@ class Collected:
 
 
 def collect_garbage(store: Store, *, dry_run: bool = False) -> Collected:
-    """Remove what killed writers left, videos and layouts that no row names, failures of keys that have a row, and dead
-    claims; gather commits into segments, and small segments into larger ones; remove commits and segments whose rows
-    were read back from another segment. With `dry_run` only count: all commits, and segments as they lie now.
+    """Remove what killed writers left, videos, layouts and latents that no row names, failures of keys that have a row,
+    and dead claims; gather commits into segments, and small segments into larger ones; remove commits and segments
+    whose rows were read back from another segment. With `dry_run` only count: all commits, and segments as they lie.
 
     Raises OutputError where no run ever started, while anybody is at work on the output, and when a row can't be read:
     its files aren't known.
@@ -53,7 +53,7 @@ def collect_garbage(store: Store, *, dry_run: bool = False) -> Collected:
     work.remove("temporaries", store.files.temporaries())  # first: on a full disk they make room for all else
     with _said(store) if not dry_run else nullcontext():
         work.look()  # who starts from now on sees that a clean-up is at work; who started before is seen here
-        for folder in ("videos", "layouts"):
+        for folder in ("videos", "layouts", "latents"):
             work.remove(folder, work.unnamed(folder, named))
         work.remove_failures()
         work.remove("claims", store.claims.dead())
@@ -124,7 +124,7 @@ class _CleanUp:
     # --- what no row needs ---
 
     def named_files(self) -> set[str]:
-        """The videos and layouts of all rows. Raises OutputError when one can't be read."""
+        """The videos, layouts and latents of all rows. Raises OutputError when one can't be read."""
         tables = self.store.row_files.tables(["key", *_NAMING])
         return set().union(*map(_names, tables))
 

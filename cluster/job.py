@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -21,6 +21,7 @@ from cluster.rows import canonical_json
 from numina.config import MethodConfig
 from numina.errors import ConfigError
 from pipelines.base import GenerationConfig
+from pipelines.lora import LoraConfig
 from pipelines.parallel import MemoryConfig, ParallelConfig
 
 ALGORITHM_VERSION = 2  # raised when the same configuration would give other pixels; part of every row's key
@@ -32,7 +33,9 @@ DEFAULT_PRESET = "closed"
 class ModelConfig:
     """Which checkpoint, and how it is held."""
 
-    path: str = "testbed"  # a diffusers folder, or `testbed` for the embedded counting model
+    path: str = "testbed"  # a diffusers folder, a hub id OWNER/NAME, or `testbed` for the embedded counting model
+    revision: str | None = None  # of a hub id: a commit, 40 hex digits
+    loras: list[LoraConfig] = field(default_factory=list)  # added to the transformer's weights, once
     dtype: str = "auto"  # auto (bfloat16 on a GPU, float32 on a CPU) | float32 | bfloat16 | float16
     device: str = "auto"  # auto (a GPU where there is one) | cuda | cpu
 
@@ -87,6 +90,7 @@ class JobConfig:
     limit: int | None = None  # first rows only, for a first look
     shard: str = "0/1"  # INDEX/COUNT: every COUNT-th row from row INDEX on, for array jobs; keys don't depend on it
     max_count: int = 20  # the largest count that a target may ask for
+    latents: bool = False  # keep each clip's latents, lossless, beside its video; rows that are there stay as they are
     retry_failed: bool = False  # try clips again that were recorded as failed
     single_writer: bool = False  # allow filesystems without an atomic create-if-absent
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -270,10 +274,10 @@ def _load_yaml(name: str | Path) -> DictConfig:
 
 def _unknown_key(key: str) -> ConfigError:
     known = list(_keys(JobConfig))
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    leaves = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
     leaf = key.rsplit(".", 1)[-1]
-    close = close or [name for name in known if name.rsplit(".", 1)[-1] == leaf]
-    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+    close = difflib.get_close_matches(key, [*known, *leaves], n=1, cutoff=0.5) or [leaf] * (leaf in leaves)
+    hint = f"did you mean {leaves.get(close[0], close[0])!r}?" if close else f"known keys: {', '.join(known)}"
     return ConfigError(f"unknown configuration key {key!r}; {hint}")
 
 
@@ -282,8 +286,10 @@ def _keys(config: type, prefix: str = "") -> Iterator[str]:
     hints = get_type_hints(config)
     for item in fields(config):
         yield prefix + item.name
-        if is_dataclass(hints[item.name]):
-            yield from _keys(hints[item.name], f"{prefix}{item.name}.")
+        listed = get_args(hints[item.name])
+        kind = listed[0] if listed else hints[item.name]
+        if isinstance(kind, type) and is_dataclass(kind):
+            yield from _keys(kind, f"{prefix}{item.name}{'[]' if listed else ''}.")
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> None:

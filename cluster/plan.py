@@ -188,7 +188,7 @@ def prepare(job: JobConfig) -> JobPlan:
     Raises an InputError before any GPU is taken.
     """
     check_submitted(job)
-    model = inspect_model(job.model.path)
+    model = inspect_model(job.model.path, job.model.revision, job.model.loras)
     device = job.model.device
     if device == "auto" and job.cluster.address != "local":
         device = "cuda"  # the driver may stand on a head node without a GPU
@@ -228,6 +228,7 @@ def check_combination(job: JobConfig, model: ModelFacts, device: str) -> None:
                 cfg=parallel.cfg,
                 ulysses=parallel.ulysses,
                 ring=parallel.ring,
+                attention=parallel.attention,
                 compile=parallel.compile,
                 shard=job.memory.shard,
                 cache=name,
@@ -235,6 +236,8 @@ def check_combination(job: JobConfig, model: ModelFacts, device: str) -> None:
                 heads=model.heads,
                 tokens=model.grid(job.generation).tokens,
                 guidance=job.generation.guidance_scale > 1,
+                joint=model.joint,
+                loras=bool(job.model.loras),
             )
             check_support(wish)
 

@@ -52,6 +52,7 @@ ROW_SCHEMA = pa.schema(
         ("guided", pa.bool_()),
         ("shortfall", pa.list_(pa.int32())),
         ("layout_file", pa.string()),
+        ("latents_file", pa.string()),  # null where they weren't asked for: `JobConfig.latents`
         ("timings", pa.struct([(stage, pa.float64()) for stage in STAGES])),
         ("spans", SPANS),  # when and where each stage ran; `began` in seconds since the epoch, by the driver's clock
         ("gpu_seconds", pa.float64()),

@@ -113,6 +113,9 @@ def _commit(store: Store, plan: JobPlan, clip: Clip, draft: Draft, began: float)
     row |= {"file_name": file_name, "video_sha256": digest}
     if draft.correction is not None:
         row["layout_file"] = store.put_layout(draft.task.key, layout_arrays(draft.task, draft.correction))
+    if clip.latents is not None:
+        made_by = f"{plan.model.name}@{plan.model.revision}"
+        row["latents_file"] = store.put_latents(draft.task.key, clip.latents, made_by)
     spent = {"stage": "write", "place": "cpu", "began": began, "seconds": clip.timings["write"]}
     won = store.commit(row | {"spans": [*draft.spans, spent]})
     return Receipt(key=draft.task.key, won=won, row={name: row[name] for name in RECEIPT_COLUMNS})

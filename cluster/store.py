@@ -4,6 +4,7 @@
         runs/{time}-{token}.json              one per start: rows asked for, and whatever else is worth knowing later
         videos/ab/{key}-{sha256:16}.mp4       immutable, named by content
         layouts/ab/{key}-{sha256:16}.npz      identified and refined layout, no pickles
+        latents/ab/{key}-{sha256:16}.safetensors    where asked for: what the video was decoded from, float32
         commits/ab/{key}.parquet              create-if-absent: this IS the commit, one row
         segments/{digest}.parquet             many commits in one file; the commits stay until an offline `gc`
         failures/{key}/{attempt}.json
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from safetensors.numpy import save
 
 from cluster.atomic import check_promise, open_files
 from cluster.claims import Claims
@@ -181,6 +183,14 @@ class Store:
         self.files.create(name, data)
         return name
 
+    def put_latents(self, key: str, latents: np.ndarray, model: str) -> str:
+        """Store what a video was decoded from, [C, F, h, w], as the VAE was given it; its file name (for the row's
+        `latents_file`). `model`, the metadata's, is NAME@REVISION. Equal latents, equal bytes."""
+        data = save({"latents": latents}, metadata={"model": model})  # several entries would come in any order
+        name = f"latents/{sharded(key)}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
+        self.files.create(name, data)
+        return name
+
     def read(self, file_name: str) -> bytes:
         """A stored file by the name that a row has for it; FileNotFoundError when it is gone."""
         return self.files.read(file_name)
@@ -188,8 +198,8 @@ class Store:
     def commit(self, row: Mapping[str, Any]) -> bool:
         """Make the row visible; True if this call did, False if it was there already (then it stays as it is).
 
-        `row` holds columns of ROW_SCHEMA, and the prompt set's own ones under `extra` (a mapping). Video and layout
-        must be stored before. Raises ValueError for unknown or missing columns.
+        `row` holds columns of ROW_SCHEMA, and the prompt set's own ones under `extra` (a mapping). The files that it
+        names must be stored before. Raises ValueError for unknown or missing columns.
         """
         return self.row_files.add(row["key"], self._row_table(row))
 

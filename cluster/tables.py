@@ -1,6 +1,6 @@
 """What verbs print as tables: what a job is and how it could run, what judges counted, what a clean-up removed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -50,13 +50,34 @@ def print_configured(planner: "Planner", refuse: bool) -> None:
 def facts_table(planner: "Planner", rows: dict[str, str]) -> Table:
     """What a job is, and some more rows."""
     plan, model, generation = planner.plan, planner.model, planner.job.generation
+    return two_columns(
+        {
+            "model": f"{model.name} ({model.depth} blocks, {model.heads} heads)",
+            "device": f"{plan.device}, {plan.dtype}",
+            "clip": f"{generation.height}×{generation.width}, {generation.num_frames} frames",
+            "videos": str(plan.asked),
+            **rows,
+        }
+    )
+
+
+def two_columns(rows: Mapping[str, str]) -> Table:
+    """Names and what there is to say of each."""
     table = Table(show_header=False, box=None)
-    table.add_row("model", f"{escape(model.name)} ({model.depth} blocks, {model.heads} heads)")
-    table.add_row("device", f"{plan.device}, {plan.dtype}")
-    table.add_row("clip", f"{generation.height}×{generation.width}, {generation.num_frames} frames")
-    table.add_row("videos", str(plan.asked))
     for name, text in rows.items():
         table.add_row(name, escape(text))
+    return table
+
+
+def part_table(parts: Mapping[str, tuple[str, int, int]]) -> Table:
+    """A checkpoint's parts: class, number of files and their bytes."""
+    table = Table(box=None, header_style="")
+    for column in ("part", "class"):
+        table.add_column(column)
+    for column in ("files", "MiB"):
+        table.add_column(column, justify="right")
+    for part, (name, files, size) in parts.items():
+        table.add_row(part, escape(name), str(files), f"{size / 2**20:.1f}")
     return table
 
 

@@ -2,11 +2,13 @@
 
 The defaults are the preset ``paper``: the text of arXiv 2604.08546 with its published values for Wan2.1 at 50 steps.
 ``configs/method/*.yaml`` lists every preset in full. Lengths and areas are in tokens (one token = one patch of a latent
-frame), shares in [0, 1]. The classes hold plain types only, so ``OmegaConf.structured(MethodConfig)`` takes them.
+frame) of a frame of ``MethodConfig.grid`` tokens, shares in [0, 1]. The classes hold plain types only, so
+``OmegaConf.structured(MethodConfig)`` takes them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import sqrt
 from typing import Literal
 
 from numina.errors import ConfigError
@@ -47,7 +49,7 @@ class IdentifyConfig:
     prominence: float = 0.2  # peaks: share of a peak by which the response must fall before the next one (ours)
     extent: float = 0.2  # peaks: share of the clip's peak response down to which the surroundings belong (ours)
     exclusive: bool = True  # a token belongs to one noun at most; False: each noun is read alone (released code)
-    min_area: int = 1  # tokens, smaller pieces are specks and dropped; 1 keeps all (published)
+    min_area: int = 1  # tokens, smaller pieces are specks and dropped; 1 keeps all on such a grid (published)
     tracks: bool = False  # link instances over frames, decide once per clip (ours; published: per frame)
     link_distance: float = 3.0  # tokens, the farthest an instance's centroid may move between two latent frames (ours)
     min_presence: float = 0.5  # share of the frames in which a track must be seen, else it is dropped (ours)
@@ -94,9 +96,6 @@ class RefineConfig:
     """How a layout is brought to the asked counts (arXiv 2604.08546 §3.3)."""
 
     disc_radius: float = 5.0  # r, tokens, radius of an added disc where there is no instance to copy (published)
-    disc_grid: int = (
-        1560  # tokens of the frame that r is given for (30 x 52, 480p); r scales with √area; 0: never scaled
-    )
     center_weight: float = 1.0  # λc, cost per squared token of distance from the noun's own centre (published)
     temporal_weight: float = 8.0  # λt, cost per squared token of movement between latent frames (published)
     max_move: float = 2.0  # tokens per axis an added track may move between latent frames (ours; per frame: any)
@@ -104,7 +103,7 @@ class RefineConfig:
     placement: Literal["room", "released"] = "room"  # room: never on another instance; released: the authors' code
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "disc_radius", "disc_grid", "center_weight", "temporal_weight", "max_move", "margin")
+        _at_least(self, 0, "disc_radius", "center_weight", "temporal_weight", "max_move", "margin")
         _one_of(self, "placement", "room", "released")
 
 
@@ -140,19 +139,55 @@ class GuideConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """The whole method: the three stages and the name of the preset they came from."""
+    """The whole method: the three stages, the name of the preset they came from, and the frame they are given for."""
 
     preset: str = "paper"  # a label for reports; the values below are what counts
+    grid: int = 1560  # tokens of the frame that all lengths and areas are given for (30 × 52: 480p); 0: never scaled
     identify: IdentifyConfig = field(default_factory=IdentifyConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     guide: GuideConfig = field(default_factory=GuideConfig)
 
     def __post_init__(self) -> None:
+        _at_least(self, 0, "grid")
         if self.guide.anchor is not None and self.identify.stride > 1:
             raise ConfigError(
                 f"method.guide.anchor = {self.guide.anchor} holds clips to the plain one at every step, but"
                 f" method.identify.stride = {self.identify.stride} leaves steps out: use stride 1, or anchor null"
             )
+
+    def scaled_to(self, tokens: int) -> "MethodConfig":
+        """The same method, given for frames of so many tokens: lengths go with √tokens, areas with tokens.
+
+        Costs per squared token stand against overlaps, which are areas: both grow alike, and the choice is the same.
+        """
+        if self.grid in (0, tokens):
+            return self
+        area = tokens / self.grid
+        side = sqrt(area)
+        identify, refine, guide = self.identify, self.refine, self.guide
+        return replace(
+            self,
+            grid=tokens,
+            identify=replace(
+                identify,
+                dbscan_eps=identify.dbscan_eps * side,
+                dbscan_min_samples=_whole(identify.dbscan_min_samples, area),
+                min_area=_whole(identify.min_area, area),
+                link_distance=identify.link_distance * side,
+            ),
+            refine=replace(
+                refine,
+                disc_radius=refine.disc_radius * side,
+                max_move=refine.max_move * side,
+                margin=_whole(refine.margin, side),
+            ),
+            guide=replace(guide, anchor=None if guide.anchor is None else _whole(guide.anchor, side)),
+        )
+
+
+def _whole(tokens: int, scale: float) -> int:
+    """Scaled and rounded; what isn't 0 stays at least 1."""
+    return max(min(tokens, 1), int(tokens * scale + 0.5))
 
 
 def _share(config: object, *names: str) -> None:
@@ -183,6 +218,6 @@ def _one_of(config: object, name: str, *choices: str) -> None:
 
 
 def _out_of_range(config: object, name: str, value: object, rule: str) -> ConfigError:
-    stage = type(config).__name__.removesuffix("Config").lower()
+    stage = "" if isinstance(config, MethodConfig) else f".{type(config).__name__.removesuffix('Config').lower()}"
     published = type(config).__dataclass_fields__[name].default  # type: ignore[attr-defined]
-    return ConfigError(f"method.{stage}.{name} = {value!r}, but it {rule}; the preset paper has {published!r}")
+    return ConfigError(f"method{stage}.{name} = {value!r}, but it {rule}; the preset paper has {published!r}")

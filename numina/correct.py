@@ -23,7 +23,12 @@ class Correction:
 def correct(
     capture: Capture, targets: Sequence[Target], spans: Sequence[TokenSpans], method: MethodConfig
 ) -> Correction:
-    """Layout → counts right: nothing more; wrong: refine and plan (arXiv 2604.08546 §3.1–3.3)."""
+    """Layout → counts right: nothing more; wrong: refine and plan (arXiv 2604.08546 §3.1–3.3).
+
+    All with the method's lengths and areas on the clip's own grid.
+    """
+    height, width = capture.responses.shape[2:]
+    method = method.scaled_to(height * width)
     identified = identify_layout(capture, method.identify)
     if identified.matches(targets):
         return Correction(identified, None, None)

@@ -8,7 +8,7 @@ Legend: F frames, H W the token grid of a frame. A *place* is the (row, column) 
 bounding box; a *template* is a small mask, the bounding box of what is to be added.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -26,6 +26,7 @@ Template = Bool[np.ndarray, "h w"]
 Labels = Int16[np.ndarray, "frames H W"]
 Costs = Float[np.ndarray, "H W"]
 Place = tuple[int, int]
+Wish = tuple[bool, int]  # to stay clear of what is removed, too; tokens to keep free around
 
 
 class Region(IntEnum):
@@ -97,8 +98,9 @@ def _refine_block(
             continue
         templates, copied = _templates(labels[noun], config)
         _mark_reference(labels[noun], regions[noun])
+        wishes = _wishes(config.margin)
         for added in range(missing):
-            path = _find_room(labels, regions, noun, templates, previous.get((noun, added)), config)
+            path = _find_room(labels, regions, noun, templates, previous.get((noun, added)), wishes, config)
             if path is None:
                 break  # what fits nowhere now fits nowhere later: the lack shows in the counts
             _draw(labels[noun], regions[noun], templates, copied, path)
@@ -131,7 +133,7 @@ def _templates(labels: Labels, config: RefineConfig) -> tuple[list[Template], li
     """
     smallest = by_area(labels)[:1]
     if not smallest:
-        return [disc(disc_radius(labels.shape[1:], config))] * len(labels), [False] * len(labels)
+        return [disc(config.disc_radius)] * len(labels), [False] * len(labels)
     masks = labels == smallest[0]
     seen = np.flatnonzero(masks.any(axis=(1, 2)))
     nearest = [int(seen[np.abs(seen - frame).argmin()]) for frame in range(len(labels))]
@@ -151,16 +153,11 @@ def edited(regions: Int8[np.ndarray, "nouns frames H W"], margin: int) -> Clip:
     return np.asarray(ndimage.binary_dilation(changed, structure=near))
 
 
-def disc_radius(grid: tuple[int, ...], config: RefineConfig) -> int:
-    """Radius, in whole tokens, of an added disc on a grid (H, W): the configured one, scaled with the frame's side."""
-    scale = (grid[0] * grid[1] / config.disc_grid) ** 0.5 if config.disc_grid else 1.0
-    return int(config.disc_radius * scale + 0.5)
-
-
-def disc(radius: int) -> Template:
-    """Tokens within ``radius`` of the middle one."""
-    row, column = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    return np.asarray(row**2 + column**2 <= radius**2)
+def disc(radius: float) -> Template:
+    """Tokens within ``radius``, rounded to whole tokens, of the middle one."""
+    reach = int(radius + 0.5)
+    row, column = np.ogrid[-reach : reach + 1, -reach : reach + 1]
+    return np.asarray(row**2 + column**2 <= reach**2)
 
 
 def _find_room(
@@ -169,12 +166,17 @@ def _find_room(
     noun: int,
     templates: list[Template],
     last: Place | None,
+    wishes: list[Wish],
     config: RefineConfig,
 ) -> list[Place] | None:
-    """The cheapest place in every frame, with as much of the margin as there is room for; None if there is no room."""
+    """The cheapest place in every frame by the first of the wishes that can be had; None if there is no room.
+
+    Wishes that can't be had are taken off the list: the instances after this one find no more room.
+    """
     instances = np.any(labels > 0, axis=0)
     removed = np.any(regions == Region.REMOVE, axis=0)
-    for blocked in _blocked(instances, removed, config.margin):
+    while wishes:
+        blocked = _blocked(instances, removed, wishes[0])
         costs = np.stack(
             [place_costs(*frame, config.center_weight) for frame in zip(templates, blocked, labels[noun], strict=True)]
         )
@@ -183,18 +185,23 @@ def _find_room(
         path = best_path(costs, config.temporal_weight, config.max_move)
         if path is not None:
             return path
+        wishes.pop(0)
     return None
 
 
-def _blocked(instances: Clip, removed: Clip, margin: int) -> Iterator[Clip]:
-    """What an added instance must stay clear of, from the strictest wish to the least that keeps it countable.
+def _wishes(margin: int) -> list[Wish]:
+    """From the strictest wish to the least that keeps an added instance countable.
 
     Where an instance of another noun is being erased is a poor place to grow something, but better than none.
     """
-    for occupied in (instances | removed, instances):
-        for gap in range(margin, min(margin, 1) - 1, -1):
-            near = np.ones((1, 2 * gap + 1, 2 * gap + 1), dtype=bool)
-            yield ndimage.binary_dilation(occupied, structure=near)
+    return [(clear, gap) for clear in (True, False) for gap in range(margin, min(margin, 1) - 1, -1)]
+
+
+def _blocked(instances: Clip, removed: Clip, wish: Wish) -> Clip:
+    """What an added instance must stay clear of."""
+    clear, gap = wish
+    near = np.ones((1, 2 * gap + 1, 2 * gap + 1), dtype=bool)
+    return np.asarray(ndimage.binary_dilation(instances | (removed & clear), structure=near))
 
 
 def place_costs(template: Template, blocked: Mask, labels: Int16[np.ndarray, "H W"], center_weight: float) -> Costs:

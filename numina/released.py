@@ -15,7 +15,7 @@ from scipy import signal
 
 from numina.config import RefineConfig
 from numina.layout import Layout
-from numina.refine import Refinement, Region, bounded, by_area, disc, disc_radius, remove_smallest
+from numina.refine import Refinement, Region, bounded, by_area, disc, remove_smallest
 
 FIRST_ADDED = 100  # label of the first added instance of a frame and noun
 STRIDE = 2  # tokens between candidate centres
@@ -74,7 +74,7 @@ def _refine_frame(
 def _template(labels: Frame, config: RefineConfig) -> Template:
     """The smallest instance there is now, added ones among them, in its bounding box; without any, a disc."""
     smallest = by_area(labels)[:1]
-    return bounded(labels == smallest[0]) if smallest else disc(disc_radius(labels.shape, config))
+    return bounded(labels == smallest[0]) if smallest else disc(config.disc_radius)
 
 
 def _cheapest_place(template: Template, labels: Frame, last: Place | None, config: RefineConfig) -> Place | None:

@@ -16,6 +16,7 @@ Mask = Bool[np.ndarray, "H W"]
 Labels = Int16[np.ndarray, "frames H W"]
 
 _NEVER = 1e6  # cost of a pair that is too far apart to be the same instance
+_OVERLAP = 1 / 3  # share of the link distance that a full overlap is worth: one token of 3, and it scales alike
 
 
 @dataclass
@@ -63,7 +64,7 @@ def _build_tracks(labels: Labels, link_distance: float) -> list[_Track]:
 
 
 def _link_costs(before: list[Mask], now: list[Mask], link_distance: float) -> Float[np.ndarray, "before now"]:
-    """Cost of each pair being the same instance: centroid distance in tokens, less up to one token for overlap.
+    """Cost of each pair being the same instance: centroid distance in tokens, less up to ⅓ link distance for overlap.
 
     All pairs at once: where responses are noise there are a hundred pieces in a frame, and thousands of tracks.
     """
@@ -74,7 +75,8 @@ def _link_costs(before: list[Mask], now: list[Mask], link_distance: float) -> Fl
     areas = np.add.outer(old.sum(axis=(1, 2)), new.sum(axis=(1, 2)))
     overlap = shared / (areas - shared)
     distance = cdist(_centroids(old), _centroids(new))
-    return np.where((distance <= link_distance) | (overlap > 0.5), distance - overlap, _NEVER)
+    near = (distance <= link_distance) | (overlap > 0.5)
+    return np.where(near, distance - _OVERLAP * link_distance * overlap, _NEVER)
 
 
 def _fill_gap(image: Int16[np.ndarray, "H W"], taken: Mask, number: int, track: _Track, frame: int) -> None:

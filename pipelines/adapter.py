@@ -123,7 +123,7 @@ class Adapter:
         quiet_loading()
         dtype = dtype or default_dtype_of(place)
         sharded = placement((memory or MemoryConfig()).shard, place)
-        loader, folder, kinds = Loader(place), Path(facts.path), cls.kinds
+        loader, folder, kinds = Loader(place), Path(path), cls.kinds  # its own: the first rank's may be elsewhere
         parts = {
             "transformer": loader.load(kinds.transformer, folder / "transformer", dtype, sharded),
             "vae": loader.load(kinds.vae, folder / "vae", kinds.vae_dtype or dtype),
@@ -174,7 +174,9 @@ def assemble(kinds: Kinds, folder: Path, **parts: Any) -> Any:
     parts |= dict.fromkeys(kinds.left_out)
     pipeline = kinds.pipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, **parts)
     if not pipeline.tokenizer.is_fast:
-        raise ModelError(f"{folder}/tokenizer is not a fast tokenizer; token offsets need tokenizer.json")
+        raise ModelError(
+            f"{folder}/tokenizer is not a fast tokenizer; token offsets need its tokenizer.json or spiece.model"
+        )
     return pipeline
 
 

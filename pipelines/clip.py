@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from numina.correct import Correction
     from numina.layout import Capture
     from numina.prompts import Target
@@ -45,6 +47,7 @@ class Clip:
     timings: Timings
     correction: Correction | None = None  # None for plain generation
     peak_memory_bytes: int | None = None  # of this rank's GPU since the process began; None on a CPU
+    latents: np.ndarray | None = None  # [C, F, h, w] float32 that were decoded; None where they aren't kept
 
     def save(self, path: str | Path) -> None:
         Path(path).write_bytes(self.mp4)

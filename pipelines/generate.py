@@ -38,7 +38,8 @@ class ClipGenerator:
     """One rank's part in generating clips, a batch at a time. All ranks of a gang get the same calls in the same order.
 
     Identified clips are held under their key until `finish`, `guide` or `drop`. The gang's first rank returns what is
-    asked for, the others None. Where a prompt was encoded elsewhere, its `Text` is given along.
+    asked for, the others None. Where a prompt was encoded elsewhere, its `Text` is given along. Clips come with their
+    latents where these are kept.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class ClipGenerator:
         generation: GenerationConfig,
         shard: Shard = ALONE,
         progress: denoise.Progress | None = None,
+        keep_latents: bool = False,
     ):
         self.model = model
         self.generation = generation
         self.shard = shard
         self.progress = progress
+        self.keep_latents = keep_latents
         if shard.gang is not None:
             model.split_decoder(shard.gang)
         self._held: dict[str, _Held] = {}
@@ -146,8 +149,10 @@ class ClipGenerator:
         if videos is None or not self.shard.leads:
             return None
         peak = torch.cuda.max_memory_allocated(self.model.device) if self.model.device.type == "cuda" else None
+        kept = latents.float().cpu().numpy() if self.keep_latents else [None] * len(timings)
         return [
-            Clip(video, b"", own, peak_memory_bytes=peak) for video, own in zip(videos.numpy(), timings, strict=True)
+            Clip(video, b"", own, peak_memory_bytes=peak, latents=own_latents)
+            for video, own, own_latents in zip(videos.numpy(), timings, kept, strict=True)
         ]
 
 

@@ -107,8 +107,8 @@ class GuidedJointAttention:
             x[:, :, :text] = self._tail_first(x[:, :, :text], tail)
         out, lse = attend(query, key[:, :, tail:], value[:, :, tail:])
         tail_out, tail_lse = self._attend_tail(query, key[:, :, :tail], value[:, :, :tail], text)
-        share = torch.sigmoid(tail_lse - lse).unsqueeze(-1)
-        joined = torch.lerp(out.float(), tail_out.float(), share).to(out.dtype)
+        share = torch.sigmoid(tail_lse - lse).unsqueeze(-1).to(out.dtype)
+        joined = torch.lerp(out, tail_out, share)
         hidden = attn.to_out[1](attn.to_out[0](joined.transpose(1, 2).flatten(2)))
         return hidden[:, text:], hidden[:, :text]
 

@@ -24,6 +24,7 @@ class Wish:
     cfg: int = 1
     ulysses: int = 1
     ring: int = 1
+    attention: str = "auto"
     compile: bool = False
     shard: str = "none"
     cache: str = "none"  # of identification or of generation: each is asked about
@@ -31,6 +32,8 @@ class Wish:
     heads: int = 1
     tokens: int = 1  # of a clip
     guidance: bool = True  # classifier-free, that is, two branches
+    joint: bool = False  # text and video are one sequence of attention
+    loras: bool = False  # whether any is fused into the weights
 
     @property
     def sequence_ranks(self) -> int:
@@ -79,6 +82,21 @@ def _off_the_ring(wish: Wish) -> Wish:
 
 
 RULES = (
+    Rule(
+        "joint attention is one sequence",
+        lambda w: w.joint and w.sequence_ranks > 1,
+        lambda w: (
+            "CogVideoX's text and video are one sequence of attention, which no engine here splits; parallel.cfg=2 is"
+            " what spreads a clip"
+        ),
+        lambda w: replace(w, ulysses=1, ring=1),
+    ),
+    Rule(
+        "joint attention has PyTorch's kernel",
+        lambda w: w.joint and w.attention != "auto",
+        lambda w: f"parallel.attention is {w.attention!r}, and diffusers' CogVideoX takes no kernel but PyTorch's own",
+        lambda w: replace(w, attention="auto"),
+    ),
     Rule(
         "xfuser needs a GPU",
         lambda w: w.engine == "xfuser" and w.device != "cuda",
@@ -153,6 +171,15 @@ RULES = (
         lambda w: w.shard != "none" and w.cache not in ("none", "cfg_cache"),
         lambda w: f"{w.cache} calls only some of the layers, and DeepSpeed prefetches them all; not tested together",
         lambda w: replace(w, cache="none"),
+    ),
+    Rule(
+        "sharded weights take no LoRA",
+        lambda w: w.shard != "none" and w.loras,
+        lambda w: (
+            f"model.loras are fused into whole weights, and memory.shard={w.shard} leaves a rank a share of them; a"
+            " checkpoint that was saved with its LoRA fused can be sharded"
+        ),
+        lambda w: replace(w, shard="none"),
     ),
     Rule(
         "sharding needs ranks",

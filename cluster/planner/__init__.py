@@ -7,7 +7,16 @@
 Seconds are a measured row, or are made from rows of the same model and say so; without a row there are none.
 """
 
-from cluster.planner.choice import Candidate, Estimate, Objective, Planner, estimate, prepare_for_gpus, wishes_of
+from cluster.planner.choice import (
+    Candidate,
+    Estimate,
+    Objective,
+    Planner,
+    estimate,
+    planned_gib,
+    prepare_for_gpus,
+    wishes_of,
+)
 from cluster.planner.measured import DEFAULT_GPU, Gpu, load_gpu
 from cluster.planner.reasons import reasons, time_reasons
 from cluster.planner.setup import Setup
@@ -22,6 +31,7 @@ __all__ = [
     "Setup",
     "estimate",
     "load_gpu",
+    "planned_gib",
     "prepare_for_gpus",
     "reasons",
     "time_reasons",

@@ -19,6 +19,7 @@ from pipelines.support import SHARDINGS, resolve_engine
 Objective = Literal["throughput", "latency"]
 
 PLACES = ("gang", "apart")  # of the text encoder
+MORE = 1.01  # times the clips an hour that a larger batch must make
 WAYS_OUT = 3  # of a wish that doesn't fit: so many are named
 
 
@@ -54,6 +55,11 @@ def estimate(plan: JobPlan, gpu: str = DEFAULT_GPU) -> Estimate:
     return Planner(plan, load_gpu(gpu)).estimate()
 
 
+def planned_gib(plan: JobPlan) -> float | None:
+    """The most that every GPU of the job as configured must hold; None on CPUs."""
+    return estimate(plan).candidate.memory.peak if plan.device == "cuda" else None
+
+
 def prepare_for_gpus(job: JobConfig) -> JobPlan:
     """Checks model, shape and prompts of a job that is to be planned: its own degrees and device don't count.
 
@@ -65,7 +71,7 @@ def prepare_for_gpus(job: JobConfig) -> JobPlan:
         job,
         model=replace(job.model, device="auto"),
         cluster=replace(job.cluster, address="auto"),  # not this machine, which may have no GPU
-        parallel=replace(job.parallel, cfg=1, ulysses=1, ring=1, gangs=1, compile=False),
+        parallel=replace(job.parallel, cfg=1, ulysses=1, ring=1, gangs=1, batch=1, compile=False),
         memory=MemoryConfig(),
     )
     return replace(prepare(anywhere), job=job)
@@ -108,7 +114,7 @@ class Planner:
             engine=resolve_engine(self.job.parallel.engine, self.plan.device, setup.sequence_ranks),
             memory=self.memory.of(setup),
             cost=cost,
-            clips_per_hour=setup.gangs * self.job.parallel.batch * 3600 / cost.seconds if cost else None,
+            clips_per_hour=setup.gangs * setup.batch * 3600 / cost.seconds if cost else None,
         )
 
     def fits(self, candidate: Candidate) -> bool:
@@ -124,7 +130,7 @@ class Planner:
         return True
 
     def _check(self, setup: Setup) -> None:
-        degrees = {key: getattr(setup, key) for key in ("cfg", "ulysses", "ring", "gangs", "compile")}
+        degrees = {key: getattr(setup, key) for key in ("cfg", "ulysses", "ring", "gangs", "batch", "compile")}
         memory = MemoryConfig(shard=setup.shard, text_encoder=setup.text_encoder)
         job = replace(self.job, parallel=replace(self.job.parallel, **degrees), memory=memory)
         check_combination(job, self.model, self.plan.device)
@@ -155,7 +161,9 @@ class Planner:
         found: dict[tuple[int, ...], Candidate] = {}
         for candidate in filter(self.fits, self._supported(gpus, nodes, wishes)):  # what takes least care comes first
             setup = candidate.setup
-            found.setdefault((setup.cfg, setup.ulysses, setup.ring), candidate)
+            best = found.setdefault((setup.cfg, setup.ulysses, setup.ring), candidate)
+            if objective == "throughput" and _pays(candidate, best):
+                found[setup.cfg, setup.ulysses, setup.ring] = candidate
         rings: dict[tuple[int, int], int] = {}  # the least that a split needs: Ulysses is known, and the ring isn't
         for setup in (candidate.setup for candidate in found.values()):
             split = setup.cfg, setup.sequence_ranks
@@ -173,9 +181,11 @@ class Planner:
             setup = replace(split, shard=shard, text_encoder=place)
             setup = self._placed(setup, gpus, nodes, wishes.get("gangs"))
             for compile in sorted({compiled, False}, reverse=True):  # not compiled where that isn't supported
-                setup = replace(setup, compile=compile)
-                if setup.gangs and not setup.unlike(wishes) and self.supported(setup):
-                    yield self.candidate(setup)
+                batches = [wishes["batch"]] if "batch" in wishes else self.time.batches(compile)
+                setups = [replace(setup, compile=compile, batch=batch) for batch in batches]
+                obeying = [setup for setup in setups if setup.gangs and not setup.unlike(wishes)]
+                if found := [setup for setup in obeying if self.supported(setup)]:
+                    yield from map(self.candidate, found)
                     break
 
     def _placed(self, setup: Setup, gpus: int, nodes: int, gangs: int | None) -> Setup:
@@ -247,6 +257,13 @@ class Planner:
                 name: max(stride, round(side * tenths / 10 / stride) * stride)
                 for (name, side), stride in zip(sides.items(), strides, strict=True)
             }
+
+
+def _pays(candidate: Candidate, other: Candidate) -> bool:
+    """Whether more clips in one forward, and nothing else, make more clips an hour than an error of measurement."""
+    alike = replace(candidate.setup, batch=other.setup.batch) == other.setup
+    rates = candidate.clips_per_hour, other.clips_per_hour
+    return alike and rates[0] is not None and rates[1] is not None and rates[0] > MORE * rates[1]
 
 
 def _order(candidate: Candidate, objective: Objective) -> tuple[float, ...]:

@@ -17,11 +17,12 @@ DEFAULT_GPU = "h100"
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardRow:
-    """One forward pass of one clip; depth and heads name the model. With cfg 2: of both branches side by side."""
+    """One forward pass; depth and heads name the model. With cfg 2: of both branches side by side."""
 
     depth: int
     heads: int
-    tokens: int
+    tokens: int  # of a clip, without its text
+    batch: int = 1  # clips in this one forward
     engine: str
     cfg: int = 1
     ulysses: int
@@ -33,9 +34,9 @@ class ForwardRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeRow:
-    """Latents to pixels of one clip; base_dim names the VAE."""
+    """Latents to pixels of one clip."""
 
-    base_dim: int
+    decoder_width: int  # channels of its last layers, which name the VAE
     height: int  # pixels
     width: int  # pixels
     frames: int
@@ -52,7 +53,7 @@ class DecodeRow:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeRow:
-    """One prompt through the text encoder; width and depth name it."""
+    """One prompt through the text encoder; width, depth and tokens name it."""
 
     width: int
     depth: int
@@ -122,11 +123,11 @@ Curve = Mapping[int, float]  # Ulysses degree → milliseconds of a forward
 
 
 def forward_curve(rows: Sequence[ForwardRow], engine: str, compile: bool, notes: list[str]) -> Curve:
-    """One model's forwards of one branch by degree, on the asked engine and compiled as asked, if that was measured.
+    """One model's forwards of one clip and one branch by degree, on the asked engine and compiled as asked.
 
-    Else on another engine, or not compiled; `notes` gets what was taken instead.
+    If that wasn't measured, on another engine, or not compiled; `notes` gets what was taken instead.
     """
-    rows = [row for row in rows if row.cfg == 1 and row.ring == 1]
+    rows = [row for row in rows if row.batch == row.cfg == row.ring == 1]
     if compile and not any(row.compile for row in rows):
         notes.append("eager blocks")
         compile = False

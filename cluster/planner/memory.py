@@ -15,7 +15,7 @@ from cluster.plan import JobPlan
 from cluster.planner.measured import EncodeRow, Gpu, default_gpu
 from cluster.planner.setup import Setup
 from pipelines.base import ModelFacts
-from pipelines.checkpoint import weight_files
+from pipelines.checkpoint import FAMILIES, weight_files
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -25,8 +25,13 @@ SLACK = 1.05  # fragmentation: nothing is planned to the last byte
 # Numbers per token that a Wan block holds at once, counted over a forward of diffusers' WanTransformer3DModel on fake
 # tensors: 11.1 d where self-attention's input is normed and modulated, 4.1 d + 2 f in the feed-forward layers.
 MODULATION, RESIDUAL, HIDDEN = 11.1, 4.1, 2.0
+JOINT = 13.0  # d, of text and video tokens, where a CogVideoX block rotates its keys, in float32
 # Kernels' workspace and the allocator's rounding on top: 14B at 480p peaks at 33 GiB, of which 26.6 are weights.
 WORKSPACE = 1.8
+# Numbers that a decoder holds at once per pixel and channel of its last layers, by their width, counted as above:
+# Wan2.1's and Wan2.2's a latent frame at a time, CogVideoX's two. Any other is taken for one that holds the most.
+DECODED = {96: 51, 256: 21, 128: 179}
+WAN_TEXT_TOKENS = 512  # its configs don't tell
 STEP_STATES = 3  # times the latents that one more kept step takes: they, the sampler's prediction and its last sample
 
 
@@ -50,7 +55,10 @@ class Sizes:
     latent_numbers: int  # per token: channels × patch
     text_width: int
     text_depth: int
-    base_dim: int  # of the VAE
+    text_tokens: int  # of every prompt
+    decoder_width: int  # channels of the VAE's last layers
+    decoder_dtype: str | None  # None: the transformer's
+    decoder_splits: bool  # over a gang's ranks; else the first one decodes, clip by clip
 
 
 def read_sizes(model: ModelFacts) -> Sizes:
@@ -59,16 +67,20 @@ def read_sizes(model: ModelFacts) -> Sizes:
     transformer, text, vae = (
         json.loads((folder / part / "config.json").read_text()) for part in ("transformer", "text_encoder", "vae")
     )
+    width, family, wan = model.heads * model.head_size, FAMILIES[model.family], model.family == "WanPipeline"
     return Sizes(
         transformer=_part(folder / "transformer"),
         text_encoder=_part(folder / "text_encoder"),
         vae=_part(folder / "vae"),
-        width=model.heads * model.head_size,
-        ffn=transformer["ffn_dim"],
-        latent_numbers=transformer["in_channels"] * prod(transformer["patch_size"]),
+        width=width,
+        ffn=transformer.get("ffn_dim") or 4 * width,
+        latent_numbers=transformer["in_channels"] * prod(family.patch(transformer)),
         text_width=text["d_model"],
         text_depth=text["num_layers"],
-        base_dim=vae["base_dim"],
+        text_tokens=transformer.get("max_text_seq_length", WAN_TEXT_TOKENS),
+        decoder_width=(vae.get("decoder_base_dim") or vae["base_dim"]) if wan else vae["block_out_channels"][0],
+        decoder_dtype="float32" if wan else None,
+        decoder_splits=wan,
     )
 
 
@@ -117,9 +129,11 @@ class MemoryModel:
         self.decode = gpu.decode.rows or default_gpu().decode.rows
         self.encode = gpu.encode.rows or default_gpu().encode.rows
         self.generation = plan.job.generation
-        self.batch = plan.job.parallel.batch
         self.bytes = BYTES[plan.dtype]  # of a number of the transformer and the text encoder, however stored
+        self.decoder_bytes = BYTES[sizes.decoder_dtype or plan.dtype]
         self.tokens = plan.model.grid(plan.job.generation).tokens
+        self.joint = plan.model.joint
+        self.times = plan.model.times(plan.job.generation)
 
     def of(self, setup: Setup) -> Memory:
         """What every rank holds, in GiB; the first one collects pixels too, but as bytes and on the CPU."""
@@ -130,11 +144,11 @@ class MemoryModel:
         return Memory(
             transformer=transformer,
             text_encoder=text_encoder,
-            vae=self.sizes.vae.parameters * BYTES["float32"] / GIB,  # it is never halved or sharded
-            states=self._states,
+            vae=self.sizes.vae.parameters * self.decoder_bytes / GIB,  # it is never sharded
+            states=self._states * setup.batch,
             encoding=text_gathered,
-            denoising=gathered + self._activations(setup.sequence_ranks),
-            decoding=self._decoding(setup.ranks) * self.batch,
+            denoising=gathered + self._activations(setup.sequence_ranks) * setup.batch,
+            decoding=self._decoding(setup.ranks) * setup.batch if self.sizes.decoder_splits else self._decoding(1),
         )
 
     @property
@@ -155,37 +169,48 @@ class MemoryModel:
         return (whole / setup.ranks if setup.shard == "zero3" else 0.0), part.largest * self.bytes / GIB
 
     def _activations(self, sequence_ranks: int) -> float:
-        """Of one branch's forward; the other one comes after it, or is on other ranks."""
-        rows = ceil(self.tokens / sequence_ranks) * self.batch
+        """Of one clip's forward of one branch; the other one comes after it, or is on other ranks."""
+        rows = ceil(self.tokens / sequence_ranks)
         numbers = max(MODULATION * self.sizes.width, RESIDUAL * self.sizes.width + HIDDEN * self.sizes.ffn)
+        if self.joint:
+            rows, numbers = self.tokens + self.sizes.text_tokens, JOINT * self.sizes.width
         return rows * numbers * self.bytes * WORKSPACE / GIB
 
     @cached_property
     def _states(self) -> float:
-        """Latents of the clips in flight; anchored, those of every step of identification."""
-        latents = self.tokens * self.sizes.latent_numbers * BYTES["float32"] * self.batch
+        """Latents of the clips in flight, one in each batch; anchored, those of every step of identification."""
+        latents = self.tokens * self.sizes.latent_numbers * BYTES["float32"]
         kept = [
-            method.identify.capture_step(self.generation.steps) + 1
+            method.identify.capture_step(self.times) + 1
             for method in self.job.methods.values()
             if method and method.guide.anchor is not None
         ]
         return latents * (STEP_STATES * max(kept, default=0) + 1) * self.job.cluster.clips_in_flight / GIB
 
     def _decoding(self, ranks: int) -> float:
-        """Of one clip: by a frame's pixels, for frames are decoded in turn and split over ranks; by the VAE's width."""
+        """Of one clip: by a frame's pixels, for frames are decoded in turn and split over ranks.
+
+        From the nearest row; where none is of this VAE, by what the two decoders hold.
+        """
         pixels = self.generation.height * self.generation.width
         row = min(
-            (row for row in self.decode if row.dtype == "float32"),
+            self.decode,
             key=lambda row: (
-                row.base_dim != self.sizes.base_dim,
+                row.decoder_width != self.sizes.decoder_width,
+                BYTES[row.dtype] != self.decoder_bytes,
                 abs(log(pixels / (row.height * row.width))),
                 abs(log(ranks / row.ranks)),
             ),
         )
-        scale = pixels / (row.height * row.width) * row.ranks / ranks
-        return row.gib * scale * self.sizes.base_dim / row.base_dim
+        scale = pixels / (row.height * row.width) * row.ranks / ranks * self.decoder_bytes / BYTES[row.dtype]
+        return row.gib * scale * _decoded(self.sizes.decoder_width) / _decoded(row.decoder_width)
+
+
+def _decoded(width: int) -> int:
+    """Numbers per pixel that a decoder holds at once."""
+    return width * DECODED.get(width, max(DECODED.values()))
 
 
 def encodes(row: EncodeRow, sizes: Sizes) -> bool:
     """Whether a row is of the checkpoint's text encoder."""
-    return (row.width, row.depth) == (sizes.text_width, sizes.text_depth)
+    return (row.width, row.depth, row.tokens) == (sizes.text_width, sizes.text_depth, sizes.text_tokens)

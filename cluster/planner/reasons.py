@@ -13,6 +13,7 @@ def reasons(planner: Planner, found: Sequence[Candidate], gpus: int, objective: 
     return [
         _gangs(found, gpus, objective),
         *_split(planner, best),
+        *_batch(planner, best),
         _shard(planner, best),
         _text_encoder(planner, best),
         *time_reasons(planner, best),
@@ -25,7 +26,7 @@ def time_reasons(planner: Planner, best: Candidate) -> Iterator[str]:
     if cost is None:
         yield f"time: no forward of {model.depth} blocks of {model.heads} heads was measured on {gpu.name}"
         return
-    yield _clip(planner, cost)
+    yield _clip(planner, best.setup.batch, cost)
     yield f"forward: {1000 * cost.forward.seconds:.0f} ms, {cost.forward.source} ({gpu.forward.measured})"
     if cost.forward.at_least:
         yield "on top: what a ring's links and gathered weights cost was never measured, so these times are least ones"
@@ -39,8 +40,8 @@ def time_reasons(planner: Planner, best: Candidate) -> Iterator[str]:
             yield f"parallel.compile=true would save {saved:.0%} of a forward ({faster.source})"
 
 
-def _clip(planner: Planner, cost: Cost) -> str:
-    clips = f"a batch of {planner.time.batch} clips" if planner.time.batch > 1 else "a clip"
+def _clip(planner: Planner, batch: int, cost: Cost) -> str:
+    clips = f"a batch of {batch} clips" if batch > 1 else "a clip"
     if len(planner.time.methods) > 1:
         clips += f" (mean of {len(planner.time.methods)} strategies)"
     if not any(planner.time.methods):
@@ -86,6 +87,17 @@ def _split(planner: Planner, best: Candidate) -> Iterator[str]:
         yield f"ring {setup.ring}: hands keys and values on where Ulysses can't go, which was never measured"
     if setup.nodes > 1:
         yield f"nodes {setup.nodes}: only branches and rings cross them, Ulysses stays inside"
+
+
+def _batch(planner: Planner, best: Candidate) -> Iterator[str]:
+    if best.setup.batch == 1:
+        return
+    clips = f"batch {best.setup.batch}: {best.setup.batch} clips in one forward"
+    alone = planner.candidate(replace(best.setup, batch=1)).clips_per_hour
+    if best.clips_per_hour is None or alone is None:
+        yield f"{clips}, as asked; what they gain was never measured"
+    else:
+        yield f"{clips} make {best.clips_per_hour:.1f} clips an hour, {alone:.1f} one by one"
 
 
 def _ulysses(planner: Planner, best: Candidate) -> str:

@@ -12,6 +12,7 @@ SETTINGS = {  # what the planner chooses, by its name in a job
     "ulysses": "parallel.ulysses",
     "ring": "parallel.ring",
     "gangs": "parallel.gangs",
+    "batch": "parallel.batch",
     "compile": "parallel.compile",
     "shard": "memory.shard",
     "text_encoder": "memory.text_encoder",
@@ -26,6 +27,7 @@ class Setup:
     ulysses: int = 1
     ring: int = 1
     gangs: int = 1
+    batch: int = 1
     compile: bool = False
     shard: str = "none"
     text_encoder: str = "gang"

@@ -1,10 +1,10 @@
 """How long a clip takes: measured rows, and what is made from rows of the same model.
 
-Names: d width of the model, f of its feed-forward layers, n tokens of a clip.
+Names: d width of the model, f of its feed-forward layers, n tokens of a clip, T of its text.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 
 from cluster.plan import JobPlan
@@ -15,8 +15,6 @@ from numina.config import MethodConfig
 from numina.guidance import intensity
 from pipelines.cache import forwards
 from pipelines.support import resolve_engine
-
-TEXT_TOKENS = 512  # Wan2.1's text length
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Cost:
 
     seconds: float  # NUMINA's clips all counted as identified and then guided from the start: the most
     seconds_if_right: float  # none of them needs guidance: the least
-    forward: Timing  # of one clip, one branch; of both, where they are on different ranks
+    forward: Timing  # of the batch, one branch; of both, where they are on different ranks
     decode: Timing | None  # None: not measured for this VAE on this GPU, and left out
     encode: Timing | None  # None: not measured for this text encoder on this GPU, and left out
 
@@ -48,9 +46,11 @@ class TimeModel:
     def __init__(self, plan: JobPlan, sizes: Sizes, gpu: Gpu):
         self.model, self.sizes, self.gpu = plan.model, sizes, gpu
         self.generation = plan.job.generation
-        self.engine, self.batch = plan.job.parallel.engine, plan.job.parallel.batch
+        self.engine = plan.job.parallel.engine
+        self.decoder_dtype = sizes.decoder_dtype or plan.dtype
         self.methods = list(plan.job.methods.values())
         self.tokens = plan.model.grid(plan.job.generation).tokens
+        self.times = plan.model.times(plan.job.generation)
         self.branches = 2 if self.generation.guidance_scale > 1 else 1
 
     def of(self, setup: Setup) -> Cost | None:
@@ -64,8 +64,8 @@ class TimeModel:
         counts = [self._forwards(method, passes) for method in self.methods]
         right, most = (sum(count) / len(counts) for count in zip(*counts, strict=True))
         return Cost(
-            seconds=self.batch * (forward.seconds * most + around),
-            seconds_if_right=self.batch * (forward.seconds * right + around),
+            seconds=forward.seconds * most + setup.batch * around,
+            seconds_if_right=forward.seconds * right + setup.batch * around,
             forward=forward,
             decode=decode,
             encode=encode,
@@ -77,27 +77,42 @@ class TimeModel:
         if method is None:
             plain = forwards(cache, range(steps), steps, passes=passes)
             return plain, plain
-        kept = method.identify.schedule(steps)
-        place = kept.index(method.identify.capture_step(steps))
+        kept = method.identify.schedule(self.times)
+        place = kept.index(method.identify.capture_step(self.times))
         identify = forwards(method.identify.cache, kept[:place], steps, passes=passes) + passes
-        biased = sum(intensity(step, steps, method.guide) > 0 for step in range(steps))  # a cache begins anew after it
+        biased = sum(intensity(time, method.guide) > 0 for time in self.times)  # a cache begins anew after it
         guide = sum(forwards(cache, part, steps, passes=passes) for part in (range(biased), range(biased, steps)))
         return identify + forwards(cache, kept[place + 1 :], steps, passes=passes), identify + guide
 
+    def batches(self, compile: bool) -> list[int]:
+        """One clip, and how many at once were measured for this model and clip."""
+        own = [row for row in self._rows(self.model.depth, self.model.heads) if row.tokens == self.tokens]
+        return sorted({1} | {row.batch for row in own if row.compile == compile})
+
     def forward(self, setup: Setup) -> Timing | None:
-        """One forward of one clip: a measured row, or the nearest rows of the same model scaled to what is asked.
+        """One forward of a batch: a measured row, or that of one clip so many times."""
+        engine = resolve_engine(self.engine, "cuda", setup.sequence_ranks)
+        asked = (self.tokens, setup.batch, engine, setup.cfg, setup.ulysses, setup.ring, setup.compile)
+        for row in self._rows(self.model.depth, self.model.heads):
+            if (row.tokens, row.batch, row.engine, row.cfg, row.ulysses, row.ring, row.compile) == asked:
+                return self._timing(row.milliseconds, self._unmeasured(setup), at_least=setup.shard != "none")
+        if setup.batch == 1:
+            return self._scaled(setup, engine)
+        one = self.forward(replace(setup, batch=1))
+        if one is None:
+            return None
+        source = "estimated from" if one.source == "measured" else f"{one.source},"
+        return replace(one, seconds=one.seconds * setup.batch, source=f"{source} one clip")
+
+    def _scaled(self, setup: Setup, engine: str) -> Timing | None:
+        """One clip's forward from the nearest rows of the same model.
 
         Over tokens by floating-point operations; over ranks by what they divide and what they don't.
         """
-        own = self._rows(self.model.depth, self.model.heads)
+        own = [row for row in self._rows(self.model.depth, self.model.heads) if row.batch == 1]
         if not own:
             return None
-        engine = resolve_engine(self.engine, "cuda", setup.sequence_ranks)
         notes = self._unmeasured(setup)
-        asked = (self.tokens, engine, setup.cfg, setup.ulysses, setup.ring, setup.compile)
-        for row in own:
-            if (row.tokens, row.engine, row.cfg, row.ulysses, row.ring, row.compile) == asked:
-                return self._timing(row.milliseconds, notes, at_least=setup.shard != "none")
         if setup.cfg == 2:
             notes.append("one branch")
         tokens = min((row.tokens for row in own), key=lambda tokens: abs(log(tokens / self.tokens)))
@@ -117,7 +132,7 @@ class TimeModel:
 
     def _unmeasured(self, setup: Setup) -> list[str]:
         """What no row has, whatever the degrees."""
-        return (["whole weights"] if setup.shard != "none" else []) + (["one clip"] if self.batch > 1 else [])
+        return ["whole weights"] if setup.shard != "none" else []
 
     def _timing(self, milliseconds: float, notes: Sequence[str], at_least: bool) -> Timing:
         source = f"estimated from {', '.join(notes)}" if notes else "measured"
@@ -145,14 +160,18 @@ class TimeModel:
         return None
 
     def _operations(self, n: int) -> float:
-        """Floating-point operations of a block: projections and feed-forward, self-attention, cross-attention."""
-        d, f = self.sizes.width, self.sizes.ffn
-        return n * d * (12 * d + 4 * f) + 4 * n**2 * d + 4 * n * TEXT_TOKENS * d
+        """Floating-point operations of a block: projections and feed-forward, attention to video and to text."""
+        d, f, T = self.sizes.width, self.sizes.ffn, self.sizes.text_tokens
+        if self.model.joint:
+            return (n + T) * d * (8 * d + 4 * f) + 4 * (n + T) ** 2 * d
+        return n * d * (12 * d + 4 * f) + 4 * n * (n + T) * d
 
     def _decode(self, ranks: int) -> Timing | None:
-        """A clip's pixels, by a row of the same VAE; all ranks of a gang decode."""
+        """A clip's pixels, by a row of the same VAE; all ranks of a gang decode, where it can be split."""
+        ranks = ranks if self.sizes.decoder_splits else 1
         size = self.generation.height * self.generation.width * self.generation.num_frames
-        rows = [row for row in self.gpu.decode.rows if row.base_dim == self.sizes.base_dim and row.dtype == "float32"]
+        own = (self.sizes.decoder_width, self.decoder_dtype)
+        rows = [row for row in self.gpu.decode.rows if (row.decoder_width, row.dtype) == own]
         row = min(rows, key=lambda row: (abs(log(size / row.size)), abs(log(ranks / row.ranks))), default=None)
         if row is None:
             return None

@@ -87,11 +87,14 @@ def adapter(
         path="",
         name=name,
         revision="",
+        family="WanPipeline",
         depth=len(transformer.blocks),
         heads=transformer.config.num_attention_heads,
         head_size=transformer.config.attention_head_dim,
         token_strides=(4, 16, 16),
         transformer_bytes=0,
+        sampler=type(scheduler).__name__,
+        shift=scheduler.config.flow_shift,
     )
     return WanModel(SimpleNamespace(transformer=transformer, scheduler=scheduler), facts, torch.device(options.device))
 
@@ -118,6 +121,7 @@ class Bench:
         self.generation = GenerationConfig(
             height=16 * grid[1], width=16 * grid[2], num_frames=4 * (grid[0] - 1) + 1, steps=options.steps
         )
+        self.times = self.model.facts.times(self.generation)
         generator = torch.Generator(self.model.device).manual_seed(0)
         shape = (1, tokens, self.model.transformer.config.text_dim)
         both = [
@@ -152,8 +156,8 @@ class Bench:
     def before(self, way: str) -> tuple[float, float]:
         """Seconds of all steps before t*, and the memory at their peak in GiB."""
         config = identification(way, self.options.presets[0])
-        kept = config.schedule(self.generation.steps)
-        reference = kept.index(config.capture_step(self.generation.steps))
+        kept = config.schedule(self.times)
+        reference = kept.index(config.capture_step(self.times))
         state = denoise.start(self.model, [1], self.generation, kept if config.stride > 1 else None)
         if self.model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -172,13 +176,13 @@ class Bench:
         clock = self.clock()
         own = plan(config, self.grid, radius, 0)
         denoise.guide(self.model, Shard(), self.texts, [own], [1], short, clock)
-        guided = [step for step in range(1, GUIDED_STEPS) if intensity(step, GUIDED_STEPS, config)]
-        return median(clock.steps[step] for step in guided)
+        deltas = [intensity(time, config) for time in self.model.facts.times(short)]
+        return median(seconds for seconds, delta in list(zip(clock.steps, deltas, strict=True))[1:] if delta)
 
     def guided_steps(self, preset: str) -> int:
         """How many steps of a clip are guided."""
         config = GuideConfig(**OmegaConf.to_container(OmegaConf.load(PRESETS / f"{preset}.yaml").guide))
-        return sum(bool(intensity(step, self.generation.steps, config)) for step in range(self.generation.steps))
+        return sum(bool(intensity(time, config)) for time in self.times)
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
@@ -232,11 +236,12 @@ def report(name: str, bench: Bench, options: argparse.Namespace) -> None:
         for way, (seconds, memory) in before.items():
             config = identification(way, preset)
             phase = seconds + captured
-            rest = steps - config.capture_step(steps) - 1
+            rest = steps - config.capture_step(bench.times) - 1
             right, corrected = (phase + rest * plain) / whole, (phase + run) / whole
             costs = [per_correct(a, right, corrected, identified(way), options.corrected) for a in ACCURACIES]
             cells = row(phase / whole, right, corrected, memory, *costs)
-            print(f"{way:>20} {identify_forwards(config, generation):>9} {phase:>9.2f} {cells}", flush=True)
+            forwards = identify_forwards(config, generation, bench.times)
+            print(f"{way:>20} {forwards:>9} {phase:>9.2f} {cells}", flush=True)
 
 
 def row(*cells: float) -> str:

@@ -12,7 +12,7 @@ import argparse
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,8 @@ from torch._dynamo.utils import counters
 from numina.config import GuideConfig
 from numina.guidance import GuidancePlan, ShardGuidance
 from numina.refine import Region, disc
-from pipelines.attention import guided
+from pipelines.attention import GuidedCrossAttention, guided
+from pipelines.base import Attention, Processor
 from pipelines.parallel import Shard
 
 PRESETS = Path(__file__).parents[2] / "configs" / "method"
@@ -45,12 +46,8 @@ class Model:
 
     transformer: WanTransformer3DModel
 
-    @property
-    def depth(self) -> int:
-        return len(self.transformer.blocks)
-
-    def cross_attention(self, block: int) -> torch.nn.Module:
-        return self.transformer.blocks[block].attn2
+    def guided(self, guidance: ShardGuidance, shard: Shard) -> Mapping[Attention, Processor]:
+        return {block.attn2: GuidedCrossAttention(guidance, shard) for block in self.transformer.blocks}
 
 
 def build(

@@ -85,6 +85,7 @@ def main() -> None:
         loaded = OmegaConf.merge(OmegaConf.structured(MethodConfig), OmegaConf.load(PRESETS / f"{preset}.yaml"))
         method = OmegaConf.to_object(loaded)
         assert isinstance(method, MethodConfig)
+        method = method.scaled_to(options.height * options.width)
         counts = identify_layout(capture, method.identify).clip_counts().tolist()
         cells = [f"{seconds:9.3f}" for seconds in costs(capture, method, options.repeats).values()]
         print("  ".join([f"{preset:>9}", f"{'+'.join(map(str, counts)):>9}", *cells]))

@@ -29,8 +29,8 @@ from cluster.job import JobConfig, load_job
 from numina.layout import Capture, combine_blocks, identify_layout, steadiness
 from numina.tokens import TokenSpans, locate_tokens
 from pipelines import denoise
-from pipelines.attention import Onlooker, processors
-from pipelines.base import VideoModel
+from pipelines.attention import processors
+from pipelines.base import Attention, Processor, VideoModel
 from pipelines.registry import load_model, resolve_device
 from tests.benchmarks.counting import Item, commonest, mean, shares
 
@@ -48,8 +48,10 @@ class AllBlocks:
 
     @contextmanager
     def looking_on(self) -> Iterator[None]:
-        cross = [self.model.cross_attention(block) for block in range(self.model.depth)]
-        with processors({attention: Onlooker(attention.processor, self._see) for attention in cross}):
+        watched: dict[Attention, Processor] = {}
+        for block in range(self.model.depth):
+            watched |= self.model.onlookers(block, self._see, None)
+        with processors(watched):
             yield
 
     def _see(self, query: torch.Tensor, key: torch.Tensor) -> None:
@@ -113,7 +115,8 @@ def search(file: Path, settings: Sequence[dict[str, Any]], job: JobConfig) -> li
         step, depth = own.pop("step"), responses.shape[2]
         blocks = np.atleast_1d(own.pop("only")) if "only" in own else None
         kind = KINDS.index(own.pop("tokens"))
-        config = replace(job.method.identify, **own)
+        method = replace(job.method, identify=replace(job.method.identify, **own))
+        config = method.scaled_to(responses.shape[-2] * responses.shape[-1]).identify
         blocks = config.capture_blocks(depth) if blocks is None else blocks
         for clip in range(len(responses)):
             nouns = int((counts[clip, 0] >= 0).sum())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -101,9 +102,42 @@ def test_prompts_make_and_check(tmp_path: Path) -> None:
         numina("prompts", "make", made)
 
 
-def test_models_check(tiny_checkpoint: Path) -> None:
-    """What a folder is, and the degrees it runs at."""
-    assert "3 blocks, 4 heads of 16" in numina("models", "check", str(tiny_checkpoint))
+def test_models_check_says_what_is_there(twin: Callable[[str], Path]) -> None:
+    """What a folder is, its parts, and what it would run as."""
+    output = numina("models", "check", str(twin("wan2.1-1.3b")))
+    for words in ("Wan text-to-video", "3 blocks × 4 heads of 16", "stored as F32", "4 frames × 16 × 16 pixels"):
+        assert words in output
+    assert re.search(r"text_encoder +UMT5EncoderModel +2 ", output)
+    assert re.search(r"parallel.ulysses +1, 2, 4\n", re.sub(r" +\n", "\n", output))
+    assert "21 × 30 × 52 = 32760 tokens" in output
+    assert "memory" not in output  # no shipped config is of this shape
+    joint = numina("models", "check", str(twin("cogvideox-5b")))
+    assert "CogVideoXDDIMScheduler" in joint
+    assert re.search(r"parallel.ulysses +1\n", re.sub(r" +\n", "\n", joint))
+
+
+def test_models_check_names_the_config_to_start_from() -> None:
+    """With its clip and the planner's memory."""
+    output = numina("models", "check", "testbed")
+    assert "numina plan --config testbed" in output
+    assert "5 × 16 × 16 = 1280 tokens" in output
+    assert re.search(r"memory +\d\.\d GiB at most on the GPU", output)
+
+
+def test_models_check_says_all_that_is_wrong(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At once, with status 2."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "broken")
+    shutil.rmtree(folder / "tokenizer")
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"half")
+    monkeypatch.setattr("sys.argv", ["numina", "models", "check", str(folder)])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert "its 4 bytes are no safetensors; download it again" in said
+    assert "lacks the part tokenizer/" in said
 
 
 def test_failures_set_the_exit_status(tiny_job: Job, tmp_path: Path) -> None:

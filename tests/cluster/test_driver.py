@@ -13,6 +13,7 @@ import pytest
 import ray
 import torch
 from ray.exceptions import RayTaskError
+from safetensors.numpy import load
 
 import cluster.driver
 import cluster.gang
@@ -25,7 +26,9 @@ from cluster.stages import Receipt
 from cluster.store import Store
 from numina.errors import ConfigError, GangError, ModelError, OutputError, PromptSetError
 from pipelines.clip import Clip
-from pipelines.video import decode_mp4
+from pipelines.generate import generate
+from pipelines.registry import load_model
+from pipelines.video import decode_mp4, encode_mp4
 from tests.cluster.conftest import PROMPTS, processes
 
 Job = Callable[..., JobConfig]
@@ -51,6 +54,7 @@ def test_a_job_commits_every_video_once_and_resumes_for_nothing(tiny_job: Job, t
         assert video.shape == (row["num_frames"], row["height"], row["width"], 3)
         assert row["source"] == "test"  # the set's own column is carried
         assert row["ulysses"] == 2
+        assert row["latents_file"] is None
         places = ["gang-0", "cpu", "gang-0", "cpu"] if row["strategy"] == "numina" else ["gang-0", "cpu"]
         assert [span["place"] for span in row["spans"]] == places
         assert len(bytes.fromhex(row["task_digest"])) == 16
@@ -184,6 +188,22 @@ def test_a_lost_writer_costs_no_clip(joining_job: Job, monkeypatch: pytest.Monke
     rows = Store(job.output).rows().to_pylist()
     assert sorted(row["retries"] for row in rows) == [0, 1]
     assert all(row["timings"]["write"] > 0 for row in rows)
+
+
+def test_latents_are_kept_where_asked(joining_job: Job) -> None:
+    """They decode to the frames that the mp4 was made of, and an output may have rows with them and without."""
+    job = joining_job(*PLAIN, "parallel.ulysses=1", "limit=1", "latents=true", "generation.crf=0")
+    assert prepare(job).identity() == prepare(joining_job("generation.crf=0")).identity()
+    assert run_job(prepare(job)).generated == 1
+    store = Store(job.output)
+    [row] = store.rows().to_pylist()
+    kept, model = load(store.read(row["latents_file"])), load_model(job.model.path, device="cpu")
+    frames = model.decode(torch.from_numpy(kept["latents"])[None])[0].numpy()
+    same = encode_mp4(frames, fps=job.generation.fps, crf=0)
+    assert np.array_equal(decode_mp4(same), decode_mp4(store.read(row["file_name"])))
+    alone = generate(model, row["prompt"], seed=row["seed"], generation=job.generation, method=None)
+    assert np.abs(frames.astype(int) - alone.video).max() <= 1
+    assert alone.latents is None
 
 
 def test_a_prompt_set_grows_and_only_new_rows_are_made(joining_job: Job) -> None:

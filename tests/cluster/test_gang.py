@@ -8,10 +8,11 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+import torch
 
 from cluster.driver import prepare
 from cluster.fleet import Fleet
-from cluster.gang import Gang, GangSpec, bundles, end_gangs
+from cluster.gang import Gang, GangSpec, bundles, end_gangs, size_told
 from cluster.job import JobConfig
 from numina.errors import GangError
 from pipelines.clip import Request
@@ -107,3 +108,11 @@ def test_ulysses_ranks_share_a_node(parallel: ParallelConfig, nodes: list[tuple[
     spec = replace(SPEC, device="cuda", parallel=parallel)
     found = bundles(spec, [{"GPU": gpus, "CPU": cpus} for gpus, cpus in nodes])
     assert found == [{"GPU": part, "CPU": part} for part in parts]
+
+
+def test_running_out_of_memory_says_what_was_expected() -> None:
+    """The planner's figure and what takes less, and still the error that is tried again."""
+    for planned, said in ((71.32, r"; the planner expects 71\.3 GiB at most on every GPU"), (None, "")):
+        wanted = pytest.raises(torch.OutOfMemoryError, match=rf"^2 GiB more{said}; memory\.shard=zero3, .* take less")
+        with wanted, size_told(planned):
+            raise torch.OutOfMemoryError("2 GiB more")

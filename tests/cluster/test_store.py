@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from safetensors import safe_open
 
+from cluster.garbage import collect_garbage
 from cluster.objects import ObjectFiles
 from cluster.posix import PosixFiles
 from cluster.rows import ROW_SCHEMA
@@ -131,6 +133,17 @@ class TestCommit:
             assert arrays["nouns"].tolist() == ["cats"]
         with pytest.raises(ValueError, match=r"[Oo]bject arrays"):
             store.put_layout(key, {"bad": np.array([None])})
+
+
+    def test_latents_repeat_byte_for_byte(self, tmp_path: Path) -> None:
+        """Every bit comes back, with the model that made them; equal latents make one file."""
+        store, key = Store(str(tmp_path)), key_of(1)
+        latents = np.random.default_rng(0).standard_normal((4, 2, 3, 3), np.float32)
+        assert store.put_latents(key, latents.copy(), "wan@12ab") == store.put_latents(key, latents, "wan@12ab")
+        [name] = leaves(tmp_path)
+        with safe_open(tmp_path / name, "np") as file:
+            assert np.array_equal(file.get_tensor("latents"), latents)
+            assert file.metadata() == {"model": "wan@12ab"}
 
 
 def race(root: str, start: Any, keys: list[str], wins: Any) -> None:
@@ -404,15 +417,17 @@ class TestIndex:
     def test_a_row_of_an_older_version_has_no_task(self, tmp_path: Path) -> None:
         """Commits and segments without the column count by their keys."""
         store = Store(str(tmp_path))
+        store.open_run({})
         for number in range(3):
             store.commit(a_row(key_of(number), store))
         for name in leaves(tmp_path / "commits"):
             path = tmp_path / "commits" / name
-            pq.write_table(pq.read_table(path).drop_columns(["task_digest", "spans"]), path)
+            pq.write_table(pq.read_table(path).drop_columns(["task_digest", "spans", "latents_file"]), path)
         store.compact([key_of(0), key_of(1)])
         index = store.committed_index()
         assert (len(index.keys), index.tasks) == (3, frozenset())
-        assert store.rows()["spans"].null_count == 3
+        assert store.rows()["spans"].null_count == store.rows()["latents_file"].null_count == 3
+        assert collect_garbage(store).files["videos"] == 0
 
     def test_only_commits_that_no_segment_holds_are_opened(self, tmp_path: Path) -> None:
         """An index, a status and keys of compacted rows read no commit file again."""

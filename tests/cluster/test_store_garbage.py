@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.claims import CLAIM_SECONDS
-from cluster.garbage import Collected, collect_garbage
+from cluster.garbage import KINDS, Collected, collect_garbage
 from cluster.segments import SEGMENT_ROWS
 from cluster.store import Store
 from numina.errors import OutputError, StorageError
 from tests.cluster.test_store import a_row, key_of, leaves
 
-CLEAN = {"temporaries": 0, "videos": 0, "layouts": 0, "failures": 0, "claims": 0, "commits": 0, "segments": 0}
+CLEAN = dict.fromkeys(KINDS, 0)
 
 
 def littered(root: Path) -> Store:
@@ -27,12 +27,15 @@ def littered(root: Path) -> Store:
     for number in range(10):
         layout_file = store.put_layout(key_of(number), {"labels": np.arange(number)})
         row = a_row(key_of(number), store, video=bytes([number]) * 5000, layout_file=layout_file)
+        if number % 2:
+            row["latents_file"] = store.put_latents(key_of(number), np.full((1, 1, 2, 2), number, np.float32), "a@1")
         store.commit(row | {"task_digest": key_of(100 + number)})
     store.compact(map(key_of, range(4)))
     store.compact(map(key_of, range(2, 7)))
     store.put_video(key_of(0), b"made a second time")
     store.put_video(key_of(50), b"of a driver that died before its commit")
     store.put_layout(key_of(50), {"labels": np.arange(3)})
+    store.put_latents(key_of(50), np.zeros((1, 1, 2, 2), np.float32), "a@1")
     store.fail(key_of(1), {"error": "out of memory", "final": False})
     store.fail(key_of(11), {"error": "out of memory"})
     store.put_evaluation("exact", key_of(1), {"count_accuracy": 1.0})
@@ -51,6 +54,8 @@ def needed(store: Store) -> Counter[str]:
     for row in rows:
         assert len(store.read(row["file_name"])) == 5000
         store.read(row["layout_file"])
+        if row["latents_file"]:
+            store.read(row["latents_file"])
     verdicts = store.evaluations("exact").to_pylist()
     failed = [key for key in store.failures() if not store.is_committed(key) and key not in store.committed()]
     return Counter([*map(str, rows), *map(str, verdicts), *failed])
@@ -66,6 +71,7 @@ def test_what_no_row_needs_is_removed(tmp_path: Path) -> None:
         "temporaries": 1,
         "videos": 2,
         "layouts": 1,
+        "latents": 1,
         "failures": 1,
         "claims": 1,
         "commits": 10,
@@ -83,6 +89,7 @@ def test_what_no_row_needs_is_removed(tmp_path: Path) -> None:
         "runs": 1,
         "videos": 10,
         "layouts": 10,
+        "latents": 5,
         "segments": 1,
         "failures": 1,
         "evaluations": 1,

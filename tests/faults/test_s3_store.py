@@ -21,7 +21,7 @@ import pytest
 import s3fs
 
 from cluster.claims import CLAIM_SECONDS
-from cluster.garbage import collect_garbage
+from cluster.garbage import KINDS, collect_garbage
 from cluster.store import Store
 from numina.errors import OutputError, StorageError
 from tests.cluster.test_store import CATS, a_row, key_of
@@ -130,7 +130,7 @@ def test_a_clean_up_keeps_rows_and_their_files(bucket: str) -> None:
     store.files.replace(".numina-probe-x", b"")
     rows, index = store.rows(), store.committed_index()
     collected = collect_garbage(store)
-    expected = {"temporaries": 1, "videos": 1, "layouts": 0, "failures": 1, "claims": 0, "commits": 6, "segments": 6}
+    expected = dict.fromkeys(KINDS, 0) | {"temporaries": 1, "videos": 1, "failures": 1, "commits": 6, "segments": 6}
     assert collected.files == expected
     assert (collected.bytes["videos"], collected.segments_written) == (6, 1)
     assert store.rows().equals(rows)

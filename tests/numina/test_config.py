@@ -1,12 +1,16 @@
 import dataclasses
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from numina.config import GuideConfig, IdentifyConfig, MethodConfig, RefineConfig
 from numina.errors import ConfigError
+from numina.schedule import schedule_times
 
 PRESETS = Path(__file__).parents[2] / "configs" / "method"
 
@@ -30,6 +34,7 @@ def test_presets_list_every_field(preset):
     """A preset shows all of its values: nothing is inherited silently."""
     listed = OmegaConf.to_container(OmegaConf.load(PRESETS / f"{preset}.yaml"))
     assert listed["preset"] == preset
+    assert set(listed) == {field.name for field in dataclasses.fields(MethodConfig)}
     for stage, kind in {"identify": IdentifyConfig, "refine": RefineConfig, "guide": GuideConfig}.items():
         assert set(listed[stage]) == {field.name for field in dataclasses.fields(kind)}
 
@@ -37,7 +42,7 @@ def test_presets_list_every_field(preset):
 def test_published_values():
     """What the publication states is what the preset paper does."""
     paper = load("paper")
-    assert paper.identify.capture_step(50) == 20
+    assert paper.identify.capture_step(schedule_times(50)) == 20
     assert paper.identify.capture_blocks(30) == [15]
     assert paper.identify.needs_self_attention
     assert (paper.guide.remove, paper.guide.add, paper.refine.disc_radius) == (10.0, 0.8, 5.0)
@@ -49,7 +54,7 @@ def test_published_values():
 )
 def test_capture_step_stays_in_the_schedule(share, steps, index):
     """The captured step exists, and rounding never loses a step that the share names exactly."""
-    assert IdentifyConfig(step=share).capture_step(steps) == index
+    assert IdentifyConfig(step=share).capture_step(schedule_times(steps)) == index
 
 
 @pytest.mark.parametrize(
@@ -70,9 +75,10 @@ def test_captured_blocks_are_spread_from_the_first_to_the_last(block, blocks, de
 
 def test_a_coarser_schedule_ends_at_the_captured_step():
     """Up to t* every stride-th step, from there on all: the step that is read is always run."""
-    assert IdentifyConfig(stride=4).schedule(25) == [0, 4, 8, *range(10, 25)]
-    assert IdentifyConfig(stride=1).schedule(25) == list(range(25))
-    assert IdentifyConfig(stride=100, step=0.5).schedule(4) == [0, 2, 3]
+    times = schedule_times(25)
+    assert IdentifyConfig(stride=4).schedule(times) == [0, 4, 8, *range(10, 25)]
+    assert IdentifyConfig(stride=1).schedule(times) == list(range(25))
+    assert IdentifyConfig(stride=100, step=0.5).schedule(schedule_times(4)) == [0, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +92,7 @@ def test_a_coarser_schedule_ends_at_the_captured_step():
         "refine.margin=-1",
         "guide.strength=inf",
         "guide.until=nan",
+        "grid=-1",
     ],
 )
 def test_values_out_of_range_are_refused(override):
@@ -111,6 +118,30 @@ def test_choices_are_checked_without_omegaconf():
     object.__setattr__(config, "tokens", "word")  # past the shape checker of these tests
     with pytest.raises(ConfigError, match=r"method\.guide\.tokens = 'word', but it must be one of noun, phrase"):
         config.__post_init__()
+
+
+GRIDS = st.integers(1, 20_000)
+
+
+@given(st.sampled_from(sorted(path.stem for path in PRESETS.glob("*.yaml"))), GRIDS)
+def test_lengths_and_areas_scale_with_the_grid_and_nothing_else_does(name, tokens):
+    """Lengths go with √tokens, areas with tokens, whole ones rounded and never to 0; on its own grid a preset stays."""
+    method = load(name)
+    scaled = method.scaled_to(tokens)
+    assert method.scaled_to(method.grid) is method
+    assert scaled.scaled_to(tokens) is scaled
+    area = tokens / method.grid if method.grid else 1.0
+    side = area**0.5
+    old, new = ({**asdict(m.identify), **asdict(m.refine), "anchor": m.guide.anchor} for m in (method, scaled))
+    for length in ("dbscan_eps", "link_distance", "disc_radius", "max_move"):
+        assert new.pop(length) == pytest.approx(old.pop(length) * side)
+    for whole, scale in {"dbscan_min_samples": area, "min_area": area, "margin": side, "anchor": side}.items():
+        before, after = old.pop(whole), new.pop(whole)
+        assert after == before if not before else after >= 1
+        assert not before or after == 1 or abs(after - before * scale) <= 0.5
+    assert old == new
+    assert replace(scaled.guide, anchor=None) == replace(method.guide, anchor=None)
+    assert scaled.grid == (tokens if method.grid else 0)
 
 
 def test_configs_are_frozen():

@@ -15,6 +15,7 @@ from numina.config import GuideConfig
 from numina.guidance import PARTS, SPARSE, GuidancePlan, ShardGuidance, _row_lists, intensity, plan_guidance, take
 from numina.layout import Layout
 from numina.refine import Refinement, Region
+from numina.schedule import schedule_times
 from numina.tokens import TokenSpans
 
 CLOSED = GuideConfig(
@@ -323,12 +324,10 @@ def test_lengths_of_different_lists_never_meet(rows):
 
 def test_tanh_schedule_is_the_published_one():
     """δ(t) = ¼·(4 − 3·tanh(t − 25)) over 50 steps, rescaled to any number of steps, always falling."""
-    assert intensity(0, 50, PAPER) == pytest.approx(1.75)
-    assert intensity(25, 50, PAPER) == 1.0
-    assert intensity(24, 50, PAPER) == pytest.approx(0.25 * (4 + 3 * math.tanh(1)))
-    assert intensity(49, 50, PAPER) == pytest.approx(0.25)
-    assert intensity(10, 20, PAPER) == intensity(25, 50, PAPER)
-    values = [intensity(step, 30, PAPER) for step in range(30)]
+    published = [intensity(time, PAPER) for time in schedule_times(50)]
+    assert published == pytest.approx([0.25 * (4 - 3 * math.tanh(step - 25)) for step in range(50)])
+    assert published[25] == intensity(schedule_times(20)[10], PAPER) == 1.0
+    values = [intensity(time, PAPER) for time in schedule_times(30)]
     assert values == sorted(values, reverse=True)
 
 
@@ -336,7 +335,7 @@ def test_tanh_schedule_is_the_published_one():
 def test_guidance_is_on_for_its_share_of_the_steps(until, steps, guided):
     """Constant strength while on, 0 after; a share that names whole steps is taken exactly."""
     config = GuideConfig(schedule="constant", strength=1.5, until=until)
-    values = [intensity(step, steps, config) for step in range(steps)]
+    values = [intensity(time, config) for time in schedule_times(steps)]
     assert values == [1.5] * guided + [0.0] * (steps - guided)
 
 

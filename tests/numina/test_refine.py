@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from numina.config import RefineConfig
 from numina.layout import Layout
-from numina.refine import Region, best_path, disc, disc_radius, place_costs, refine
+from numina.refine import Region, best_path, disc, place_costs, refine
 from tests.numina.scenes import Scene, Square, preset, scenes, uneven_scenes
 
 CONFIG = RefineConfig()
@@ -100,7 +100,7 @@ def test_added_instances_lie_whole_in_the_frame(name, scene: Scene, asked):
     """What is added has the shape of the smallest instance, or of a disc, none of it cut off by the frame's edge."""
     layout = scene.layout(tracked=OURS[name].identify.tracks)
     result = refine(layout, asked[: scene.nouns], OURS[name].refine)
-    round_shape = disc(disc_radius(layout.labels.shape[2:], OURS[name].refine))
+    round_shape = disc(OURS[name].refine.disc_radius)
     for noun, frame in np.ndindex(layout.labels.shape[:2]):
         added = np.isin(result.regions[noun, frame], ADDED)
         existing = shapes(layout.labels[noun, frame]).values() or [(round_shape.tobytes(), round_shape.shape)]
@@ -147,7 +147,7 @@ def price(regions: np.ndarray, layout: Layout) -> float:
 def cheapest_places(labels: np.ndarray, noun: int, config: RefineConfig) -> int:
     """How many places are cheapest for one more instance in a frame, by trying all."""
     exists = labels[noun].any()
-    template = np.ones((3, 3), dtype=bool) if exists else disc(disc_radius(labels.shape[1:], config))
+    template = np.ones((3, 3), dtype=bool) if exists else disc(config.disc_radius)
     reach = template.shape[0] // 2
     occupied = np.argwhere(labels.any(axis=0))
     for margin in range(config.margin, 0, -1):
@@ -179,7 +179,8 @@ def test_a_hundred_asked_takes_seconds(name, side):
     for noun, frame in np.ndindex(labels.shape[:2]):
         labels[noun, frame, 10 * noun + 5 :, frame + 5 :][:side, :side] = 1
     began = time.perf_counter()
-    result = refine(Layout(labels, tracked=PRESETS[name].identify.tracks), [100, 100], PRESETS[name].refine)
+    method = PRESETS[name].scaled_to(30 * 52)
+    result = refine(Layout(labels, tracked=method.identify.tracks), [100, 100], method.refine)
     assert time.perf_counter() - began < 10  # about 2 s alone on a core
     lacking = 100 - result.layout.counts()
     assert lacking.max(axis=1).tolist() == list(result.shortfall)
@@ -198,7 +199,7 @@ def test_a_frame_of_one_token(name):
     assert refine(empty, [0], config).shortfall == (0,)
     assert refine(full, [1], config).shortfall == (0,)
     assert refine(full, [2], config).shortfall == (1,)
-    assert refine(empty, [1], dataclasses.replace(config, disc_grid=0)).shortfall == (1,)
+    assert refine(empty, [1], config).shortfall == (1,)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -273,7 +274,7 @@ def test_additions_keep_away_from_what_is_erased():
     """Where another noun's instance is being removed nothing is grown, as long as there is other room."""
     labels = np.zeros((2, 1, 9, 15), dtype=np.int16)
     labels[0, 0, 3:6, 6:9] = 1  # in the middle, the cheapest place there is
-    config = RefineConfig(disc_radius=1, disc_grid=0)
+    config = RefineConfig(disc_radius=1)
     regions = refine(Layout(labels), [0, 1], config).regions
     assert not (np.isin(regions[1], ADDED) & (regions[0] == Region.REMOVE)).any()
     full = np.ones((2, 1, 3, 3), dtype=np.int16) * np.array([1, 0], dtype=np.int16)[:, None, None, None]
@@ -293,7 +294,7 @@ def test_per_frame_additions_stay_near_their_last_place():
 
 def test_nothing_to_copy_gives_discs():
     """A noun without instances gets discs of radius r, one at the frame's centre."""
-    config = RefineConfig(disc_radius=2, disc_grid=0)
+    config = RefineConfig(disc_radius=2)
     result = refine(Layout(np.zeros((1, 2, 15, 15), dtype=np.int16), tracked=True), [2], config)
     assert result.layout.counts().tolist() == [[2, 2]]
     np.testing.assert_array_equal(result.layout.labels[0, 0, 5:10, 5:10] == 1, disc(2))
@@ -384,8 +385,18 @@ def test_best_path_equals_trying_all(seed, frames, weight, max_move):
         assert price(path) == pytest.approx(cheapest)
 
 
-@pytest.mark.parametrize(("grid", "radius"), [((30, 52), 5), ((16, 16), 2), ((45, 80), 8)])
-def test_disc_radius_scales_with_the_frame(grid, radius):
-    """r = 5 is meant for 480p; other grids get a disc of the same share of the frame."""
-    assert disc_radius(grid, CONFIG) == radius
-    assert disc_radius(grid, RefineConfig(disc_grid=0)) == 5
+@pytest.mark.parametrize(
+    ("name", "grid", "reach"),
+    [
+        ("paper", (30, 52), 5),
+        ("paper", (45, 80), 8),
+        ("closed", (16, 16), 1),
+        ("closed", (30, 52), 3),
+        ("released", (45, 80), 5),
+    ],
+)
+def test_discs_scale_with_the_frame(name, grid, reach):
+    """A disc has the same share of any frame, in whole tokens: published 5 at 480p; the authors' code always has 5."""
+    radius = PRESETS[name].scaled_to(grid[0] * grid[1]).refine.disc_radius
+    row, column = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    np.testing.assert_array_equal(disc(radius), row**2 + column**2 <= reach**2)

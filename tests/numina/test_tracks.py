@@ -13,7 +13,7 @@ from numina.tracks import _NEVER, _link_costs, centroid, link_instances
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 5), st.integers(0, 5), st.floats(0, 6))
 def test_link_costs_are_distance_less_overlap(seed, before, now, link_distance):
-    """All pairs at once cost what each pair does by definition."""
+    """All pairs at once cost what each pair does by definition; full overlap is worth a third of the link distance."""
     random = np.random.default_rng(seed)
     old, new = ([random.random((5, 6)) < random.uniform(0.1, 0.9) for _ in range(n)] for n in (before, now))
     for mask in (*old, *new):
@@ -24,7 +24,7 @@ def test_link_costs_are_distance_less_overlap(seed, before, now, link_distance):
         distance = np.linalg.norm(centroid(old[i]) - centroid(new[j]))
         overlap = (old[i] & new[j]).sum() / (old[i] | new[j]).sum()
         near = distance <= link_distance or overlap > 0.5
-        assert costs[i, j] == pytest.approx(distance - overlap if near else _NEVER)
+        assert costs[i, j] == pytest.approx(distance - overlap * link_distance / 3 if near else _NEVER)
 
 
 @settings(max_examples=40, deadline=None)

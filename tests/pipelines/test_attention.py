@@ -1,6 +1,6 @@
 """The guided processor against the method written out in float64 from the model's own projections."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from numina.config import GuideConfig
 from numina.guidance import GuidancePlan, ShardGuidance
 from numina.refine import Region
-from pipelines.attention import Onlooker, guided, processors, project
+from pipelines.attention import GuidedCrossAttention, Onlooker, guided, processors, project
+from pipelines.base import Attention, Processor
 from pipelines.parallel import Shard
 from pipelines.wan import WanModel
 
@@ -134,12 +135,8 @@ class Transformer:
 
     transformer: WanTransformer3DModel
 
-    @property
-    def depth(self) -> int:
-        return len(self.transformer.blocks)
-
-    def cross_attention(self, block: int) -> torch.nn.Module:
-        return self.transformer.blocks[block].attn2
+    def guided(self, guidance: ShardGuidance, shard: Shard) -> Mapping[Attention, Processor]:
+        return {block.attn2: GuidedCrossAttention(guidance, shard) for block in self.transformer.blocks}
 
     def predict(self, latents: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():

@@ -16,6 +16,7 @@ from numina.errors import ConfigError
 from numina.guidance import GuidancePlan
 from numina.layout import Capture
 from numina.refine import Region
+from numina.schedule import schedule_times
 from numina.tokens import locate_tokens
 from pipelines import denoise
 from pipelines.base import GenerationConfig
@@ -149,8 +150,9 @@ def test_a_cache_runs_as_many_blocks_as_it_says(tiny_model: WanModel, name: str,
     with counted(tiny_model) as calls:
         identified(tiny_model, name, stride=stride, step=0.75)
     config = method(name, stride=stride, step=0.75).identify
-    expected = identify_forwards(config, LONG)
-    every = 2 * len([step for step in config.schedule(LONG.steps) if step <= 15])
+    times = tiny_model.facts.times(LONG)
+    expected = identify_forwards(config, LONG, times)
+    every = 2 * len([step for step in config.schedule(times) if step <= 15])
     assert calls[0] <= every
     if name == "first_block":
         assert calls[0] == every  # the block that decides
@@ -367,7 +369,8 @@ def test_forwards_of_the_published_schedule() -> None:
     """What identification costs at 50 and 25 steps, of 42 and 22 forwards in full."""
 
     def cost(name: str, steps: int, stride: int = 1) -> int:
-        return identify_forwards(IdentifyConfig(cache=name, stride=stride), GenerationConfig(steps=steps))
+        config = IdentifyConfig(cache=name, stride=stride)
+        return identify_forwards(config, GenerationConfig(steps=steps), schedule_times(steps))
 
     assert [cost("none", steps) for steps in (50, 25)] == [42, 22]
     assert [cost("none", steps, 2) for steps in (50, 25)] == [22, 12]

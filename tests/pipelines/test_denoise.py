@@ -51,7 +51,7 @@ def test_going_on_after_identification_is_bit_equal_to_plain(
 ) -> None:
     """Capture disturbs nothing and no step runs twice: the clip is the plain clip, bit for bit."""
     state, [capture] = denoise.identify(tiny_model, Shard(), texts[:1], spans[:1], [1], GENERATION, method)
-    assert state.step == method.identify.capture_step(GENERATION.steps) + 1
+    assert state.step == method.identify.capture_step(tiny_model.facts.times(GENERATION)) + 1
     assert capture.responses.shape == (2, 5, 4, 4)
     assert (capture.components is not None) == (method is CLUSTERS)
     assert torch.equal(denoise.finish(tiny_model, state, texts[:1], GENERATION), plain)
@@ -200,7 +200,8 @@ def test_a_stride_runs_its_schedule_and_lands_on_the_same_noise_level(
 ) -> None:
     """Only the scheduled steps run; t* and all steps after it have the full schedule's timesteps and noise levels."""
     generation, method = replace(GENERATION, steps=12), STRIDES[stride]
-    kept = method.identify.schedule(12)
+    times = tiny_model.facts.times(generation)
+    kept = method.identify.schedule(times)
     seen: list[tuple[str, int, int]] = []
 
     def watch(*progress: str | int) -> None:
@@ -208,10 +209,11 @@ def test_a_stride_runs_its_schedule_and_lands_on_the_same_noise_level(
 
     state, _ = denoise.identify(tiny_model, Shard(), texts, spans, SEEDS, generation, method, watch)
     full = tiny_model.scheduler(generation)
-    reference = kept.index(method.identify.capture_step(12))
+    captured = method.identify.capture_step(times)
+    reference = kept.index(captured)
     assert seen == [("identify", done, len(kept)) for done in range(1, reference + 2)]
     assert torch.equal(state.scheduler.timesteps, full.timesteps[kept])
-    assert torch.equal(state.scheduler.sigmas[reference:], full.sigmas[4:])
+    assert torch.equal(state.scheduler.sigmas[reference:], full.sigmas[captured:])
     denoise.finish(tiny_model, state, texts, generation, watch)
     assert seen[reference + 1 :] == [("denoise", done, len(kept)) for done in range(reference + 2, len(kept) + 1)]
 

@@ -1,6 +1,7 @@
 """Sharding: spread over ranks, or in host memory, a model gives what it gives whole. Real ranks with gloo."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def look_at(sharded: WanModel, whole: WanModel) -> dict[str, Any]:
     return found
 
 
-def shard_in_gang(rank: int, checkpoint: Path, larger: Path, folder: Path) -> None:
+def shard_in_gang(rank: int, checkpoint: Path, joint: Path, larger: Path, folder: Path) -> None:
     found: dict[str, Any] = {}
     with files_opened() as opened:
         sharding.PERSISTENT = 0  # all is let go, however small
@@ -74,6 +75,7 @@ def shard_in_gang(rank: int, checkpoint: Path, larger: Path, folder: Path) -> No
         sharding.PERSISTENT = 100_000
         kept = load_model(str(checkpoint), memory=MemoryConfig(shard="zero3"))
         found["kept"] = worst(load_model(str(checkpoint)), kept)
+        found["joint"] = worst(load_model(str(joint)), load_model(str(joint), memory=MemoryConfig(shard="zero3")))
     found["opened"] = len(opened)
     found["other device"] = error_of(lambda: sharding.import_deepspeed(torch.device("cuda")))
     found["grown"] = memory_to_load(larger, "zero3")
@@ -81,10 +83,11 @@ def shard_in_gang(rank: int, checkpoint: Path, larger: Path, folder: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(twin: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks found, each in files of its own."""
     folder = tmp_path_factory.mktemp("sharded")
-    spawn(shard_in_gang, RANKS, folder / "ranks", tiny_checkpoint, save_larger(folder / "larger"), folder)
+    checkpoints = twin("wan2.1-1.3b"), twin("cogvideox-5b"), save_larger(folder / "larger")
+    spawn(shard_in_gang, RANKS, folder / "ranks", *checkpoints, folder)
     return folder
 
 
@@ -119,6 +122,11 @@ def test_each_rank_holds_its_share(gang: list[dict[str, Any]], shard: str) -> No
 def test_small_parameters_may_stay(gang: list[dict[str, Any]]) -> None:
     """With DeepSpeed's own threshold nothing of what is computed changes."""
     assert all(rank["kept"] < 1e-5 for rank in gang)
+
+
+def test_another_family_is_sharded_alike(gang: list[dict[str, Any]]) -> None:
+    """CogVideoX: encodings and predictions of the whole model."""
+    assert all(rank["joint"] < 1e-5 for rank in gang)
 
 
 def test_only_the_first_rank_opens_weights(gang: list[dict[str, Any]]) -> None:

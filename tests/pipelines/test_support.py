@@ -20,6 +20,7 @@ WISHES = st.builds(
     cfg=st.integers(1, 4),
     ulysses=st.integers(1, 16),
     ring=st.integers(1, 5),
+    attention=st.sampled_from(["auto", "flash"]),
     compile=st.booleans(),
     shard=st.sampled_from(SHARDINGS),
     cache=st.sampled_from(CACHES),
@@ -27,6 +28,8 @@ WISHES = st.builds(
     heads=st.sampled_from([1, 4, 12, 24, 40]),
     tokens=st.sampled_from([1, 80, 1280, 17550, 27280, 32760, 75600]),
     guidance=st.booleans(),
+    joint=st.booleans(),
+    loras=st.booleans(),
 )
 
 
@@ -42,17 +45,15 @@ def test_the_nearest_of_any_wish_works(wish: Wish) -> None:
     other = nearest(wish)
     assert check_support(other) == other
     assert (other == wish) == (next(objections(wish), None) is None)
-    assert (other.device, other.heads, other.tokens, other.guidance) == (
-        wish.device,
-        wish.heads,
-        wish.tokens,
-        wish.guidance,
-    )
+    for fixed in ("device", "heads", "tokens", "guidance", "joint"):
+        assert getattr(other, fixed) == getattr(wish, fixed)
 
 
 @pytest.mark.parametrize(
     ("wish", "why", "instead"),
     [
+        (replace(WAN, joint=True, cfg=2, ulysses=2), "one sequence of attention", "parallel.ulysses=1"),
+        (replace(WAN, joint=True, attention="flash"), "no kernel but PyTorch's own", "parallel.attention=auto"),
         (replace(WAN, engine="xfuser", ulysses=2, device="cpu"), "can't even be imported", "parallel.engine=diffusers"),
         (replace(WAN, engine="single", ulysses=2), "2 ranks were asked to share", "parallel.engine=xfuser"),
         (replace(WAN, cfg=3), "two branches", "parallel.cfg=2"),
@@ -67,6 +68,7 @@ def test_the_nearest_of_any_wish_works(wish: Wish) -> None:
         (replace(WAN, ulysses=2, compile=True, shard="zero3"), "DeepSpeed", "parallel.compile=false"),
         (replace(WAN, ulysses=2, cache="taylorseer", shard="zero3"), "taylorseer", "cache=none"),
         (replace(WAN, shard="zero3"), "has one", "memory.shard=none"),
+        (replace(WAN, ulysses=2, shard="zero3", loras=True), "leaves a rank a share", "memory.shard=none"),
     ],
 )
 def test_every_rule_says_why_and_what_instead(wish: Wish, why: str, instead: str) -> None:
@@ -107,17 +109,22 @@ COLUMNS = {
     "`zero3`": {"shard": "zero3", "cfg": 2},
     "`zero3`, `compile`": {"shard": "zero3", "cfg": 2, "compile": True},
 }
-ROWS = {"`single`": ("single", "cpu"), "`diffusers`": ("diffusers", "cpu"), "`xfuser`, on GPUs": ("xfuser", "cuda")}
+ROWS = {
+    "`single`": {"engine": "single", "device": "cpu"},
+    "`diffusers`": {"engine": "diffusers", "device": "cpu"},
+    "`xfuser`, on GPUs": {"engine": "xfuser"},
+    "any, CogVideoX": {"joint": True},
+}
 
 
 def support_table() -> list[str]:
     """The rules as a table in Markdown: one engine a line."""
     lines = ["| engine | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for name, (engine, device) in ROWS.items():
+    for name, row in ROWS.items():
         cells = []
         for asked in COLUMNS.values():
-            alone = {"ulysses": 1} if engine == "single" and asked.get("cfg") else {}
-            wish = replace(WAN, **{"engine": engine, "device": device, **asked, **alone})
+            alone = {"ulysses": 1} if asked.get("cfg") and row.get("engine", "single") == "single" else {}
+            wish = named(replace(WAN, **row, **asked | alone))
             cells.append("–" if next(objections(wish), None) else "yes")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines

@@ -1,105 +1,17 @@
-"""Loading: the same folder layout as Wan2.1's own checkpoints, and a sentence for whatever is wrong with one."""
+"""Wan's adapter: what it computes is what diffusers' pipeline does."""
 
-import json
-import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from numina.errors import ConfigError, ModelError
+from numina.errors import ConfigError
 from pipelines import denoise
-from pipelines.checkpoint import inspect, weight_files
+from pipelines.checkpoint import inspect
 from pipelines.wan import WanModel
 from tests.pipelines.conftest import GENERATION, NEGATIVES, PROMPT, PROMPTS
-
-
-@pytest.fixture
-def copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
-
-
-def test_facts_come_from_configs_alone(tiny_checkpoint: Path) -> None:
-    """Depth, heads and grid are known before a weight is read."""
-    facts = inspect(tiny_checkpoint)
-    assert (facts.depth, facts.heads, facts.head_size) == (3, 4, 16)
-    grid = facts.grid(GENERATION)
-    assert (grid.frames, grid.height, grid.width, grid.tokens) == (5, 4, 4, 80)
-
-
-@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "tokenizer", "scheduler"])
-def test_a_missing_part_is_named(copy: Path, part: str) -> None:
-    """A folder without a part is refused, and the part is named."""
-    shutil.rmtree(copy / part)
-    with pytest.raises(ModelError, match=f"lacks the part {part}/"):
-        inspect(copy)
-
-
-def test_a_missing_weights_file_is_named(copy: Path) -> None:
-    """Half a download is refused before anything is read."""
-    weights = next((copy / "transformer").glob("*.safetensors"))
-    index = {"weight_map": {"a": weights.name, "b": "diffusion_pytorch_model-00002-of-00002.safetensors"}}
-    (copy / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="00002-of-00002"):
-        inspect(copy)
-
-
-def test_pickled_weights_are_not_loaded(copy: Path) -> None:
-    """Only safetensors are read."""
-    for weights in (copy / "vae").glob("*.safetensors"):
-        weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(ModelError, match="pickled weights"):
-        inspect(copy)
-
-
-def test_another_family_and_an_empty_folder_are_refused(copy: Path, tmp_path: Path) -> None:
-    """What this adapter can't run is said in a sentence."""
-    index = json.loads((copy / "model_index.json").read_text()) | {"_class_name": "CogVideoXPipeline"}
-    (copy / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="CogVideoXPipeline"):
-        inspect(copy)
-    with pytest.raises(ModelError, match=r"no model_index\.json"):
-        inspect(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "more",
-    [{"transformer_2": ["diffusers", "WanTransformer3DModel"]}, {"boundary_ratio": 0.9}, {"expand_timesteps": True}],
-    ids=lambda more: next(iter(more)),
-)
-def test_what_only_wan22_has_is_refused(copy: Path, more: dict[str, object]) -> None:
-    """Wan2.2's pipelines have the same class name; half of one would make clips, and wrong ones."""
-    index = json.loads((copy / "model_index.json").read_text()) | more
-    (copy / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match=f"{next(iter(more))}.*use a Wan2.1"):
-        inspect(copy)
-
-
-def test_variants_of_weights_are_left_out(copy: Path) -> None:
-    """A half-precision variant beside the weights, as hubs have them, is not taken for a part of them."""
-    weights = next((copy / "transformer").glob("*.safetensors"))
-    shutil.copy(weights, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    assert weight_files(copy / "transformer") == [weights]
-    WanModel.load(copy)
-
-
-def test_the_revision_follows_the_weights(copy: Path) -> None:
-    """Other weights, other revision: rows of a retrained model never pass for the old one's."""
-    before = inspect(copy).revision
-    assert inspect(copy).revision == before
-    weights = next((copy / "transformer").glob("*.safetensors"))
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    assert inspect(copy).revision != before
-
-
-def test_a_size_off_the_grid_gets_the_nearest_that_fits(tiny_checkpoint: Path) -> None:
-    """VAE stride 8 × patch 2 = 16 is fine, and a model with a larger stride would say its own."""
-    facts = replace(inspect(tiny_checkpoint), token_strides=(4, 32, 32))
-    with pytest.raises(ConfigError, match="multiple of 32: use 64"):
-        facts.grid(replace(GENERATION, height=80))
 
 
 def test_denoising_is_the_pipelines_own(tiny_model: WanModel) -> None:
@@ -146,3 +58,37 @@ def test_a_shortened_schedule_ends_at_the_clean_clip(tiny_model: WanModel) -> No
     assert torch.equal(kept.timesteps, whole.timesteps[[0, 2, 5]])
     assert torch.equal(kept.sigmas, whole.sigmas[[0, 2, 5, 6]])
     assert kept.sigmas[-1] == 0
+
+
+@pytest.mark.parametrize("steps", [8, 30, 50])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0])
+def test_times_are_those_of_the_samplers_noise(tiny_model: WanModel, shift: float, steps: int) -> None:
+    """The sampler's noise levels, unshifted by the native shift, are the time that is left, to one training step.
+
+    Of 1000, and of the sampler's own shift: its last step would lead to the first training step's noise, not to none.
+    """
+    generation = replace(GENERATION, steps=steps, flow_shift=shift)
+    noise = tiny_model.scheduler(generation).sigmas[:-1]
+    native = tiny_model.facts.native_shift(generation)
+    left = noise / (native - (native - 1) * noise)
+    times = torch.tensor(tiny_model.facts.times(generation))
+    torch.testing.assert_close(left, 1 - times, atol=1e-3 * max(1.0, shift / native), rtol=0)
+
+
+def test_the_native_shift_follows_the_size(tiny_checkpoint: Path) -> None:
+    """A checkpoint of shift 3 is sampled at 3 up to 480p and at 5 beyond, as Wan2.1's README has it, unless told."""
+    facts = replace(inspect(tiny_checkpoint), shift=3.0)
+    small, large = (replace(GENERATION, height=height, width=width) for height, width in ((480, 832), (720, 1280)))
+    assert (facts.native_shift(small), facts.native_shift(large)) == (3.0, 5.0)
+    assert facts.flow_shift(large) == 5.0
+    assert facts.flow_shift(replace(large, flow_shift=8.0)) == 8.0
+    assert facts.times(large) == tuple(step / GENERATION.steps for step in range(GENERATION.steps))
+
+
+def test_a_sampler_without_shift_refuses_one(twin: Callable[[str], Path]) -> None:
+    """CogVideoX's sampler is no flow's: its times are shares of the steps, and a shift is an error that says so."""
+    facts = inspect(twin("cogvideox-5b"))
+    assert facts.native_shift(GENERATION) is None
+    assert facts.times(GENERATION) == tuple(step / GENERATION.steps for step in range(GENERATION.steps))
+    with pytest.raises(ConfigError, match=r"flow_shift is 3, but .* CogVideoXDDIMScheduler.* leave it null"):
+        facts.times(replace(GENERATION, flow_shift=3.0))

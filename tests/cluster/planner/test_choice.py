@@ -1,15 +1,30 @@
 """What is chosen for a cluster: the best by the objective that is supported and fits."""
 
+import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.planner import Objective, Setup, reasons
+from cluster.planner import Gpu, Objective, Setup, reasons
 from numina.errors import ConfigError
 from pipelines.support import Wish, check_support
-from tests.cluster.planner.conftest import H100, SMALL, UNMEASURED, WAN_1_3B, WAN_14B, Plan, Wan
+from tests.cluster.planner.conftest import (
+    COG_5B,
+    H100,
+    SMALL,
+    UNMEASURED,
+    WAN_1_3B,
+    WAN_5B,
+    WAN_14B,
+    Plan,
+    Shape,
+    with_rows,
+)
+
+EAGER = next(row for row in H100.forward.rows if (row.heads, row.compile) == (12, False))
 
 
 def test_throughput_prefers_gangs_and_latency_ranks(planner: Plan) -> None:
@@ -64,6 +79,36 @@ def test_gangs_stay_on_a_node(planner: Plan) -> None:
     assert all(candidate.setup.nodes > 1 and candidate.setup.ulysses == 1 for candidate in wide)
 
 
+def test_a_batch_is_proposed_where_it_was_measured_to_pay(planner: Plan) -> None:
+    """More clips an hour by over 1 %, with memory for it, under caches and compilers as measured; else one clip."""
+    table = with_rows(replace(EAGER, batch=2, milliseconds=1200), replace(EAGER, batch=4, milliseconds=2390))
+
+    def chosen(*overrides: str, gpu: Gpu = table, **wishes: Any) -> Setup:
+        return planner(*overrides, wan=WAN_1_3B, gpu=gpu).candidates(8, wishes=wishes)[0].setup
+
+    assert chosen() == Setup(gangs=8, batch=2)  # four gain next to nothing on two
+    assert chosen().overrides(planner().job) == "parallel.cfg=1 parallel.ulysses=1 parallel.gangs=8 parallel.batch=2"
+    assert chosen(gpu=with_rows(replace(EAGER, batch=2, milliseconds=1265))).batch == 1
+    assert chosen(gpu=replace(table, memory_gib=30)).batch == 1
+    assert chosen("method.identify.cache=first_block").batch == 1
+    assert chosen("parallel.compile=true").batch == 1
+    assert chosen(batch=4).batch == chosen("parallel.batch=4", batch=4).batch == 4
+    assert chosen("parallel.batch=4").batch == 2
+    asked = planner(wan=WAN_1_3B, gpu=table)
+    assert asked.candidates(8, objective="latency")[0].setup.batch == 1
+    [why] = [line for line in reasons(asked, asked.candidates(8), 8, "throughput") if line.startswith("batch 2:")]
+    assert re.fullmatch(r"batch 2: 2 clips in one forward make \d+\.\d clips an hour, \d+\.\d one by one", why)
+
+
+def test_joint_attention_is_spread_by_branches_alone(planner: Plan) -> None:
+    """CogVideoX on eight GPUs: two ranks for a clip are the most; Ulysses is refused with the rule's reason."""
+    asked = planner(wan=COG_5B)
+    found = asked.candidates(8, objective="latency")
+    assert [(c.setup.cfg, c.setup.ulysses, c.setup.ring) for c in found] == [(2, 1, 1), (1, 1, 1)]
+    with pytest.raises(ConfigError, match=r"one sequence of attention.*nearest on 8 GPUs: parallel.ulysses=1"):
+        asked.candidates(8, wishes={"ulysses": 2})
+
+
 def test_idle_gpus_are_said(planner: Plan) -> None:
     """Seven GPUs and 40 heads: the fastest clip takes five, and two are left over."""
     found = planner().candidates(7, objective="latency")
@@ -74,7 +119,7 @@ def test_idle_gpus_are_said(planner: Plan) -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     gpus=st.integers(1, 16),
-    wan=st.sampled_from([WAN_14B, WAN_1_3B, UNMEASURED]),
+    wan=st.sampled_from([WAN_14B, WAN_1_3B, WAN_5B, COG_5B, UNMEASURED]),
     engine=st.sampled_from(["auto", "diffusers", "xfuser"]),
     compile=st.booleans(),
     cache=st.sampled_from(["none", "taylorseer", "cfg_cache"]),
@@ -85,7 +130,7 @@ def test_idle_gpus_are_said(planner: Plan) -> None:
 def test_no_candidate_is_unsupported_or_too_large(
     planner: Plan,
     gpus: int,
-    wan: Wan,
+    wan: Shape,
     engine: str,
     compile: bool,
     cache: str,
@@ -113,8 +158,9 @@ def test_no_candidate_is_unsupported_or_too_large(
                 cache=cache,
                 device="cuda",
                 heads=wan.heads,
-                tokens=32760,
+                tokens=asked.memory.tokens,
                 guidance=scale > 1,
+                joint=wan.joint,
             )
         )
         assert setup.ranks * setup.gangs <= gpus

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 
 from cluster.planner import Setup
-from tests.cluster.planner.conftest import FOUR, H100, Plan
+from cluster.planner.measured import DecodeBlock
+from tests.cluster.planner.conftest import COG_5B, FOUR, H100, WAN_5B, Plan
 
 
 def test_a_transformers_peak_is_what_was_measured(planner: Plan) -> None:
     """14B at 480p on one GPU, weights and activations: 33 GiB, within a tenth."""
-    [measured] = [row.gib for row in H100.forward.rows if row.gib]
+    [measured] = [row.gib for row in H100.forward.rows if row.gib and row.heads == 40]
     memory = planner().memory.of(Setup())
     assert measured == 33
     assert memory.transformer == pytest.approx(26.6, rel=0.01)  # 14.3e9 parameters, stored in float32, held in bfloat16
@@ -22,9 +23,27 @@ def test_decoding_peaks_as_measured_and_is_split(planner: Plan) -> None:
     assert planner().memory.of(Setup()).decoding == pytest.approx(9.3)
     assert planner("generation.num_frames=41").memory.of(Setup()).decoding == pytest.approx(9.3)
     assert planner().memory.of(Setup(cfg=2, ulysses=2)).decoding == pytest.approx(5.2 / 2)
-    assert planner("parallel.batch=2").memory.of(Setup()).decoding == pytest.approx(2 * 9.3)
+    assert planner().memory.of(Setup(batch=2)).decoding == pytest.approx(2 * 9.3)
     large = planner("generation.height=720", "generation.width=1280").memory
     assert large.of(Setup()).decoding == pytest.approx(9.3 * 720 * 1280 / (480 * 832))
+
+
+def test_a_decoder_that_was_not_measured_is_taken_for_no_less(planner: Plan) -> None:
+    """From Wan2.1's rows: at least what Wan2.2's and CogVideoX's hold at their own size, counted on fake tensors."""
+    table = replace(H100, decode=DecodeBlock(rows=[row for row in H100.decode.rows if row.decoder_width == 96]))
+    for shape, counted in ((WAN_5B, 18.1), (COG_5B, 14.7)):
+        assert counted < planner(wan=shape, gpu=table).memory.of(Setup()).decoding < 1.5 * counted
+
+
+def test_cogvideox_decodes_on_one_rank_in_its_own_dtype(planner: Plan) -> None:
+    """Neither ranks nor a batch's other clips change that; a block works on text and video tokens, split by no rank."""
+    memory = planner(wan=COG_5B).memory
+    one, two = memory.of(Setup()), memory.of(Setup(cfg=2, batch=2))
+    assert one.decoding == two.decoding
+    assert one.vae == pytest.approx(215.6e6 * 2 / 2**30, rel=0.01)
+    assert planner(wan=WAN_5B).memory.of(Setup()).vae == pytest.approx(704.7e6 * 4 / 2**30, rel=0.01)
+    assert one.transformer == pytest.approx(5.57e9 * 2 / 2**30, rel=0.01)
+    assert two.denoising == 2 * one.denoising == pytest.approx(2 * (17550 + 226) * 13 * 3072 * 2 * 1.8 / 2**30)
 
 
 def test_what_a_rank_holds(planner: Plan) -> None:

@@ -6,7 +6,21 @@ import pytest
 
 from cluster.planner import Setup, estimate
 from cluster.planner.measured import EncodeBlock, ForwardBlock
-from tests.cluster.planner.conftest import FOUR, H100, SMALL, UNMEASURED, WAN_1_3B, WAN_14B, Models, Plan, Wan, job_plan
+from tests.cluster.planner.conftest import (
+    COG_5B,
+    FOUR,
+    H100,
+    SMALL,
+    UNMEASURED,
+    WAN_1_3B,
+    WAN_5B,
+    WAN_14B,
+    Models,
+    Plan,
+    Wan,
+    job_plan,
+    with_rows,
+)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +89,8 @@ def test_variants_strides_and_caches_count(planner: Plan) -> None:
         (Setup(cfg=2), [], "estimated from one branch", False),
         (Setup(ulysses=4), ["generation.height=720", "generation.width=1280"], "estimated from 32760 tokens", False),
         (Setup(ulysses=4), ["parallel.engine=diffusers"], "estimated from engine xfuser", False),
-        (Setup(ulysses=4), ["parallel.batch=2"], "estimated from one clip", False),
+        (Setup(ulysses=4, batch=2), [], "estimated from one clip", False),
+        (Setup(ulysses=8, batch=2), [], "estimated from Ulysses 2 and 4, one clip", False),
         (Setup(ulysses=2, ring=2), [], "estimated from Ulysses 4", True),
         (Setup(ulysses=4, shard="zero3"), [], "estimated from whole weights", True),
     ],
@@ -99,6 +114,30 @@ def test_estimates_lie_where_they_must(planner: Plan) -> None:
     large = planner("generation.height=720", "generation.width=1280").time
     more = large.tokens / time.tokens
     assert more < large.forward(FOUR).seconds / time.forward(FOUR).seconds < more**2
+
+
+def test_a_batch_that_was_measured_is_given_as_it_was(planner: Plan) -> None:
+    """Milliseconds of the whole forward; any other batch is as many forwards of one clip."""
+    batched = replace(H100.forward.rows[0], batch=4, milliseconds=2000)
+    time = planner(wan=WAN_1_3B, gpu=with_rows(batched)).time
+    four, three = time.forward(Setup(batch=4)), time.forward(Setup(batch=3))
+    assert (four.seconds, four.source) == (2.0, "measured")
+    assert (three.seconds, three.source) == (pytest.approx(3 * 0.635), "estimated from one clip")
+    around = 4 * (3.25 + 2 * 0.032)
+    assert time.of(Setup(batch=4)).seconds == pytest.approx(2.0 * 2 * (50 + 21) + around)
+    assert (time.batches(compile=False), time.batches(compile=True)) == ([1, 4], [1])
+
+
+def test_text_and_video_are_one_sequence_of_joint_attention(planner: Plan) -> None:
+    """CogVideoX's forward at another length goes by the operations of both, squared in attention, on one rank."""
+    time = planner("generation.num_frames=25", wan=COG_5B).time
+    L, whole, d = 7 * 30 * 45 + 226, 17550 + 226, 3072
+    operations = [length * 24 * d + 4 * length**2 for length in (L, whole)]
+    own = planner(wan=COG_5B).time.forward(Setup())
+    found = time.forward(Setup())
+    assert found.seconds / own.seconds == pytest.approx(operations[0] / operations[1])
+    assert (own.source, found.source) == ("measured", "estimated from 17550 tokens")
+    assert planner(wan=WAN_5B).time.forward(Setup()).source == "measured"
 
 
 def test_a_model_measured_on_one_gpu_scales_like_the_nearest(planner: Plan) -> None:

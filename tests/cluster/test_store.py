@@ -134,7 +134,6 @@ class TestCommit:
         with pytest.raises(ValueError, match=r"[Oo]bject arrays"):
             store.put_layout(key, {"bad": np.array([None])})
 
-
     def test_latents_repeat_byte_for_byte(self, tmp_path: Path) -> None:
         """Every bit comes back, with the model that made them; equal latents make one file."""
         store, key = Store(str(tmp_path)), key_of(1)

@@ -97,8 +97,10 @@ def decode_all(vaes: dict[tuple[str, torch.dtype], Any], group: Any) -> dict[str
         latents = case.latents(vae.config.z_dim) + rank
         bands: list[torch.Tensor] = []
         with pytest.MonkeyPatch.context() as patch:
-            pixels_of = decode._pixels
-            patch.setattr(decode, "_pixels", lambda frames, seen=bands, to=pixels_of: seen.append(frames) or to(frames))
+            pixels_of = decode.to_pixels
+            patch.setattr(
+                decode, "to_pixels", lambda frames, seen=bands, to=pixels_of: seen.append(frames) or to(frames)
+            )
             first = decode_pixels(vae, latents)
         found[name] = {
             "pixels": first,

@@ -36,11 +36,11 @@ class ModelConfig:
     path: str = "testbed"  # a diffusers folder, a hub id OWNER/NAME, or `testbed` for the embedded counting model
     revision: str | None = None  # of a hub id: a commit, 40 hex digits
     loras: list[LoraConfig] = field(default_factory=list)  # added to the transformer's weights, once
-    dtype: str = "auto"  # auto (bfloat16 on a GPU, float32 on a CPU) | float32 | bfloat16 | float16
+    dtype: str = "auto"  # auto (bfloat16 on a GPU, float32 on a CPU) | float32 | bfloat16 | float16 | float8 (blocks)
     device: str = "auto"  # auto (a GPU where there is one) | cuda | cpu
 
     def __post_init__(self) -> None:
-        _one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float8"))
         _one_of("model.device", self.device, ("auto", "cuda", "cpu"))
 
 

@@ -238,6 +238,7 @@ def check_combination(job: JobConfig, model: ModelFacts, device: str) -> None:
                 guidance=job.generation.guidance_scale > 1,
                 joint=model.joint,
                 loras=bool(job.model.loras),
+                dtype=job.model.dtype,
             )
             check_support(wish)
 

@@ -193,7 +193,9 @@ class ShardGuidance:
     ) -> "ShardGuidance":
         """For the rows of one shard, of clips of one size under one config; ``dtype`` is that of the model's queries.
 
-        ``tail_alone``: masks have the tail's columns only, for attention that takes the tail by itself. Rows past the clips' end (padding of a sequence shard) get no bias. Raises ``ValueError`` where plans don't fit
+        ``tail_alone``: masks have the tail's columns only, for attention that takes the tail by itself.
+
+        Rows past the clips' end (padding of a sequence shard) get no bias. Raises ``ValueError`` where plans don't fit
         together, or a noun's token isn't among the text tokens.
         """
         _check(plans, rows, text_tokens)

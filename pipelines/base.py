@@ -167,7 +167,7 @@ class VideoModel(TextEncoder, Protocol):
     def depth(self) -> int: ...
 
     @property
-    def blocks(self) -> Sequence[torch.nn.Module]:
+    def blocks(self) -> Sequence[Any]:
         """The transformer's repeated blocks."""
 
     def grid(self, generation: GenerationConfig) -> Grid: ...
@@ -183,7 +183,7 @@ class VideoModel(TextEncoder, Protocol):
         """
 
     def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """One forward of the transformer: [B, C, F, h, w], one timestep, [B, T, text_width] → what the sampler takes."""
+        """One forward of the transformer: [B, C, F, h, w], one timestep, [B, T, text_width] → the sampler's input."""
 
     def onlookers(self, block: int, see_cross: See, see_self: See | None) -> Mapping[Attention, Processor]:
         """Attention processors with which a block's forward computes what it did, and shows its queries with the text's

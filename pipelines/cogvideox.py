@@ -43,7 +43,7 @@ class CogVideoXModel(Adapter):
     decodes = True  # whether this rank does
 
     @property
-    def blocks(self) -> Sequence[torch.nn.Module]:
+    def blocks(self) -> Sequence[Any]:
         return list(self.transformer.transformer_blocks)
 
     @property

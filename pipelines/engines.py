@@ -174,8 +174,8 @@ def _xfuser_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMes
         runtime_state._RUNTIME = runtime_state.RuntimeState(xFuserArgs(**degrees).create_config()[0])
     _choose_xfuser_kernel(runtime_state.get_runtime_state(), config, model.transformer.dtype)
     attention = UspSelfAttention(USP, split)
-    for block in range(model.depth):
-        model.self_attention(block).processor = attention
+    for block in model.blocks:
+        block.attn1.processor = attention
 
 
 def _choose_xfuser_kernel(state: Any, config: ParallelConfig, dtype: torch.dtype) -> None:

@@ -1,8 +1,8 @@
 """Looking on and guiding where text and video are one sequence of attention (MM-DiT, as CogVideoX).
 
-The method's rules are about the scores of video rows on text columns. A mask over all of a joint attention would be rows
-× rows, and the fast kernels take none. So the columns that may change, the *tail*, are attended by themselves, under
-their small mask, and joined with all the others by the two parts' log-sum-exps:
+The method's rules are about the scores of video rows on text columns. A mask over all of a joint attention would be
+rows × rows, and the fast kernels take none. So the columns that may change, the *tail*, are attended by themselves,
+under their small mask, and joined with all the others by the two parts' log-sum-exps:
 
     out = out₁ + σ(lse₂ − lse₁)·(out₂ − out₁)          1: all keys but the tail; 2: the tail
 

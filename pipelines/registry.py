@@ -19,7 +19,13 @@ from pipelines.parallel import MemoryConfig
 from pipelines.testbed import WEIGHTS
 
 TESTBED = "testbed"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOAT8 = "float8"  # the blocks' linear layers alone: see pipelines/quantize.py
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    FLOAT8: torch.bfloat16,
+}
 PARTS = sorted({part for family in FAMILIES.values() for part in family.parts})
 VARIANTS = "*.*.safetensors"  # half-precision copies and the like, such as model.fp16.safetensors
 GIB = 2**30
@@ -74,6 +80,10 @@ def load_model(
     model = adapter.load(folder, dtype=precision, device=device, memory=memory, text_encoder=text_encoder)
     for lora in loras:
         fuse(model.pipeline, lora)
+    if dtype == FLOAT8:
+        from pipelines.quantize import quantize  # torchao takes seconds to import
+
+        quantize(model.blocks)
     model.facts = _named(model.facts, path, loras)
     loaded: VideoModel = model
     return loaded

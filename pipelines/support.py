@@ -34,6 +34,7 @@ class Wish:
     guidance: bool = True  # classifier-free, that is, two branches
     joint: bool = False  # text and video are one sequence of attention
     loras: bool = False  # whether any is fused into the weights
+    dtype: str = "auto"
 
     @property
     def sequence_ranks(self) -> int:
@@ -173,6 +174,18 @@ RULES = (
         lambda w: replace(w, cache="none"),
     ),
     Rule(
+        "float8 needs a GPU",
+        lambda w: w.dtype == "float8" and w.device != "cuda",
+        lambda w: "model.dtype=float8 multiplies on an H100's tensor cores, or a newer GPU's",
+        lambda w: replace(w, dtype="auto"),
+    ),
+    Rule(
+        "float8 is for whole layers of whole clips",
+        lambda w: w.dtype == "float8" and (w.shard != "none" or w.sequence_ranks > 1),
+        lambda w: "model.dtype=float8 isn't tested with sharded weights, nor where ranks share a clip's tokens",
+        lambda w: replace(w, dtype="auto"),
+    ),
+    Rule(
         "sharded weights take no LoRA",
         lambda w: w.shard != "none" and w.loras,
         lambda w: (
@@ -217,7 +230,7 @@ def check_support(wish: Wish) -> Wish:
 
 def _changes(wish: Wish, other: Wish) -> str:
     """What differs, as overrides."""
-    names = {"shard": "memory.shard", "cache": "cache"}
+    names = {"shard": "memory.shard", "cache": "cache", "dtype": "model.dtype"}
     found = [
         f"{names.get(item.name, f'parallel.{item.name}')}={_yaml(getattr(other, item.name))}"
         for item in fields(Wish)

@@ -37,7 +37,7 @@ class WanModel(Adapter):
     )
 
     @property
-    def blocks(self) -> Sequence[torch.nn.Module]:
+    def blocks(self) -> Sequence[Any]:
         return list(self.transformer.blocks)
 
     @property

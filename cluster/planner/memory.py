@@ -18,7 +18,7 @@ from pipelines.base import ModelFacts
 from pipelines.checkpoint import FAMILIES, weight_files
 
 GIB = 2**30
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 2}  # float8: read as bfloat16, then made less
 
 CONTEXT_GIB = 0.6  # of CUDA and its libraries, in every process
 SLACK = 1.05  # fragmentation: nothing is planned to the last byte

@@ -1,14 +1,14 @@
-"""Every model at its true shape on one GPU: a step against diffusers' own pipeline, guidance, compilation, batches, fp8,
-and a whole guided clip with its memory.
+"""Every model at its true shape on one GPU: a step against diffusers' own pipeline, guidance, compilation, batches,
+float8, and a whole guided clip with its memory.
 
     python -m tests.benchmarks.models --model wan2.1-1.3b wan2.2-5b cogvideox-5b wan2.1-14b --parts steps clip compiled
 
 Random weights in bfloat16, each model's own clip, 50 steps' schedule of which few are run. `diffusers` is the same
-transformer, sampler and options in diffusers' pipeline, timed between its own step callbacks; ours is `denoise.advance`;
-they take turns, printed are medians in ms and their ratio. Guidance is the pass in every conditional forward, so a
-guided forward costs what a guided step does more than a plain one, over half a plain step. `clip` goes from noise to
-identification, layout, refinement, guidance, pixels and mp4, of few steps, with the text encoder elsewhere. `--tiny`
-runs all of it on a machine without a GPU, where the numbers mean nothing.
+transformer, sampler and options in diffusers' pipeline, timed between its own step callbacks; ours is
+`denoise.advance`; they take turns, printed are medians in ms and their ratio. Guidance is the pass in every conditional
+forward, so a guided forward costs what a guided step does more than a plain one, over half a plain step. `clip` goes
+from noise to identification, layout, refinement, guidance, pixels and mp4, of few steps, with the text encoder
+elsewhere. `--tiny` runs all of it on a machine without a GPU, where the numbers mean nothing.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,7 +29,6 @@ from numina.correct import correct
 from numina.prompts import Target
 from numina.tokens import TokenSpans
 from pipelines import denoise
-from pipelines.adapter import Adapter
 from pipelines.base import GenerationConfig, Text
 from pipelines.parallel import ALONE
 from pipelines.video import encode_mp4
@@ -95,7 +95,9 @@ class Bench:
             )
         return clock.steps[1:]
 
-    def ours(self, steps: int, texts: Sequence[Text] | None = None, clip: GenerationConfig | None = None) -> list[float]:
+    def ours(
+        self, steps: int, texts: Sequence[Text] | None = None, clip: GenerationConfig | None = None
+    ) -> list[float]:
         """Seconds of our steps but the first."""
         clock = Clock(self.device)
         texts, clip = texts or self.texts, replace(clip or self.clip, steps=steps)
@@ -161,7 +163,9 @@ class Bench:
             alone = None
             for batch in BATCHES:
                 self.fresh()
-                ms = 1000 * statistics.median(self.ours(self.options.repeats + 1, random_texts(self.model, batch), clip))
+                ms = 1000 * statistics.median(
+                    self.ours(self.options.repeats + 1, random_texts(self.model, batch), clip)
+                )
                 alone = alone or ms
                 self.say(
                     f"batch {batch}, {label}", f"{ms:.1f} ms", f"{batch * alone / ms:.3f} x clips an hour", self.peak()
@@ -188,9 +192,7 @@ class Bench:
             if correction.plan is None:
                 latents = denoise.finish(self.model, state, self.texts, clip)
             else:
-                latents = denoise.guide(
-                    self.model, ALONE, self.texts, [correction.plan], [0], clip, path=state.path
-                )
+                latents = denoise.guide(self.model, ALONE, self.texts, [correction.plan], [0], clip, path=state.path)
             mark("guide" if correction.plan else "finish")
             denoising = self.peak()
             del state
@@ -200,9 +202,7 @@ class Bench:
             assert pixels is not None
             mp4 = encode_mp4(pixels[0].numpy(), fps=clip.fps, crf=51)
             mark("mp4")
-            took = ", ".join(
-                f"{name} {at - before:.2f}" for (_, before), (name, at) in zip(marks, marks[1:], strict=False)
-            )
+            took = ", ".join(f"{name} {at - before:.2f}" for (_, before), (name, at) in pairwise(marks))
             self.say(
                 f"clip of {clip.steps} steps, {preset}",
                 f"{took} s",
@@ -221,7 +221,7 @@ class Bench:
         timestep = state.scheduler.timesteps[0]
         with torch.inference_mode():
             exact = self.model.predict(state.latents, timestep, self.texts[0].conditional)
-            quantize(self.model.transformer)
+            quantize(self.model.blocks)
             rounded = self.model.predict(state.latents, timestep, self.texts[0].conditional)
         error = (exact - rounded).float().norm() / exact.float().norm()
         self.say("fp8 against bf16, one prediction", f"{100 * error:.2f} % apart")

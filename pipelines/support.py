@@ -150,6 +150,12 @@ RULES = (
         lambda w: replace(w, engine="xfuser") if w.device == "cuda" else _fewer_rows(w),
     ),
     Rule(
+        "magcache knows Wan",
+        lambda w: w.joint and w.cache == "magcache",
+        lambda w: "magcache skips by the magnitudes that Wan's residuals have, and CogVideoX's aren't known",
+        lambda w: replace(w, cache="taylorseer"),
+    ),
+    Rule(
         "cfg_cache is for one rank's two branches",
         lambda w: w.cache == "cfg_cache" and w.cfg == 2,
         lambda w: "cfg_cache skips unconditional passes, and parallel.cfg=2 has ranks that do nothing else",

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import av
@@ -17,7 +18,17 @@ from pipelines.clip import Clip
 
 Video = UInt8[np.ndarray, "frames height width 3"]
 
-ENCODER_THREADS = "1"  # x264's output depends on the thread count; pinned, the same frames give the same bytes
+# The same frames give the same bytes: x264's output depends on the thread count, and on what its AVX-512 code finds in
+# memory. Without that, where a CPU has it, bytes are also those of CPUs that don't.
+ENCODER_THREADS = "1"
+CPU_FLAGS = Path("/proc/cpuinfo")
+
+
+@cache
+def encoder_options() -> dict[str, str]:
+    """What x264 is told beside crf."""
+    flags = CPU_FLAGS.read_text() if CPU_FLAGS.is_file() else ""
+    return {"preset": "medium", "threads": ENCODER_THREADS} | ({"x264-params": "asm=AVX2"} if "avx512" in flags else {})
 
 
 def encode_mp4(video: Video, *, fps: int, crf: int) -> bytes:
@@ -26,7 +37,7 @@ def encode_mp4(video: Video, *, fps: int, crf: int) -> bytes:
     with tempfile.TemporaryDirectory() as folder:  # moving the index to the front needs a file to read back
         path = Path(folder) / "video.mp4"
         with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
-            options = {"crf": str(crf), "preset": "medium", "threads": ENCODER_THREADS}
+            options = {"crf": str(crf), **encoder_options()}
             stream = container.add_stream("libx264", rate=fps, options=options)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for frame in video:

@@ -14,6 +14,7 @@ from cluster.planner.setup import Setup
 from numina.config import MethodConfig
 from numina.guidance import intensity
 from pipelines.cache import forwards
+from pipelines.registry import FLOAT8
 from pipelines.support import resolve_engine
 
 
@@ -46,8 +47,8 @@ class TimeModel:
     def __init__(self, plan: JobPlan, sizes: Sizes, gpu: Gpu):
         self.model, self.sizes, self.gpu = plan.model, sizes, gpu
         self.generation = plan.job.generation
-        self.engine = plan.job.parallel.engine
-        self.decoder_dtype = sizes.decoder_dtype or plan.dtype
+        self.engine, self.dtype = plan.job.parallel.engine, plan.dtype
+        self.decoder_dtype = sizes.decoder_dtype or ("bfloat16" if plan.dtype == FLOAT8 else plan.dtype)
         self.methods = list(plan.job.methods.values())
         self.tokens = plan.model.grid(plan.job.generation).tokens
         self.times = plan.model.times(plan.job.generation)
@@ -132,7 +133,7 @@ class TimeModel:
 
     def _unmeasured(self, setup: Setup) -> list[str]:
         """What no row has, whatever the degrees."""
-        return ["whole weights"] if setup.shard != "none" else []
+        return (["whole weights"] if setup.shard != "none" else []) + (["bfloat16"] if self.dtype == FLOAT8 else [])
 
     def _timing(self, milliseconds: float, notes: Sequence[str], at_least: bool) -> Timing:
         source = f"estimated from {', '.join(notes)}" if notes else "measured"

@@ -27,6 +27,7 @@ def job_of(job: Job, checkpoint: Path, *overrides: str) -> JobConfig:
     return job(f"model.path={checkpoint}", "limit=1", "parallel.cfg=2", *clip, *method, *overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TWINS)
 def test_rows_of_the_fullest_split_are_those_of_one_process(
     joining_job: Job, twin: Callable[[str], Path], name: str

@@ -24,7 +24,7 @@ from pipelines.base import GenerationConfig
 from pipelines.lora import LoraConfig
 from pipelines.parallel import MemoryConfig, ParallelConfig
 
-ALGORITHM_VERSION = 2  # raised when the same configuration would give other pixels; part of every row's key
+ALGORITHM_VERSION = 3  # raised when the same configuration would give other pixels; part of every row's key
 STRATEGIES = ("baseline", "numina")
 DEFAULT_PRESET = "closed"
 

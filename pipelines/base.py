@@ -84,13 +84,19 @@ class ModelFacts:
     head_size: int
     joint: bool = False  # text and video are one sequence of attention; else text has cross-attention of its own
     token_strides: tuple[int, int, int]  # frames, pixels down, pixels across per token
+    frame_step: int = 4  # s: the VAE decodes to s·k + 1 frames, and to no other number
     transformer_bytes: int  # of the weight files
     sampler: str  # diffusers' class that denoises
     shift: float | None  # of the checkpoint's own flow schedule; None: its sampler is no flow's
 
     def grid(self, generation: GenerationConfig) -> Grid:
-        """The token grid of a clip. Raises ConfigError where a side is no multiple of the model's stride."""
+        """The token grid of a clip. Raises ConfigError where a side is no multiple of the model's stride, or its VAE makes
+        other numbers of frames."""
         time, *space = self.token_strides
+        frames, step = generation.num_frames, self.frame_step
+        if (frames - 1) % step:
+            near = round((frames - 1) / step) * step + 1
+            raise ConfigError(f"generation.num_frames is {frames}; {self.name} makes {step}k + 1: use {near}")
         for name, stride in zip(("height", "width"), space, strict=True):
             value = getattr(generation, name)
             if value % stride:

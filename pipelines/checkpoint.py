@@ -32,6 +32,7 @@ class Family:
     parts: Mapping[str, tuple[str, ...]]  # part → its classes, of which one must be there; none named: any
     patch: Callable[[Config], Strides]  # the transformer's, in latents
     vae_strides: Callable[[Config], Strides]
+    frame_step: int  # s: the VAE decodes to s·k + 1 frames
     joint: bool
     sampler: str  # that denoises, of those in `parts`
     refused: Callable[[Config, Config], str | None]  # model_index.json and the transformer's config → what isn't run
@@ -51,6 +52,7 @@ class Family:
             heads=transformer["num_attention_heads"],
             head_size=transformer["attention_head_dim"],
             joint=self.joint,
+            frame_step=self.frame_step,
             token_strides=_product(self.patch(transformer), self.vae_strides(vae)),
             transformer_bytes=sum(file.stat().st_size for file in weight_files(folder / "transformer")),
             sampler=self.sampler,
@@ -109,6 +111,7 @@ FAMILIES = {  # by the pipeline class that model_index.json names
         },
         patch=_wan_patch,
         vae_strides=_wan_vae_strides,
+        frame_step=4,
         joint=False,
         sampler="UniPCMultistepScheduler",
         refused=_not_wan,
@@ -125,6 +128,7 @@ FAMILIES = {  # by the pipeline class that model_index.json names
         },
         patch=_cogvideox_patch,
         vae_strides=_cogvideox_vae_strides,
+        frame_step=8,  # it decodes latent frames by twos, and of an even number of them makes too many frames
         joint=True,
         sampler="CogVideoXDDIMScheduler",
         refused=_not_cogvideox,

@@ -26,6 +26,8 @@ from pipelines.parallel import Shard
 
 aten = torch.ops.aten
 
+SHORT = 128  # keys up to which the masked kernel serves unmasked rows too
+
 
 def project(attention: Attention, text: Tensor, video: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of text, then video, as CogVideoX's own processor makes them: [B, N, L, D]."""
@@ -167,6 +169,3 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
         mask = mask.expand(-1, query.shape[1], -1, -1)
     out, lse, *_ = aten._scaled_dot_product_efficient_attention(query, key, value, mask, True)
     return out, lse[..., : query.shape[2]]  # it pads
-
-
-SHORT = 128  # keys up to which the masked kernel serves unmasked rows too

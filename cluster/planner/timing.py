@@ -110,13 +110,13 @@ class TimeModel:
 
         Over tokens by floating-point operations; over ranks by what they divide and what they don't.
         """
-        own = [row for row in self._rows(self.model.depth, self.model.heads) if row.batch == 1]
-        if not own:
+        own = self._rows(self.model.depth, self.model.heads)
+        tokens = self._nearest(own)
+        if tokens is None:
             return None
         notes = self._unmeasured(setup)
         if setup.cfg == 2:
             notes.append("one branch")
-        tokens = min((row.tokens for row in own), key=lambda tokens: abs(log(tokens / self.tokens)))
         if tokens != self.tokens:
             notes.append(f"{tokens} tokens")
         curve = forward_curve([row for row in own if row.tokens == tokens], engine, setup.compile, notes)
@@ -142,6 +142,11 @@ class TimeModel:
     def _rows(self, depth: int, heads: int) -> list[ForwardRow]:
         return [row for row in self.gpu.forward.rows if (row.depth, row.heads) == (depth, heads)]
 
+    def _nearest(self, rows: Sequence[ForwardRow]) -> int | None:
+        """The length of clips among these, measured one by one, nearest to the asked one; None: there is none."""
+        known = [row.tokens for row in rows if row.batch == 1]
+        return min(known, key=lambda tokens: abs(log(tokens / self.tokens)), default=None)
+
     def _at(self, degree: int, curve: Curve, engine: str, compile: bool) -> tuple[float, str] | None:
         """Milliseconds at a degree, and what they are made from if it wasn't measured.
 
@@ -153,7 +158,9 @@ class TimeModel:
             return own
         models = {(row.depth, row.heads) for row in self.gpu.forward.rows} - {(self.model.depth, self.model.heads)}
         for depth, heads in sorted(models, key=lambda model: abs(log(model[1] / self.model.heads))):
-            other = forward_curve(self._rows(depth, heads), engine, compile, [])
+            rows = self._rows(depth, heads)
+            tokens = self._nearest(rows)
+            other = forward_curve([row for row in rows if row.tokens == tokens], engine, compile, [])
             there = (other[degree], "") if degree in other else between(other, degree)
             shared = max(set(curve) & set(other), default=None)
             if there and shared:

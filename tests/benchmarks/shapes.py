@@ -4,7 +4,6 @@ a GPU. What a pass costs doesn't depend on the weights.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -153,6 +152,7 @@ def build(name: str, device: torch.device, *, tiny: bool = False, vae: bool = Tr
         heads=shape.transformer["num_attention_heads"],
         head_size=transformer.config.attention_head_dim,
         joint=joint,
+        frame_step=8 if joint else 4,
         token_strides=shape.strides,
         transformer_bytes=sum(p.numel() * p.element_size() for p in transformer.parameters()),
         sampler=type(pipeline.scheduler).__name__,
@@ -204,8 +204,3 @@ def random_texts(model: Adapter, clips: int = 1) -> list[Text]:
         both = [torch.randn(shape, generator=generator).to(model.device, dtype) for _ in range(2)]
         made.append(Text("", both[0], both[1], ()))
     return made
-
-
-def without_vae(model: Adapter) -> SimpleNamespace:
-    """The parts that denoising needs."""
-    return SimpleNamespace(transformer=model.transformer, scheduler=model.pipeline.scheduler)

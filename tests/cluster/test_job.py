@@ -39,7 +39,7 @@ def test_the_preset_can_be_chosen() -> None:
         ("generation.num_frames=many", "generation.num_frames"),
         ("generation.height=100", "multiple of 16"),
         ("strategies=[magic]", "choose from baseline, numina"),
-        ("model.dtype=float8", "choose from auto"),
+        ("model.dtype=int4", "choose from auto"),
         ("parallel.engine=magic", "choose one of"),
         ("limit=0", "at least 1"),
         ("parallel.batch=0", "at least 1"),

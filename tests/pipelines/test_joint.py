@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from numina.config import GuideConfig, MethodConfig
+from numina.errors import ConfigError
 from numina.guidance import GuidancePlan, ShardGuidance
 from numina.tokens import TokenSpans
 from pipelines import denoise
@@ -183,10 +184,20 @@ def test_step_caches_stay_near_the_whole_computation(model: CogVideoXModel, text
     assert (0 if cache == "first_block" else 1e-4) <= apart < 0.05  # these weights give it nothing to skip
 
 
+def test_numbers_of_frames_that_the_vae_cannot_make_are_refused(model: CogVideoXModel) -> None:
+    """8k + 1, and the nearest is named: of 13 frames it would make 16."""
+    for frames, instead in ((13, 17), (21, 17), (5, 1)):
+        with pytest.raises(ConfigError, match=rf"is {frames}; .* 8k \+ 1: use {instead}"):
+            model.grid(replace(GENERATION, num_frames=frames))
+    for frames in (1, 9, 25):
+        clip = replace(GENERATION, num_frames=frames)
+        pixels = model.decode(model.noise([0], clip))
+        assert pixels is not None
+        assert pixels.shape[1] == frames
+
+
 def test_what_its_sampler_cannot_do_is_refused(model: CogVideoXModel) -> None:
     """Steps that are left out, and a flow shift."""
-    from numina.errors import ConfigError
-
     with pytest.raises(ConfigError, match="use stride 1"):
         model.scheduler(GENERATION, [0, 2, 5])
     shifted: GenerationConfig = replace(GENERATION, flow_shift=3.0)

@@ -189,8 +189,9 @@ CLIPS = {
 
 
 def with_rows(*rows: ForwardRow) -> Gpu:
-    """An H100 on which more was measured."""
-    return replace(H100, forward=replace(H100.forward, rows=[*H100.forward.rows, *rows]))
+    """An H100 on which more was measured, and of batches nothing else."""
+    alone = [row for row in H100.forward.rows if row.batch == 1]
+    return replace(H100, forward=replace(H100.forward, rows=[*alone, *rows]))
 
 
 Plan = Callable[..., Planner]  # (*overrides, wan=…, gpu=…)

@@ -90,8 +90,10 @@ class ModelFacts:
     shift: float | None  # of the checkpoint's own flow schedule; None: its sampler is no flow's
 
     def grid(self, generation: GenerationConfig) -> Grid:
-        """The token grid of a clip. Raises ConfigError where a side is no multiple of the model's stride, or its VAE makes
-        other numbers of frames."""
+        """The token grid of a clip.
+
+        Raises ConfigError where a side is no multiple of the model's stride, or its VAE makes other numbers of frames.
+        """
         time, *space = self.token_strides
         frames, step = generation.num_frames, self.frame_step
         if (frames - 1) % step:

@@ -81,7 +81,7 @@ def test_a_task_has_the_key_of_its_row(tmp_path: Path) -> None:
         seed=5,
         config=job.row_config("numina", "float32"),
         model_revision=MODEL.revision,
-        algorithm_version=2,
+        algorithm_version=3,
     )
 
 

@@ -215,11 +215,13 @@ def check_submitted(job: JobConfig) -> None:
 
 
 def check_combination(job: JobConfig, model: ModelFacts, device: str) -> None:
-    """Raises ConfigError where engine, degrees, caches, compiler and sharding can't go together on this model."""
+    """Raises ConfigError where engine, degrees, caches, sharding and sampling can't go together on this model."""
     parallel = job.parallel
+    model.flow_shift(job.generation)
     caches = {"generation.cache": {job.generation.cache}, "method.identify.cache": set()}
     for method in filter(None, job.methods.values()):
         caches["method.identify.cache"].add(method.identify.cache)
+        model.check_stride(method.identify.stride)
     for setting, names in caches.items():
         for name in sorted(names):
             check_cache(setting, name, ranks=parallel.sequence_ranks, batch=parallel.batch)

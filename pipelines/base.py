@@ -126,6 +126,14 @@ class ModelFacts:
             )
         return self.native_shift(generation) if generation.flow_shift is None else generation.flow_shift
 
+    def check_stride(self, stride: int) -> None:
+        """Raises ConfigError where identification is to leave steps out, and the sampler can't: a flow's can."""
+        if stride > 1 and self.shift is None:
+            raise ConfigError(
+                f"method.identify.stride is {stride} and leaves steps out, which {self.sampler} of {self.name} can't;"
+                " use stride 1"
+            )
+
     def times(self, generation: GenerationConfig) -> tuple[float, ...]:
         """When each step comes, by its noise level: a share of the model's native schedule (`numina.schedule`)."""
         return schedule_times(generation.steps, self.flow_shift(generation), self.native_shift(generation))
@@ -185,10 +193,8 @@ class VideoModel(TextEncoder, Protocol):
         and any batch, starts from the same."""
 
     def scheduler(self, generation: GenerationConfig, kept: Sequence[int] | None = None) -> Scheduler:
-        """The sampler at its start; with only the `kept` steps of its schedule (ascending indices) where given.
-
-        Raises ConfigError where the sampler can't leave steps out.
-        """
+        """The sampler at its start; with only the `kept` steps of its schedule (ascending indices) where given, which
+        `facts.check_stride` allows."""
 
     def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         """One forward of the transformer: [B, C, F, h, w], one timestep, [B, T, text_width] → the sampler's input."""

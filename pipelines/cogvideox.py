@@ -19,7 +19,6 @@ from diffusers import (
 from torch import Tensor
 from transformers import T5EncoderModel
 
-from numina.errors import ConfigError
 from numina.guidance import ShardGuidance
 from pipelines.adapter import Adapter, Kinds
 from pipelines.base import Attention, GenerationConfig, Processor, Scheduler, See
@@ -57,10 +56,7 @@ class CogVideoXModel(Adapter):
         return self.seeded(seeds, shape)
 
     def scheduler(self, generation: GenerationConfig, kept: Sequence[int] | None = None) -> Scheduler:
-        if kept is not None:
-            raise ConfigError(
-                "method.identify.stride above 1 leaves steps out, which CogVideoX's DDIM sampler can't; use stride 1"
-            )
+        assert kept is None, "`ModelFacts.check_stride` refuses it before anything is loaded"
         self.facts.flow_shift(generation)  # refuses one
         scheduler = CogVideoXDDIMScheduler.from_config(self.pipeline.scheduler.config)
         scheduler.set_timesteps(generation.steps, device=self.device)

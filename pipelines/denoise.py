@@ -163,9 +163,11 @@ def identify(
     """Denoises through step t* and reads the maps of block l* there (arXiv 2604.08546 §3.1); a capture per clip.
 
     Ranks of the unconditional branch return no captures. Only the steps before t* run under `identify.cache`: what is
-    read at t* is computed in full. Raises ConfigError for a cache that can't run on so many ranks or clips.
+    read at t* is computed in full. Raises ConfigError for a cache that can't run on so many ranks or clips, and for
+    steps that the sampler can't leave out.
     """
     check_cache("method.identify.cache", method.identify.cache, ranks=shard.ranks, batch=len(texts))
+    model.facts.check_stride(method.identify.stride)
     times = model.facts.times(generation)
     kept = method.identify.schedule(times)
     reference = kept.index(method.identify.capture_step(times))

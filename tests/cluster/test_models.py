@@ -64,3 +64,19 @@ def test_joint_attention_is_not_spread_over_a_sequence(tiny_job: Job, twin: Call
     message = r"one sequence of attention, which no engine here splits; parallel\.cfg=2 .*: parallel\.ulysses=1"
     with pytest.raises(ConfigError, match=message):
         prepare(job_of(tiny_job, twin("cogvideox-5b"), "parallel.ulysses=2"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("generation.flow_shift=3", "leave it null"),
+        ("method.identify.stride=2", "use stride 1"),
+        ("generation.num_frames=13", r"8k \+ 1: use 17"),
+    ],
+)
+def test_what_its_sampler_and_vae_cannot_do_is_said_before_anything_starts(
+    tiny_job: Job, twin: Callable[[str], Path], override: str, message: str
+) -> None:
+    """Settings that other models take."""
+    with pytest.raises(ConfigError, match=message):
+        prepare(job_of(tiny_job, twin("cogvideox-5b"), override))

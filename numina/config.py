@@ -158,7 +158,9 @@ class MethodConfig:
     def scaled_to(self, tokens: int) -> "MethodConfig":
         """The same method, given for frames of so many tokens: lengths go with √tokens, areas with tokens.
 
-        Costs per squared token stand against overlaps, which are areas: both grow alike, and the choice is the same.
+        A head's S2 is a variance of sums over areas, and its S3 a slope over a length: their weights go the other way,
+        so that the same image scores the same. Costs per squared token stand against overlaps, which are areas: both
+        grow alike, and the choice is the same.
         """
         if self.grid in (0, tokens):
             return self
@@ -170,6 +172,8 @@ class MethodConfig:
             grid=tokens,
             identify=replace(
                 identify,
+                structure_weight=identify.structure_weight / area**2,
+                edge_weight=identify.edge_weight * side,
                 dbscan_eps=identify.dbscan_eps * side,
                 dbscan_min_samples=_whole(identify.dbscan_min_samples, area),
                 min_area=_whole(identify.min_area, area),

@@ -171,7 +171,8 @@ def identify(
     times = model.facts.times(generation)
     kept = method.identify.schedule(times)
     reference = kept.index(method.identify.capture_step(times))
-    seen = ClipCapture(model, generation, shard, spans, method.identify)
+    grid = model.grid(generation)
+    seen = ClipCapture(model, generation, shard, spans, method.scaled_to(grid.height * grid.width).identify)
     state = start(model, seeds, generation, kept if len(kept) < generation.steps else None)
     path: list[DenoiseState] = []
 

@@ -133,8 +133,9 @@ def test_lengths_and_areas_scale_with_the_grid_and_nothing_else_does(name, token
     area = tokens / method.grid if method.grid else 1.0
     side = area**0.5
     old, new = ({**asdict(m.identify), **asdict(m.refine), "anchor": m.guide.anchor} for m in (method, scaled))
-    for length in ("dbscan_eps", "link_distance", "disc_radius", "max_move"):
+    for length in ("dbscan_eps", "link_distance", "disc_radius", "max_move", "edge_weight"):
         assert new.pop(length) == pytest.approx(old.pop(length) * side)
+    assert new.pop("structure_weight") == pytest.approx(old.pop("structure_weight") / area**2)
     for whole, scale in {"dbscan_min_samples": area, "min_area": area, "margin": side, "anchor": side}.items():
         before, after = old.pop(whole), new.pop(whole)
         assert after == before if not before else after >= 1

@@ -3,9 +3,11 @@ import pytest
 import torch
 from scipy import ndimage
 
-from numina.config import IdentifyConfig
+from numina.config import IdentifyConfig, MethodConfig
 from numina.heads import (
     NO_HEAD,
+    _block_variance,
+    _edge_strength,
     cross_response,
     deviation,
     frame_attention,
@@ -249,3 +251,19 @@ def test_ties_go_to_the_lowest_head(mode):
     responses = torch.zeros(1, 40, 3, 2, 2)
     responses[0, 7:, :, 1, 0] = 0.25
     assert select_response(responses, mode)[1].tolist() == [[7, 7, 7]]
+
+
+def test_an_image_scores_the_same_on_a_finer_grid() -> None:
+    """Twice as many tokens a side: S2's weight takes back what sums over larger blocks add, S3's what slopes lose."""
+    coarse = torch.zeros(1, 32, 48)
+    coarse[0, 6:14, 4:20] = 1.0
+    coarse[0, 20:27, 30:41] = 0.5
+    fine = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    method = MethodConfig(grid=32 * 48)
+    one, other = method.identify, method.scaled_to(4 * 32 * 48).identify
+    assert one.structure_weight * _block_variance(coarse, 8) == pytest.approx(
+        other.structure_weight * _block_variance(fine, 8), rel=1e-5
+    )
+    edges = one.edge_weight * _edge_strength(coarse), other.edge_weight * _edge_strength(fine)
+    assert edges[0] == pytest.approx(edges[1], rel=0.1)  # corners are rounder
+    assert _edge_strength(coarse) > 1.8 * _edge_strength(fine)

@@ -16,6 +16,7 @@ from pipelines.attention import GuidedCrossAttention, Onlooker, guided, processo
 from pipelines.base import Attention, Processor
 from pipelines.parallel import Shard
 from pipelines.wan import WanModel
+from tests.pipelines.rules import ruled
 
 F, H, W, T = 3, 4, 4, 24
 PAPER = GuideConfig()
@@ -44,32 +45,7 @@ def by_the_book(attn: torch.nn.Module, hidden: torch.Tensor, text: torch.Tensor,
     """Every rule of arXiv 2604.08546 §3.4 (and the closed form's), one row, noun and token at a time, in float64."""
     query, key, value = (x[0].double().transpose(0, 1) for x in project(attn, hidden, text, None))
     plain = query @ key.mT / query.shape[-1] ** 0.5  # [N, n, T]
-    scores, config = plain.clone(), plan.config
-    regions = plan.regions.reshape(2, -1)
-    added = (regions == Region.ADD_COPY) | (regions == Region.ADD_DISC)
-    for noun, tokens in enumerate(plan.tokens):
-        for row, region in enumerate(regions[noun]):
-            frame = slice(row // (H * W) * H * W, (row // (H * W) + 1) * H * W)
-            reference = [r for r in range(frame.start, frame.stop) if regions[noun, r] == Region.REFERENCE]
-            strength = {
-                Region.NONE: -config.elsewhere,
-                Region.KEEP: config.keep,
-                Region.REFERENCE: config.keep,
-                Region.REMOVE: -config.remove,
-                Region.ADD_DISC: config.add,
-                Region.ADD_COPY: config.add,
-            }[Region(int(region))]
-            if added[1 - noun, row] and not added[noun, row]:
-                strength -= config.other
-            for token in tokens:
-                if region == Region.ADD_COPY and config.overwrite == "head":
-                    mean = plain[:, reference, token].mean(dim=1)
-                    scores[:, row, token] = torch.where(mean >= 0, mean * delta, mean / delta)
-                elif region == Region.ADD_COPY and config.overwrite == "global":
-                    mean = plain[:, reference][:, :, list(tokens)].mean()
-                    scores[:, row, token] += delta * mean - plain[:, row, token].mean()
-                else:
-                    scores[:, row, token] += strength * delta
+    scores = ruled(plain, plan, delta)
     output = (scores.softmax(dim=-1) @ value).transpose(0, 1).flatten(1)
     return torch.nn.functional.linear(output, attn.to_out[0].weight.double(), attn.to_out[0].bias.double())
 

@@ -67,6 +67,7 @@ def check_rows(job: JobConfig, number: int) -> None:
         assert len(decode_mp4(store.read(row["file_name"]))) == row["num_frames"]
 
 
+@pytest.mark.slow
 def test_a_gang_larger_than_a_node_parts_between_branches(job: Job) -> None:
     """Two branches of two Ulysses ranks each: every pair has a node to itself. With no core left beside them, layouts
     and mp4s are made all the same."""

@@ -68,7 +68,7 @@ def assert_added(model: VideoModel, base: VideoModel, added: Mapping[str, Tensor
 
 
 def latents(model: VideoModel) -> Tensor:
-    generation = replace(GENERATION, num_frames=5, steps=2)
+    generation = replace(GENERATION, num_frames=9, steps=2)
     texts = model.encode([PROMPT], [""], generation)
     return denoise.finish(model, denoise.start(model, [1], generation), texts, generation)
 

@@ -212,7 +212,7 @@ class Bench:
 
     # --- fp8 ---
 
-    def fp8(self, theirs: float | None) -> None:
+    def fp8(self) -> None:
         from pipelines.quantize import quantize
 
         n = self.options.repeats + 1
@@ -258,7 +258,7 @@ def run(name: str, options: argparse.Namespace) -> None:
             elif part == "compiled":
                 bench.compiled(theirs)
             elif part == "fp8":
-                bench.fp8(theirs)
+                bench.fp8()
         except Exception as error:  # the other parts' numbers are wanted all the same
             bench.say(f"{part} failed", f"{type(error).__name__}: {error}"[:600])
             if options.tiny:

@@ -1,8 +1,10 @@
 """The tiny checkpoint, loaded once, and what tests ask of it: one clip, or a batch of three with little in common."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from numina.prompts import Target
 from numina.tokens import TokenSpans, locate_tokens
@@ -26,6 +28,25 @@ SEEDS = (1, 7, 2**40)
 @pytest.fixture(scope="session")
 def tiny_model(tiny_checkpoint: Path) -> WanModel:
     return WanModel.load(tiny_checkpoint)
+
+
+def of_pipeline(model: Any, clip: GenerationConfig) -> torch.Tensor:
+    """The latents of PROMPT by diffusers' own pipeline, from the model's noise of seed 1."""
+    turned = model.facts.joint  # it has frames before channels
+    noise = model.noise([1], clip)
+    found: torch.Tensor = model.pipeline(
+        PROMPT,
+        negative_prompt="",
+        height=clip.height,
+        width=clip.width,
+        num_frames=clip.num_frames,
+        num_inference_steps=clip.steps,
+        guidance_scale=clip.guidance_scale,
+        latents=noise.transpose(1, 2) if turned else noise,
+        max_sequence_length=model.text_tokens,
+        output_type="latent",
+    ).frames
+    return found.transpose(1, 2) if turned else found
 
 
 @pytest.fixture(scope="session")

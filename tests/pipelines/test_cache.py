@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import PyramidAttentionBroadcastConfig, WanPipeline
+from diffusers import PyramidAttentionBroadcastConfig
 from torch import Tensor
 
 from numina.config import GuideConfig, IdentifyConfig, MethodConfig
@@ -34,7 +34,7 @@ from pipelines.cache import (
 from pipelines.engines import parallelize
 from pipelines.parallel import ALONE, ParallelConfig, Shard
 from pipelines.wan import WanModel
-from tests.pipelines.conftest import GENERATION, PROMPT, TARGETS
+from tests.pipelines.conftest import GENERATION, PROMPT, TARGETS, of_pipeline
 from tests.pipelines.ranks import spawn
 
 LONG = replace(GENERATION, steps=20)
@@ -118,22 +118,9 @@ def counted(model: WanModel) -> Iterator[list[int]]:
 
 def test_without_a_cache_clips_are_those_of_diffusers(tiny_model: WanModel, before: Tensor) -> None:
     """`none` is WanPipeline's clip, bit for bit, also after every cache has been on and off again."""
-    pipeline: WanPipeline = tiny_model.pipeline
     for name in REAL:
         identified(tiny_model, name)
-    reference = pipeline(
-        prompt=PROMPT,
-        negative_prompt="",
-        height=LONG.height,
-        width=LONG.width,
-        num_frames=LONG.num_frames,
-        num_inference_steps=LONG.steps,
-        guidance_scale=LONG.guidance_scale,
-        latents=tiny_model.noise([1], LONG),
-        max_sequence_length=tiny_model.pipeline.tokenizer.model_max_length,
-        output_type="latent",
-    ).frames
-    assert torch.equal(before, reference)
+    assert torch.equal(before, of_pipeline(tiny_model, LONG))
 
 
 def test_the_method_knows_the_caches_there_are() -> None:

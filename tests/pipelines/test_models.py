@@ -16,7 +16,7 @@ from pipelines.base import GenerationConfig
 from pipelines.generate import generate
 from pipelines.registry import load_model
 from pipelines.video import decode_mp4
-from tests.pipelines.conftest import GENERATION, PROMPT
+from tests.pipelines.conftest import GENERATION, PROMPT, of_pipeline
 from tests.twins import TWINS
 
 
@@ -29,25 +29,6 @@ def clip_of(name: str) -> GenerationConfig:
 def plain(model: Any, clip: GenerationConfig) -> torch.Tensor:
     texts = model.encode([PROMPT], [""], clip)
     return denoise.finish(model, denoise.start(model, [1], clip), texts, clip)
-
-
-def of_pipeline(model: Any, clip: GenerationConfig) -> torch.Tensor:
-    """diffusers' own pipeline, from the same noise."""
-    turned = model.facts.joint  # it has frames before channels
-    noise = model.noise([1], clip)
-    found: torch.Tensor = model.pipeline(
-        PROMPT,
-        negative_prompt="",
-        height=clip.height,
-        width=clip.width,
-        num_frames=clip.num_frames,
-        num_inference_steps=clip.steps,
-        guidance_scale=clip.guidance_scale,
-        latents=noise.transpose(1, 2) if turned else noise,
-        max_sequence_length=model.text_tokens,
-        output_type="latent",
-    ).frames
-    return found.transpose(1, 2) if turned else found
 
 
 @pytest.mark.parametrize("name", TWINS)

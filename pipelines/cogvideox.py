@@ -40,6 +40,8 @@ class CogVideoXModel(Adapter):
         clean=str,  # prompts are taken as they are
     )
     decodes = True  # whether this rank does
+    _rotary: tuple[Tensor, Tensor] | None = None
+    _rotary_of: torch.Size | None = None  # the latents that these tables are for
 
     @property
     def blocks(self) -> Sequence[Any]:
@@ -63,22 +65,27 @@ class CogVideoXModel(Adapter):
         return scheduler
 
     def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        frames, height, width = latents.shape[2:]
-        patch, stride = self.transformer.config.patch_size, self.facts.token_strides
-        pixels = (height // patch * stride[1], width // patch * stride[2])
-        rotary = (
-            self.pipeline._prepare_rotary_positional_embeddings(*pixels, frames, self.device)
-            if self.transformer.config.use_rotary_positional_embeddings
-            else None
-        )
+        if latents.shape[2:] != self._rotary_of:
+            self._rotary, self._rotary_of = self._rotary_tables(*latents.shape[2:]), latents.shape[2:]
         predicted = self.transformer(
             hidden_states=latents.transpose(1, 2).to(self.transformer.dtype),
             encoder_hidden_states=text,
             timestep=timestep.expand(latents.shape[0]),
-            image_rotary_emb=rotary,
+            image_rotary_emb=self._rotary,
             return_dict=False,
         )[0]
         return predicted.float().transpose(1, 2)
+
+    def _rotary_tables(self, frames: int, height: int, width: int) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines for a clip of so many latents: the same in all its forwards."""
+        if not self.transformer.config.use_rotary_positional_embeddings:
+            return None
+        patch, stride = self.transformer.config.patch_size, self.facts.token_strides
+        pixels = (height // patch * stride[1], width // patch * stride[2])
+        tables: tuple[Tensor, Tensor] = self.pipeline._prepare_rotary_positional_embeddings(
+            *pixels, frames, self.device
+        )
+        return tables
 
     def onlookers(self, block: int, see_cross: See, see_self: See | None) -> Mapping[Attention, Processor]:
         joint = self.blocks[block].attn1

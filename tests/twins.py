@@ -57,11 +57,25 @@ def wan22_5b() -> Any:
     )
 
 
+def cogvideox_scheduler() -> Any:
+    """As CogVideoX-5b's folder has it."""
+    from diffusers import CogVideoXDDIMScheduler
+
+    return CogVideoXDDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        snr_shift_scale=1.0,
+        timestep_spacing="trailing",
+    )
+
+
 def cogvideox_5b() -> Any:
     """CogVideoX-5b's twin: joint attention, T5, rotary positions, DDIM on velocities."""
     from diffusers import (
         AutoencoderKLCogVideoX,
-        CogVideoXDDIMScheduler,
         CogVideoXPipeline,
         CogVideoXTransformer3DModel,
     )
@@ -95,15 +109,7 @@ def cogvideox_5b() -> Any:
             sample_width=64,
             scaling_factor=0.7,
         ),
-        scheduler=CogVideoXDDIMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            prediction_type="v_prediction",
-            rescale_betas_zero_snr=True,
-            snr_shift_scale=1.0,
-            timestep_spacing="trailing",
-        ),
+        scheduler=cogvideox_scheduler(),
     )
 
 

@@ -11,7 +11,6 @@ from accelerate import init_empty_weights
 from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLWan,
-    CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     UniPCMultistepScheduler,
@@ -25,6 +24,7 @@ from pipelines.base import GenerationConfig, ModelFacts, Text
 from pipelines.cogvideox import CogVideoXModel
 from pipelines.loading import default_dtype, kept_dtype, put
 from pipelines.wan import WanModel
+from tests.twins import cogvideox_scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,15 +165,7 @@ def build(name: str, device: torch.device, *, tiny: bool = False, vae: bool = Tr
 
 def scheduler(shape: Shape) -> Any:
     if shape.shift is None:
-        return CogVideoXDDIMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            prediction_type="v_prediction",
-            rescale_betas_zero_snr=True,
-            snr_shift_scale=1.0,
-            timestep_spacing="trailing",
-        )
+        return cogvideox_scheduler()
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shape.shift)
 
 

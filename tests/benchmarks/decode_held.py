@@ -1,0 +1,72 @@
+"""What decoding holds at its most, with diffusers' causal convolutions and with ours, counted on fake tensors.
+
+    python -m tests.benchmarks.decode_held --model wan2.1-1.3b wan2.2-5b
+
+The true decoders at their own clip's size, in float32; nothing is computed, so any machine will do. Four latent frames
+are decoded: from the third on no more is held. Printed are GiB of living tensors without weights; an allocator and the
+kernels' workspace come on top.
+"""
+
+import argparse
+import weakref
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pipelines import decode
+from tests.benchmarks.shapes import SHAPES
+
+FRAMES = 4  # latent
+MODELS = [name for name, shape in SHAPES.items() if shape.family == "WanPipeline"]
+
+
+class Held(TorchDispatchMode):
+    """Bytes of living storages that were made within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.seen: Any = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self.seen:
+                storage = tensor.untyped_storage()
+                self.seen[storage] = True
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.gone, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return made
+
+    def gone(self, size: int) -> None:
+        self.now -= size
+
+
+def held(name: str, ours: bool) -> float:
+    """GiB of a model's decoder."""
+    shape = SHAPES[name]
+    with FakeTensorMode(), torch.inference_mode():
+        vae = AutoencoderKLWan(**shape.vae)
+        space = vae.config.scale_factor_spatial
+        latents = torch.empty(1, vae.config.z_dim, FRAMES, shape.clip.height // space, shape.clip.width // space)
+        with decode.unpadded(vae.decoder) if ours else nullcontext(), Held() as counted:
+            for _ in decode._frames(vae, vae.decoder, latents):
+                pass
+        return counted.most / 2**30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="*", default=["wan2.1-1.3b", "wan2.2-5b"], choices=MODELS)
+    for name in parser.parse_args().model:
+        print(f"{name}: {held(name, False):.1f} GiB with diffusers' convolutions, {held(name, True):.1f} with ours")
+
+
+if __name__ == "__main__":
+    main()

@@ -156,17 +156,32 @@ def test_an_array_makes_every_row_once(slurm: Slurm, job: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_a_time_limit_is_heard_of_before_it_is_there(slurm: Slurm, fake: Callable[[int], None], script: Path) -> None:
+    """SLURM's warning reaches numina, and what is left is requeued. This numina waits as long as that takes."""
+    fake(3)
+    (slurm.folder / "wait").touch()
+    array = ("--array=0-0",) if script.name == "array.sbatch" else ("--nodes=2",)
+    job = slurm.submit(script.name, options=(*array, "--cpus-per-task=1", "--time=10", "--signal=B:USR2@60"))
+    wait_for_words(slurm, "given")
+    slurm("scontrol", "update", f"JobId={job}", "EndTime=now+60")  # SLURM looks at it every 30 seconds
+    wait_for_words(slurm, "heard USR2")
+    (slurm.folder / "wait").unlink()
+    wait_until(lambda: slurm.field(job, "Restarts") == "1", 20, slurm.logs)
+    slurm("scancel", job)
+    slurm.wait(job)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_cluster_outlives_its_time_limit(slurm: Slurm, job: list[str]) -> None:
-    """One Ray over two nodes, a gang on each: before its time is up it is drained, requeued, and completes."""
+def test_a_cluster_is_drained_and_goes_on(slurm: Slurm, job: list[str]) -> None:
+    """One Ray over two nodes, a gang on each: amid its work it is drained, requeued, and completes."""
     before = set(Path("/tmp").glob("numina.*"))
-    options = ("--nodes=2", "--cpus-per-task=1", "--time=10", "--signal=B:USR2@60")
     overrides = ("samples=30", "generation.steps=12", "parallel.gangs=2")
-    submitted = slurm.submit("cluster.sbatch", *job, *overrides, options=options)
+    submitted = slurm.submit("cluster.sbatch", *job, *overrides, options=("--nodes=2", "--cpus-per-task=1"))
     wait_for(slurm, lambda: committed(slurm.folder) >= 3)
-    slurm("scontrol", "update", f"JobId={submitted}", "EndTime=now+60")  # SLURM looks at it every 30 seconds
+    slurm("scancel", "--batch", "--signal=USR2", submitted)
     wait_for_words(slurm, "DUE TO JOB REQUEUE")
-    slurm("scontrol", "update", f"JobId={submitted}", "TimeLimit=10")  # the one above shortened it for good
     done = committed(slurm.folder)
     slurm.wait(submitted)
     assert slurm.field(submitted, "JobState") == "COMPLETED", slurm.logs()

@@ -1,98 +1,104 @@
-"""Evaluation: a judge counts every video of a dataset; its verdicts lie beside the rows, never in them."""
+"""Evaluation: a judge looks at every video of a dataset; its verdicts lie beside the rows, never in them.
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+One judge works in this process; several, or one on another machine's GPU, are Ray actors of their own. A verdict that
+is there isn't made again, so that a second command goes on where the first one ended.
+"""
 
-import numpy as np
+from __future__ import annotations
 
-from cluster.store import Store
-from numina.errors import InputError
-from numina.metrics import count_accuracy
-from numina.prompts import Target
-from pipelines.judges import Judge
-from pipelines.video import decode_mp4
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+from cluster.verdicts import Row, check_settings, verdicts_of
+from numina.errors import GangError, InputError, OutputError
+from pipelines.judges import Judge, JudgeConfig, load_judge
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """One video's asked, identified and detected counts, by noun in the order of the prompt."""
+if TYPE_CHECKING:
+    from cluster.store import Store
 
-    key: str
-    prompt: str
-    strategy: str
-    sample: int
-    guided: bool
-    nouns: tuple[str, ...]
-    asked: tuple[int, ...]
-    identified: tuple[int, ...] | None  # None where nothing was identified (plain generation)
-    detected: tuple[tuple[int, ...], ...] | None  # per noun and frame; None for a missing or unreadable video
-    count_accuracy: float
+CLIPS_AT_ONCE = 8  # that a judge is given in one call: their frames share forward passes
+RESTARTS = 3  # of a judge's process that died; what it was at is done again
+
+Report = Callable[[int, int], None]
 
 
 def evaluate(
-    store: Store, judge: Judge, report: Callable[[int, int], None] = lambda done, total: None
-) -> list[Verdict]:
-    """Judges the rows that have no verdict yet and returns the verdicts of all, in the order of the prompts.
+    store: Store,
+    config: JudgeConfig,
+    report: Report = lambda done, total: None,
+    *,
+    workers: int = 1,
+    gpus: float = 0.0,
+    address: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Judges the rows that have no verdict yet, and returns the verdicts of all by key.
 
-    A video that is missing or can't be read scores 0, and its verdict has no detected counts.
+    A video that is missing or can't be read scores 0, is named in its verdict's `problem`, and is looked at again by
+    the next evaluation. `workers` above 1, or an `address`, makes the judges Ray actors, with a share of a GPU each.
+    Raises OutputError for an output without rows, or with verdicts of other settings under the judge's name.
     """
     rows = store.rows().to_pylist()
-    known = {verdict["key"]: verdict for verdict in store.evaluations(judge.name).to_pylist()}
-    for done, row in enumerate(rows):
+    if not rows:
+        raise OutputError(f"output {store.root!r} holds no rows to judge: give a folder that `numina run` wrote to")
+    judge = load_judge(config)
+    known = {verdict["key"]: verdict for verdict in store.evaluations(config.name).to_pylist()}
+    check_settings(store, judge, list(known.values()))
+    todo = [row for row in rows if row["key"] not in known or known[row["key"]]["problem"]]
+    report(len(rows) - len(todo), len(rows))
+    batches = [todo[start : start + CLIPS_AT_ONCE] for start in range(0, len(todo), CLIPS_AT_ONCE)]
+    alone = workers == 1 and address is None
+    made = _here(store, judge, batches) if alone else _on_ray(store, config, batches, workers, gpus, address)
+    done = len(rows) - len(todo)
+    for verdicts in made:
+        for verdict in verdicts:
+            known[verdict["key"]] = verdict
+        done += len(verdicts)
         report(done, len(rows))
-        if row["key"] not in known:
-            known[row["key"]] = _judge(store, judge, row)
-            store.put_evaluation(judge.name, row["key"], known[row["key"]])
-    report(len(rows), len(rows))
-    rows.sort(key=lambda row: (row["prompt"], row["sample"], row["strategy"]))
-    return [_verdict(row, known[row["key"]]) for row in rows]
+    return {row["key"]: known[row["key"]] for row in rows}
 
 
-def _judge(store: Store, judge: Judge, row: dict[str, Any]) -> dict[str, Any]:
-    targets = [Target(**target) for target in row["targets"]]
-    try:
-        video = decode_mp4(store.read(row["file_name"]))
-    except (FileNotFoundError, InputError):
-        return {"key": row["key"], "judge": judge.name, "detected": None, "count_accuracy": 0.0}
-    detected = judge.count(video, row["prompt"], targets)
-    return {
-        "key": row["key"],
-        "judge": judge.name,
-        "detected": [
-            {"noun": target.noun, "frames": counts.tolist()}
-            for target, counts in zip(targets, np.asarray(detected).T, strict=True)
-        ],
-        "count_accuracy": count_accuracy(detected, [target.count for target in targets]),
-    }
-
-
-def _verdict(row: dict[str, Any], judged: dict[str, Any]) -> Verdict:
-    identified, detected = row["identified"], judged["detected"]
-    return Verdict(
-        key=row["key"],
-        prompt=row["prompt"],
-        strategy=row["strategy"],
-        sample=row["sample"],
-        guided=bool(row["guided"]),
-        nouns=tuple(target["noun"] for target in row["targets"]),
-        asked=tuple(target["count"] for target in row["targets"]),
-        identified=tuple(noun["count"] for noun in identified) if identified else None,
-        detected=tuple(tuple(noun["frames"]) for noun in detected) if detected else None,
-        count_accuracy=judged["count_accuracy"],
-    )
-
-
-def accuracy_by_strategy(verdicts: Iterable[Verdict]) -> dict[str, float]:
-    """Mean CountAcc per strategy, in [0, 1]."""
-    scores: dict[str, list[float]] = {}
+def judge_rows(store: Store, judge: Judge, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A judge's verdicts on rows, kept in the output."""
+    verdicts = verdicts_of(store, judge, rows)
     for verdict in verdicts:
-        scores.setdefault(verdict.strategy, []).append(verdict.count_accuracy)
-    return {strategy: sum(values) / len(values) for strategy, values in sorted(scores.items())}
+        if not store.put_evaluation(judge.config.name, verdict["key"], verdict):
+            kept = store.evaluation(judge.config.name, verdict["key"]) or {}
+            if kept.get("problem") and not verdict["problem"]:
+                store.put_evaluation(judge.config.name, verdict["key"], verdict, anew=True)
+    return verdicts
 
 
-def shown_count(frames: Sequence[int]) -> str:
-    """A noun's detected counts in few characters: `3` in all frames, else the commonest with the share it holds."""
-    commonest, times = Counter(frames).most_common(1)[0]
-    return str(commonest) if times == len(frames) else f"{commonest} ({times}/{len(frames)})"
+def _here(store: Store, judge: Judge, batches: Sequence[Sequence[Row]]) -> Iterator[list[dict[str, Any]]]:
+    for batch in batches:
+        yield judge_rows(store, judge, batch)
+
+
+def _on_ray(
+    store: Store,
+    config: JudgeConfig,
+    batches: Sequence[Sequence[Row]],
+    workers: int,
+    gpus: float,
+    address: str | None,
+) -> Iterator[list[dict[str, Any]]]:
+    """By actors that take the next batch when they are done with one. A second failure of its process ends it."""
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+    from ray.util import ActorPool
+
+    from cluster.judging import Evaluator, placed
+
+    options = {} if address else {"num_cpus": workers + 1, "include_dashboard": False}
+    ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **options)
+    try:
+        actor = ray.remote(Evaluator).options(
+            num_cpus=1, num_gpus=gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS
+        )
+        pool = ActorPool([actor.remote(store.place, placed(config, gpus)) for _ in range(min(workers, len(batches)))])
+        yield from pool.map_unordered(lambda judging, batch: judging.judge.remote(batch), batches)
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, InputError) else error from error
+    except RayActorError as error:
+        raise GangError(f"judges' processes die ({error}); the same command goes on") from error
+    finally:
+        ray.shutdown()

@@ -1,15 +1,20 @@
-"""How well counts are met (arXiv 2604.08546 §4): per clip, from detected counts per frame and noun.
+"""How well counts are met and clips hold together (arXiv 2604.08546 §4), and how sure a comparison of strategies is.
 
-A clip that was never made, or can't be read, is passed as ``None`` and scores 0 in every share: skipping it would pay
-for failing. Errors (MAE, bias) count it as if nothing was detected.
+Per clip, from detected counts per frame and noun: a clip that was never made, or can't be read, is passed as ``None``
+and scores 0 in every share: skipping it would pay for failing. Errors (MAE, bias) count it as if nothing was detected.
+Over clips, the prompt is the unit: pass one value per prompt, a mean over its samples.
 """
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Float, Int64, Integer
 
 Detected = Integer[np.ndarray, "frames nouns"] | None
+Values = Sequence[float] | Float[np.ndarray, " prompts"]
 
 
 def count_accuracy(detected: Detected, asked: Sequence[int]) -> float:
@@ -48,6 +53,153 @@ def count_stability(detected: Detected) -> float:
     if detected is None or _missing(detected):
         return 0.0
     return float((np.diff(detected, axis=0) == 0).mean()) if len(detected) > 1 else 1.0
+
+
+def temporal_consistency(frames: Float[np.ndarray, "frames D"]) -> float:
+    """Mean cosine of neighbouring frames' embeddings, in [−1, 1]; 1 for a single frame (method.md §7)."""
+    if len(frames) == 0:
+        raise ValueError("frames is empty, but consistency is over a clip's frames: give at least one embedding")
+    unit = _unit(frames)
+    return float((unit[1:] * unit[:-1]).sum(axis=1).mean()) if len(frames) > 1 else 1.0
+
+
+def clip_score(frames: Float[np.ndarray, "frames D"], text: Float[np.ndarray, " D"]) -> float:
+    """Mean cosine of frames' embeddings with the text's × 100, in [−100, 100] (method.md §7)."""
+    if len(frames) == 0:
+        raise ValueError("frames is empty, but a score is over a clip's frames: give at least one embedding")
+    return float(100 * (_unit(frames) @ _unit(text[None])[0]).mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean and where it lies with the asked confidence."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """What one strategy has more than another on the same prompts."""
+
+    mean: float  # of first − second
+    low: float
+    high: float
+    p_value: float  # how often random signs of the differences do as much, two-sided
+
+
+def bootstrap_interval(values: Values, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+    """The mean of prompts' values with its bootstrap interval at `level`, bias-corrected and accelerated (BCa).
+
+    Where that can't be had, all values being equal or one alone, the interval is the mean itself.
+    """
+    sample = _sample(values, "values")
+    _check_level(level, resamples)
+    mean = float(sample.mean())
+    if np.ptp(sample) == 0:
+        return Interval(mean=mean, low=mean, high=mean)
+    low, high = _resampled(sample, level, resamples, seed)
+    return Interval(mean=mean, low=low, high=high)
+
+
+def paired_difference(
+    first: Values, second: Values, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Difference:
+    """What `first` has more than `second`, prompt by prompt: mean, bootstrap interval, and p by flipping signs.
+
+    Under the hypothesis that both are alike a prompt's difference has either sign: p is the share of sign patterns,
+    all of them where they are at most `resamples`, whose mean is as far from 0.
+    """
+    one, other = _sample(first, "first"), _sample(second, "second")
+    if len(one) != len(other):
+        raise ValueError(
+            f"first has {len(one)} values and second {len(other)}, but they are paired: give the same prompts' values"
+        )
+    differences = one - other
+    found = bootstrap_interval(differences, level, resamples, seed)
+    return Difference(mean=found.mean, low=found.low, high=found.high, p_value=_sign_test(differences, resamples, seed))
+
+
+def agreement(
+    first: Integer[np.ndarray, "frames_of_first nouns"],
+    second: Integer[np.ndarray, "frames_of_second nouns"],
+    first_every: int = 1,
+    second_every: int = 1,
+) -> float:
+    """Share of (frame, noun) where two judges count alike, on the frames that both judged; in [0, 1].
+
+    Judges that look at every k-th frame have the first in common, and every one of the least common multiple.
+    """
+    if first_every < 1 or second_every < 1:
+        raise ValueError(f"every is {first_every} and {second_every}, but both must be at least 1")
+    step = int(np.lcm(first_every, second_every))
+    one, other = first[:: step // first_every], second[:: step // second_every]
+    if one.shape != other.shape or one.size == 0:
+        raise ValueError(
+            f"the judges' frames in common are {one.shape} and {other.shape} (frames, nouns): give counts of one clip"
+            " and the same nouns, with the `every` of each judge"
+        )
+    return float((one == other).mean())
+
+
+def confusion(asked: Sequence[int], detected: Sequence[int]) -> Int64[np.ndarray, "counts counts"]:
+    """How often a count was asked (row) and another detected (column), of pairs; square, as large as the highest."""
+    if len(asked) != len(detected):
+        raise ValueError(f"asked has {len(asked)} counts and detected {len(detected)}: give pairs")
+    pairs = np.array([asked, detected], dtype=np.int64)
+    if (pairs < 0).any():
+        raise ValueError(f"{pairs.min()} is no count: counts are at least 0")
+    size = int(pairs.max(initial=0)) + 1
+    matrix = np.zeros((size, size), dtype=np.int64)
+    np.add.at(matrix, (pairs[0], pairs[1]), 1)
+    return matrix
+
+
+def _resampled(sample: Float[np.ndarray, " prompts"], level: float, resamples: int, seed: int) -> tuple[float, float]:
+    from scipy import stats  # half a second, for those who compare alone
+
+    def bounds(method: str) -> tuple[float, float]:
+        found: Any = stats.bootstrap(
+            (sample,), np.mean, confidence_level=level, n_resamples=resamples, method=method, rng=seed
+        ).confidence_interval
+        return float(found.low), float(found.high)
+
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says so where BCa is undefined; the plain percentiles are taken there
+        low, high = bounds("BCa")
+        return (low, high) if np.isfinite([low, high]).all() else bounds("percentile")
+
+
+def _sign_test(differences: Float[np.ndarray, " prompts"], resamples: int, seed: int) -> float:
+    if len(differences) == 1 or not differences.any():  # either sign is as far from 0
+        return 1.0
+    from scipy import stats
+
+    found = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=resamples, rng=seed, vectorized=True
+    )
+    return float(found.pvalue)
+
+
+def _sample(values: Values, name: str) -> Float[np.ndarray, " prompts"]:
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or len(sample) == 0 or not np.isfinite(sample).all():
+        raise ValueError(f"{name} must be one finite number for each prompt, at least one; got {sample!r:.80}")
+    return sample
+
+
+def _check_level(level: float, resamples: int) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}, but a confidence lies between 0 and 1: give one such as 0.95")
+    if resamples < 100:
+        raise ValueError(f"resamples is {resamples}, too few for an interval: give at least 100")
+
+
+def _unit(embeddings: Float[np.ndarray, "count D"]) -> Float[np.ndarray, "count D"]:
+    """Of length 1 each; a vector of zeros stays one."""
+    wide = embeddings.astype(np.float64)
+    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _missing(detected: Detected) -> bool:

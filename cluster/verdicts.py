@@ -1,0 +1,128 @@
+"""Verdicts: what a judge says of rows' videos, as it is kept in `evaluations/{judge}/`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cluster.job import config_folder, load_yaml
+from cluster.rows import canonical_json
+from numina.errors import ConfigError, InputError, OutputError
+from numina.metrics import count_accuracy
+from numina.prompts import Target
+from pipelines.judges import Case, Judge, JudgeConfig, Judgement
+from pipelines.video import decode_mp4
+
+if TYPE_CHECKING:
+    from cluster.store import Store
+
+COPIED = ("chain", "attempt", "strength")  # columns of the row that its verdict has too
+
+Row = Mapping[str, Any]
+
+
+def judge_config(name: str, changes: Mapping[str, Any] | None = None) -> JudgeConfig:
+    """The judge of `configs/judge/{name}.yaml`, or of a YAML file, with some settings changed.
+
+    Raises ConfigError for one that isn't there, a setting that isn't known, or weights that nobody named.
+    """
+    known = sorted(file.stem for file in (config_folder() / "judge").glob("*.yaml"))
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else config_folder() / "judge" / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"judge {name!r} is neither a YAML file nor one of those shipped: {', '.join(known)}")
+    try:
+        merged: Any = OmegaConf.merge(OmegaConf.structured(JudgeConfig), load_yaml(path), dict(changes or {}))
+        if OmegaConf.is_missing(merged, "path"):
+            comment = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+            raise ConfigError(f"judge {name!r} needs weights: give judge.path=FOLDER. {comment}")
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"judge.{error.full_key or ''}: {str(error).splitlines()[0]}") from error
+    assert isinstance(config, JudgeConfig)
+    return config
+
+
+def verdicts_of(store: Store, judge: Judge, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A judge's verdicts on rows, in order. A video that is missing or can't be read scores 0, and is named.
+
+    Raises InputError for a noun that the judge can't know, naming the row.
+    """
+    began = time.perf_counter()
+    cases, problems = dict[int, Case](), dict[int, str]()
+    for place, row in enumerate(rows):
+        try:
+            video = decode_mp4(store.read(row["file_name"]))
+        except FileNotFoundError:
+            problems[place] = "missing"
+        except InputError as error:
+            problems[place] = f"unreadable: {error}"
+        else:
+            targets = tuple(Target(**target) for target in row["targets"])
+            cases[place] = Case(video=video, prompt=row["original_prompt"] or row["prompt"], targets=targets)
+    judgements = dict(zip(cases, judge.judge(list(cases.values())), strict=True)) if cases else {}
+    seconds = (time.perf_counter() - began) / max(1, len(rows))
+    settings = canonical_json(judge.settings)
+    return [
+        {
+            "key": row["key"],
+            "judge": judge.config.name,
+            "settings": settings,
+            "seconds": seconds,
+            **{name: row[name] for name in COPIED},
+            **(_failed(judge, problems[place]) if place in problems else _judged(row, judgements[place])),
+        }
+        for place, row in enumerate(rows)
+    ]
+
+
+def accuracy_of(verdict: Row) -> float:
+    """A verdict's CountAcc, in [0, 1]; 0 where there was no video."""
+    return float(verdict["count_accuracy"] or 0.0)
+
+
+def check_settings(store: Store, judge: Judge, kept: Sequence[Row]) -> None:
+    """Raises OutputError where an output has verdicts of a judge of this name, but of other settings."""
+    settings = canonical_json(judge.settings)
+    if other := next((row["settings"] for row in kept if row["settings"] not in (None, settings)), None):
+        raise OutputError(
+            f"{store.root}/evaluations/{judge.config.name} was judged with {other}, now it is {settings}:"
+            " put the settings back, or give these a name of their own with name=…"
+        )
+
+
+def _failed(judge: Judge, problem: str) -> dict[str, Any]:
+    counts = judge.config.kind != "clip"
+    looks = None if counts else 0.0
+    return {
+        "problem": problem,
+        "detected": None,
+        "count_accuracy": 0.0 if counts else None,
+        "clip_score": looks,
+        "temporal_consistency": looks,
+    }
+
+
+def _judged(row: Row, judgement: Judgement) -> dict[str, Any]:
+    nouns, asked = zip(*((target["noun"], target["count"]) for target in row["targets"]), strict=True)
+    detected, unique = judgement.detected, judgement.unique
+    return {
+        "problem": None,
+        "detected": None
+        if detected is None
+        else [
+            {"noun": noun, "frames": frames.tolist()}
+            for noun, frames in zip(nouns, np.asarray(detected).T, strict=True)
+        ],
+        "count_accuracy": None if detected is None else count_accuracy(detected, asked),
+        "unique": None
+        if unique is None
+        else [{"noun": noun, "count": int(count)} for noun, count in zip(nouns, unique, strict=True)],
+        "clip_score": judgement.clip_score,
+        "temporal_consistency": judgement.temporal_consistency,
+    }

@@ -1,0 +1,7 @@
+"""Judges: how many of each asked noun a finished video shows, frame by frame, and how well it fits its prompt."""
+
+from pipelines.judges.base import Case, Judge, JudgeConfig, Judgement
+from pipelines.judges.counter import ExactCounter
+from pipelines.judges.registry import inspect_judge, load_judge
+
+__all__ = ["Case", "ExactCounter", "Judge", "JudgeConfig", "Judgement", "inspect_judge", "load_judge"]

@@ -14,16 +14,22 @@ from rich.console import Console
 from rich.markup import escape
 
 from cluster import logs
-from cluster.terminal import bar, console, duration, job_progress, rate, say, step_progress, tell
+from cluster.evaluate_cli import compare, evaluate
+from cluster.export_cli import export
+from cluster.prompts_cli import prompts_app
+from cluster.terminal import console, duration, job_progress, rate, say, step_progress, tell
 from numina.errors import InputError, NuminaError, OutputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-prompts_app = typer.Typer(no_args_is_help=True, help="Make and check prompt sets.")
 models_app = typer.Typer(no_args_is_help=True, help="Look at checkpoints.")
 testbed_app = typer.Typer(no_args_is_help=True, help="The embedded counting model.")
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(models_app, name="models")
 app.add_typer(testbed_app, name="testbed")
+
+app.command()(evaluate)
+app.command()(compare)
+app.command()(export)
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 3  # exit status
 
@@ -50,6 +56,8 @@ def run(config: Config = None, overrides: Overrides = None) -> None:
     idle = "nothing to do" if not outcome.left else "nothing generated now"
     now = f"{outcome.generated} generated now ({outcome.guided} guided)" if outcome.generated else idle
     tell(f"{outcome.done} of {outcome.total} videos in {output}: {now}, {outcome.failed} failed")
+    if outcome.accepted or outcome.rejected:
+        tell(f"{outcome.accepted} samples verified now, {outcome.rejected} rejected: no attempt was accepted")
     if outcome.failed:
         tell(f"failures are recorded in {output}/failures; retry_failed=true tries them again")
     if outcome.stopped:
@@ -139,32 +147,17 @@ def status(output: str) -> None:
 
 
 @app.command()
-def evaluate(
+def report(
     output: str,
-    judge: Annotated[str, typer.Option(help="Who counts: `counter`, the embedded model's exact counter.")] = "counter",
+    to: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Another page to write, NAME.html, with its data in NAME/.")
+    ] = None,
 ) -> None:
-    """Count what the videos of a dataset show, and print asked, identified and detected counts."""
-    from cluster.evaluate import accuracy_by_strategy
-    from cluster.evaluate import evaluate as judge_all
-    from cluster.store import Store
-    from cluster.tables import count_table
-    from pipelines.judges import JUDGES
-
-    if judge not in JUDGES:
-        raise InputError(f"judge {judge!r} isn't known; choose from {', '.join(JUDGES)}")
-    with bar("judging") as judged:
-        verdicts = judge_all(Store(output, single_writer=True), JUDGES[judge](), judged)
-    console.print(count_table(verdicts, f"{output}: objects detected by {judge}"))
-    for strategy, accuracy in accuracy_by_strategy(verdicts).items():
-        say(f"CountAcc {strategy}: {accuracy:.3f}")
-
-
-@app.command()
-def report(output: str) -> None:
-    """Write one static page: videos beside their layouts and counts."""
+    """Write a static page of all clips: videos beside their layouts and counts, search, filters and plots."""
     from cluster.report import build_report
 
-    say(f"report: {Path(output) / build_report(output).name}")
+    page = build_report(output, to)
+    say(f"report: {to or Path(output) / page.name}")
 
 
 @app.command()
@@ -203,45 +196,6 @@ def gc(
     console.print(garbage_table(collected, "would go" if dry_run else "removed"))
     if collected.segments_written:
         say(f"{collected.segments_written} segments written")
-
-
-@prompts_app.command("check")
-def prompts_check(
-    prompts: Annotated[str, typer.Argument(metavar="SET")],
-    write: Annotated[str | None, typer.Option(help="Write the set with its targets filled in.")] = None,
-    max_count: Annotated[int, typer.Option(help="The largest count that a target may ask for.")] = 20,
-) -> None:
-    """Check a prompt set, print the targets found in every row."""
-    from cluster.plan import prompt_path
-    from cluster.promptset import read_prompts, write_targets
-
-    path = prompt_path(prompts)
-    for row in read_prompts(path, max_count=max_count):
-        targets = ", ".join(f"{target.count} {target.noun}" for target in row.targets)
-        say(f"{row.id or row.index}: {targets}  {row.prompt}")
-    if write:
-        say(f"{write}: {write_targets(path, write, max_count=max_count)} rows")
-
-
-@prompts_app.command("make")
-def prompts_make(
-    output: str,
-    number: Annotated[int, typer.Option("--number", "-n", help="Prompts to make.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the choice of colours, shapes and counts.")] = 0,
-) -> None:
-    """Make a prompt set for the embedded model: held-out combinations, balanced over nouns and counts."""
-    from cluster.promptset import make_prompts
-    from pipelines.testbed.world import heldout_prompts
-
-    rows = [
-        {
-            "id": f"{index:05d}",
-            "prompt": prompt.text,
-            "targets": [{"noun": target.noun, "count": target.count} for target in prompt.targets],
-        }
-        for index, prompt in enumerate(heldout_prompts(number, seed))
-    ]
-    say(f"{output}: {make_prompts(rows, output)} prompts")
 
 
 @models_app.command("check")

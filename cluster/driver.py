@@ -1,6 +1,8 @@
 """The driver: walks the prompts, keeps gangs busy, lays out between their phases, commits rows.
 
     supply ─► gang: identify ─► task: layout, refine, plan ─► gang: finish or guide ─► task: mp4 and commit
+       ▲                                                                                        │ where it is verified
+       └───────────────────────────── the next attempt ◄── no ── judge ◄────────────────────────┘
 
 Nothing here can't be lost: storage is the truth, and the same job started again goes on where it ended.
 """
@@ -23,12 +25,16 @@ from cluster.faults import CLUSTER_LOST, Verdict, cause_of, is_out_of_memory, ju
 from cluster.fleet import Fleet, ray_cluster
 from cluster.flight import Call, Flight, GangTimes, now
 from cluster.gang import STANDING, Gang
+from cluster.judges import judge_config
+from cluster.judging import Ruling
 from cluster.logs import redact
 from cluster.metrics import Metrics
-from cluster.plan import ClipTask, JobPlan, code_version, prepare, prompt_path
+from cluster.plan import ClipTask, JobPlan, TaskNames, code_version, prepare, prompt_path
 from cluster.progress import JobProgress
+from cluster.rounds import Rounds
 from cluster.stages import COMPACT_CPUS, LAYOUT_CPUS, WRITE_CPUS, Draft, Output, Receipt, compact, lay_out, write
 from cluster.store import Committed, Store
+from cluster.strategy import strategy_record
 from cluster.supply import Supply
 from cluster.worklist import Worklist, open_worklist
 from numina.errors import GangError, InputError
@@ -41,6 +47,7 @@ __all__ = ["ClipTask", "Driver", "JobPlan", "JobProgress", "prepare", "prompt_pa
 PATIENCE = 1.0  # seconds between two looks at the gangs while nothing happens
 COMPACT_EVERY = 1000  # rows of this driver between two compactions
 COMPACT_AT_END = 100  # the least that is worth a segment when the job ends
+JUDGED_AT_ONCE = 4  # clips that a judge is given in one call
 HOPELESS = 20  # clips in a row that fail, none of them for its input, until the job is stopped
 
 log = logging.getLogger(__name__)
@@ -60,8 +67,15 @@ def run_job(plan: JobPlan, report: Callable[[JobProgress], None] = lambda progre
         except KeyboardInterrupt:  # a look at a million rows takes minutes
             progress.draining, progress.total = True, plan.asked
             return progress
-        info = {"code_version": code_version(), "parallel": asdict(job.parallel), "memory": asdict(job.memory)}
-        store.open_run(plan.identity(), asked=worklist.asked, info=info | {"shard": job.shard})
+        info: dict[str, Any] = {
+            "code_version": code_version(),
+            "parallel": asdict(job.parallel),
+            "memory": asdict(job.memory),
+        }
+        info |= {"shard": job.shard, "strategies": list(map(strategy_record, job.all_strategies))}
+        if job.verifies:
+            info["verify"] = {"judge": judge_config(job.verify.judge, job.judge).name, "accept": job.verify.accept}
+        store.open_run(plan.identity(), asked=worklist.asked, info=info)
         progress.draining = drain.asked
         report(progress)
         if progress.left and not drain.asked:
@@ -87,7 +101,11 @@ def _open(
 
     committed = store.committed_index()
     given_up = Committed(keys=frozenset(), tasks=frozenset()) if plan.job.retry_failed else store.given_up(committed)
-    worklist = open_worklist(plan, committed, given_up, checked)
+    settled = frozenset[bytes]()
+    if plan.job.verifies:
+        verify = plan.job.verify
+        settled = store.settled(judge_config(verify.judge, plan.job.judge).name, verify.accept, verify.strengths)
+    worklist = open_worklist(plan, committed, given_up, checked, settled)
     progress.total, progress.done, progress.failed = worklist.total, worklist.done, worklist.failed
     return worklist
 
@@ -114,7 +132,9 @@ class Driver:
         self.fleet = fleet or Fleet(plan)
         self.drain = drain or Drain(plan.job.cluster.grace)
         self.metrics = metrics or Metrics(plan.job.output)
+        self.rounds = Rounds(TaskNames(plan))
         self.pending: deque[ClipTask] = deque()  # taken from the supply, or handed back
+        self.unjudged: deque[ClipTask] = deque()  # of verified samples: committed, to be judged
         self.attempts: Counter[str] = Counter()  # key → tries that failed
         self.flights: list[Flight] = []  # in the order of their gang's calls
         self.waiting: dict[ObjectRef, Call] = {}
@@ -125,12 +145,13 @@ class Driver:
         self._done_before = progress.done
         self._told = 0.0  # when the metrics' gauges were set last
         cluster, parallel = plan.job.cluster, plan.job.parallel
-        self._window = 1 + (parallel.batch - 1) * len(plan.job.all_strategies)
+        self._window = 1 + (parallel.batch - 1) * len(plan.trials)
         in_flight = parallel.gangs * (cluster.clips_in_flight + 1) * parallel.batch
         # Another driver at work goes through the prompts in another order.
         shuffle = int(store.owner[:8], 16) if store.others() else None
         tasks = worklist.tasks(shuffle=shuffle)
-        self.supply = Supply(tasks, store, ahead=max(in_flight, self._window))
+        self._ahead = max(in_flight, self._window)
+        self.supply = Supply(tasks, store, ahead=self._ahead)
 
     def run(self) -> None:
         """Generates and commits all tasks, or, once it is asked to stop, what is under way."""
@@ -142,6 +163,7 @@ class Driver:
                     self._watch()
                     self._encode_ahead()
                     self._fill_gangs()
+                    self._fill_judges()
                     self._show()
                     ready = self.fleet.wait([*self.waiting, *self.fleet.waiting], PATIENCE)
                     for reference in ready:
@@ -159,7 +181,7 @@ class Driver:
 
     def _is_over(self) -> bool:
         if not self.drain.asked:
-            return self.supply.over and not self.pending and not self.flights
+            return self.supply.over and not self.pending and not self.unjudged and not self.flights
         if not self.progress.draining:
             self._begin_to_drain()
         return self.drain.over or not self.flights
@@ -170,6 +192,7 @@ class Driver:
         self.progress.draining = True
         self.supply.close()
         self.pending.clear()
+        self.unjudged.clear()
         for flight in [flight for flight in self.flights if flight.stage in ("encode", "encoded")]:
             self._forget(flight)
 
@@ -206,11 +229,20 @@ class Driver:
             flight = self._next_flight()
             if flight is None:
                 return
-            method = self.plan.job.methods[flight.tasks[0].strategy]
+            method = self.plan.method_of(flight.tasks[0])
             if method is None:
                 self._make(flight, gang, "denoise", "plain", flight.requests, flight.texts)
             else:
                 self._make(flight, gang, "identify", "identify", flight.requests, method, flight.texts)
+
+    def _fill_judges(self) -> None:
+        """Keeps judges busy with what was committed and is to be verified."""
+        if self.progress.draining:
+            return
+        limit = self.plan.job.cluster.clips_in_flight
+        while self.unjudged and (judging := self._least_busy(self.fleet.judges.values(), limit)):
+            flight = Flight([self.unjudged.popleft() for _ in range(min(JUDGED_AT_ONCE, len(self.unjudged)))])
+            self._make(flight, judging, "judge", "rule", list(map(self.rounds.chain, flight.tasks)))
 
     def _least_busy(self, gangs: Iterable[Gang], limit: int | None = None) -> Gang | None:
         """The standing gang with the fewest batches, below `limit`; frames that aren't written yet count against it
@@ -236,14 +268,15 @@ class Driver:
     def _next_batch(self) -> list[ClipTask]:
         """The next tasks of one strategy, or none. What failed before goes alone, so that it can spoil nothing but
         itself."""
-        while len(self.pending) < self._window and (task := self.supply.next()):
-            self.pending.append(task)
+        while len(self.pending) < self._window and len(self.unjudged) < self._ahead and (task := self.supply.next()):
+            self._enter(task)
         if not self.pending:
             return []
         first = self.pending.popleft()
         size = 1 if self.attempts.get(first.key) else self.plan.job.parallel.batch
-        window = list(islice(self.pending, (size - 1) * len(self.plan.job.all_strategies)))
-        alike = [task for task in window if task.strategy == first.strategy and not self.attempts.get(task.key)]
+        window = list(islice(self.pending, (size - 1) * len(self.plan.trials)))
+        kind = first.strategy, first.strength
+        alike = [task for task in window if (task.strategy, task.strength) == kind and not self.attempts.get(task.key)]
         batch = [first, *alike[: size - 1]]
         chosen = {task.key for task in batch}
         for _ in window:
@@ -298,13 +331,17 @@ class Driver:
             flight.stage, flight.gang = "encoded", None
             flight.texts, flight.encode_seconds = flight.made, answer
         elif flight.stage == "identify":
-            method = self.plan.job.methods[flight.tasks[0].strategy]
+            method = self.plan.method_of(flight.tasks[0])
             self._run_beside(flight, "layout", lay_out, LAYOUT_CPUS, flight.tasks, method)
         elif flight.stage == "layout":
             self._second_phase(flight, answer)
         elif flight.stage == "write":
             self.flights.remove(flight)
             self._count(answer)
+        elif flight.stage == "judge":
+            self.flights.remove(flight)
+            for task, ruling in zip(flight.tasks, answer, strict=True):
+                self._rule(task, ruling)
         else:
             drafts = [self._draft(flight, task) for task in flight.tasks]
             self._run_beside(flight, "write", write, WRITE_CPUS, drafts, self._output, now())
@@ -342,14 +379,26 @@ class Driver:
         """Rows were committed."""
         self.failed_in_a_row = 0
         for receipt in receipts:
-            self.supply.finished(receipt.key)
             self.attempts.pop(receipt.key, None)
             self.uncompacted.append(receipt.key)
             self.progress.generated += 1
             self.progress.guided += bool(receipt.row["guided"])
             self.metrics.committed(receipt.row)
+            for waited in self.rounds.committed(receipt.key):
+                self._enter(waited)
         if len(self.uncompacted) >= COMPACT_EVERY:
             self._compact()
+
+    def _rule(self, task: ClipTask, ruling: Ruling) -> None:
+        """A verified sample was judged: it is settled, or its next attempt is due."""
+        self.metrics.judged(ruling.accepted)
+        if following := self.rounds.next_attempt(task, ruling):
+            self._enter(following)
+            return
+        self.progress.completed += 1
+        self.progress.accepted += ruling.accepted
+        self.progress.rejected += not ruling.accepted
+        self.supply.finished(self.rounds.supplied(task))
 
     # --- what goes wrong ---
 
@@ -417,16 +466,30 @@ class Driver:
             else:
                 self._give_up(task, flight.stage, error)
 
+    def _enter(self, task: ClipTask) -> None:
+        """A task into its queue; what is there and needs no judge is done."""
+        entered = self.rounds.enter(task)
+        if entered is None:
+            return
+        if entered.there and not entered.verified:
+            self.progress.completed += 1
+            self.supply.finished(entered.key)
+        else:
+            self._hand_back([entered])
+
     def _hand_back(self, tasks: Sequence[ClipTask]) -> None:
         if not self.progress.draining:
-            self.pending.extend(tasks)
+            for task in tasks:
+                (self.unjudged if task.there else self.pending).append(task)
 
     def _give_up(self, task: ClipTask, stage: str, error: BaseException) -> None:
         log.error("given up in %s: %s", stage, reason(error), extra={"key": task.key})
         record = {"prompt": task.row.prompt, "row": task.row.index, "stage": stage, "error": redact(reason(error))}
-        self.store.fail(task.key, record | {"task_digest": task.digest, "tries": self.attempts.pop(task.key, 1)})
-        self.supply.finished(task.key)
-        self.progress.failed += 1
+        tries = self.attempts.pop(task.key, 1)
+        self.store.fail(task.key, record | {"task_digest": task.chain_digest, "tries": tries})
+        for waited in self.rounds.given_up(task):
+            self.supply.finished(self.rounds.supplied(waited))
+            self.progress.failed += 1
         self.metrics.failed(stage)
         self.failed_in_a_row += judge(error) is not Verdict.REFUSED
         if self.failed_in_a_row >= HOPELESS:
@@ -447,7 +510,7 @@ class Driver:
             gang.name: (" + ".join(doing) or "idle") if gang.stage == STANDING else gang.stage
             for gang, doing in stages.items()
         }
-        progress.done = self._done_before + progress.generated + self.supply.elsewhere
+        progress.done = self._done_before + progress.completed + self.supply.elsewhere
         self.report(progress)
         if moment - self._told >= 1.0:
             self._told = moment

@@ -11,7 +11,7 @@ import ray
 import torch
 from torch import Tensor
 
-from cluster.gang import Arrival, Member, Spec, text_on
+from cluster.gang import Arrival, Member, ModelSpec, text_on
 from pipelines.base import Text
 from pipelines.clip import Request
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderSpec(Spec):
+class EncoderSpec(ModelSpec):
     """What an encoder's process is made of. It is a gang of one: it starts, is watched and is replaced like others."""
 
     cpus: int

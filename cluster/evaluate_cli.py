@@ -10,7 +10,6 @@ from cluster import logs
 from cluster.terminal import bar, console, job_progress, say
 
 if TYPE_CHECKING:
-    from cluster.job import JobConfig
     from cluster.store import Store
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="The judge's settings, e.g. path=/models/dino every=4")]
@@ -35,10 +34,10 @@ def evaluate(
     """
     from cluster.evaluate import evaluate as judge_all
     from cluster.job import dotlist
+    from cluster.judges import judge_config
     from cluster.store import Store
-    from cluster.verdicts import judge_config
 
-    config = judge_config(judge, dotlist(overrides or []))
+    config = judge_config(judge, dotlist([override.removeprefix("judge.") for override in overrides or []]))
     store = Store(output, single_writer=True)
     with bar("judging") as judged:
         verdicts = judge_all(store, config, judged, workers=workers, gpus=gpus, address=address)
@@ -64,8 +63,8 @@ def compare(
     from cluster.driver import prepare, run_job
     from cluster.evaluate import evaluate as judge_all
     from cluster.job import load_job
+    from cluster.judges import judge_config
     from cluster.store import Store
-    from cluster.verdicts import judge_config
 
     job = load_job(config, overrides or [])
     logs.set_up(job.cluster.log_format)

@@ -22,8 +22,11 @@ from ray.exceptions import RayError
 from cluster.encoder import EncoderSpec
 from cluster.faults import Verdict, judge, reason
 from cluster.gang import ENDING, PLACING, STANDING, Gang, GangSpec, end_gangs
+from cluster.judges import judge_config
+from cluster.judging import JudgeSpec, placed
 from cluster.metrics import endpoints
 from cluster.planner import planned_gib
+from cluster.stages import Output
 from numina.errors import GangError
 from pipelines.registry import place_free
 
@@ -40,27 +43,30 @@ class Fleet:
         self.plan = plan
         self.gangs: dict[str, Gang] = {}
         self.encoders: dict[str, Gang] = {}
+        self.judges: dict[str, Gang] = {}
         self.waiting: dict[ObjectRef, Gang] = {}  # steps of starts and ends
         self.false_starts: Counter[str] = Counter()  # gang → starts that failed since it last stood
         self._spare, self._spare_until = 0.0, 0.0  # cores that gangs and encoders leave, and until when that holds
 
     @property
     def all(self) -> list[Gang]:
-        return [*self.gangs.values(), *self.encoders.values()]
+        return [*self.gangs.values(), *self.encoders.values(), *self.judges.values()]
 
     def start(self) -> None:
         """Begins to start all; loading a model takes minutes."""
         job = self.plan.job
         cluster = job.cluster
-        shared: dict[str, Any] = {
-            "model_path": place_free(job.model.path),
-            "model_revision": job.model.revision,
-            "dtype": self.plan.dtype,
-            "generation": job.generation,
+        patience: dict[str, Any] = {
             "start_timeout": cluster.start_timeout,
             "step_timeout": cluster.step_timeout,
             "end_timeout": cluster.end_timeout,
             "log_format": cluster.log_format,
+        }
+        shared: dict[str, Any] = patience | {
+            "model_path": place_free(job.model.path),
+            "model_revision": job.model.revision,
+            "dtype": self.plan.dtype,
+            "generation": job.generation,
         }
         spec = GangSpec(
             device=self.plan.device,
@@ -79,6 +85,18 @@ class Fleet:
             encoder = EncoderSpec(cpus=cluster.encoder_cpus, gpus=cluster.encoder_gpus, **shared)
             for number in range(cluster.encoders):
                 self._start(Gang(f"encoder-{number}", encoder))
+        if job.verifies:
+            verify = job.verify
+            judge = JudgeSpec(
+                judge=placed(judge_config(verify.judge, job.judge), verify.gpus),
+                output=Output.of(self.plan),
+                accept=verify.accept,
+                cpus=verify.cpus,
+                gpus=verify.gpus,
+                **patience,
+            )
+            for number in range(verify.judges):
+                self._start(Gang(f"judge-{number}", judge))
 
     def watch(self) -> Iterator[tuple[Gang, GangError]]:
         """Looks after what no reference tells, and yields gangs that stand and are silent, with the reason to replace
@@ -178,7 +196,8 @@ class Fleet:
         self.replace(gang)
 
     def _peers(self, gang: Gang) -> dict[str, Gang]:
-        return self.encoders if isinstance(gang.spec, EncoderSpec) else self.gangs
+        others = {EncoderSpec: self.encoders, JudgeSpec: self.judges}
+        return others.get(type(gang.spec), self.gangs)
 
     def _forget(self, gang: Gang) -> None:
         self.waiting = {reference: owner for reference, owner in self.waiting.items() if owner is not gang}
@@ -204,10 +223,11 @@ def ray_cluster(plan: JobPlan) -> Iterator[None]:
 
 
 def reserved_cpus(plan: JobPlan) -> int:
-    """CPU cores that a job's gangs and encoders take."""
+    """CPU cores that a job's gangs, encoders and judges take."""
     cluster, parallel = plan.job.cluster, plan.job.parallel
     encoders = cluster.encoders * cluster.encoder_cpus if plan.encodes_apart else 0
-    return parallel.gangs * parallel.ranks * cluster.cpus_per_rank + encoders
+    judges = plan.job.verify.judges * plan.job.verify.cpus if plan.job.verifies else 0
+    return parallel.gangs * parallel.ranks * cluster.cpus_per_rank + encoders + judges
 
 
 def _log(gang: Gang) -> logging.LoggerAdapter[logging.Logger]:

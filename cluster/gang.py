@@ -48,12 +48,8 @@ TITLE = "ray::"  # how Ray's worker processes call themselves
 
 @dataclass(frozen=True, kw_only=True)
 class Spec(ABC):
-    """What a gang's processes are made of, and how long they may take; by itself, a gang of one."""
+    """How long a gang's processes may take, and what they need; by itself, a gang of one."""
 
-    model_path: str
-    model_revision: str | None = None  # of a hub id
-    dtype: str
-    generation: GenerationConfig
     start_timeout: float  # seconds until it stands
     step_timeout: float  # seconds without a sign of life
     end_timeout: float  # seconds until its processes are gone
@@ -83,7 +79,17 @@ class Spec(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GangSpec(Spec):
+class ModelSpec(Spec):
+    """What processes that hold a part of the job's model are made of."""
+
+    model_path: str
+    model_revision: str | None = None  # of a hub id
+    dtype: str
+    generation: GenerationConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GangSpec(ModelSpec):
     """What every rank of every gang of a job is made of."""
 
     device: str  # cuda | cpu

@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -18,6 +19,20 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from cluster.rows import canonical_json
+from cluster.strategy import (
+    ACCEPTED,
+    ENHANCEMENT,
+    GENERATORS,
+    PARTS,
+    SearchConfig,
+    Strategy,
+    Trial,
+    VerifyConfig,
+    generator_of,
+    parse_strategy,
+    stronger,
+    trials,
+)
 from numina.config import MethodConfig
 from numina.errors import ConfigError
 from pipelines.base import GenerationConfig
@@ -25,7 +40,6 @@ from pipelines.lora import LoraConfig
 from pipelines.parallel import MemoryConfig, ParallelConfig
 
 ALGORITHM_VERSION = 3  # raised when the same configuration would give other pixels; part of every row's key
-STRATEGIES = ("baseline", "numina")
 DEFAULT_PRESET = "closed"
 
 
@@ -83,8 +97,11 @@ class JobConfig:
 
     prompts: str = "testbed:demo"  # Parquet file, folder or glob, on any fsspec filesystem; testbed:demo is shipped
     output: str = "out/dataset"  # folder or URL of the dataset
-    strategies: list[str] = field(default_factory=lambda: ["numina"])  # a row each: baseline (plain), numina
+    strategies: list[str] = field(default_factory=lambda: ["numina"])  # parts joined by +, see cluster/strategy.py
     variants: dict[str, Any] = field(default_factory=dict)  # more strategies: name → changes of `method`; lists: a grid
+    search: SearchConfig = field(default_factory=SearchConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+    judge: dict[str, Any] = field(default_factory=dict)  # changes of the judges' settings, e.g. {path: /models/dino}
     samples: int = 1  # videos per prompt and strategy
     seed: int = 0  # of rows that have none, together with their id or prompt
     limit: int | None = None  # first rows only, for a first look
@@ -101,15 +118,14 @@ class JobConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        for strategy in self.strategies:
-            _one_of("strategies", strategy, STRATEGIES)
-        if not (self.strategies or self.variants) or len(set(self.strategies)) < len(self.strategies):
-            raise ConfigError(f"strategies is {self.strategies}; give each of {', '.join(STRATEGIES)} at most once")
         for name, variant in self.variants.items():
-            if name in STRATEGIES or not isinstance(variant, MethodConfig):
+            if name in PARTS or "+" in name or not isinstance(variant, MethodConfig):
                 raise ConfigError(
-                    f"variants.{name} takes another name than {', '.join(STRATEGIES)}, and a mapping of `method`"
+                    f"variants.{name} takes another name than {', '.join(PARTS)}, without +, and a mapping of `method`"
                 )
+        if not (self.strategies or self.variants) or len(set(self.strategies)) < len(self.strategies):
+            raise ConfigError(f"strategies is {self.strategies}; give each at most once, e.g. [baseline, numina]")
+        assert self.all_strategies, "one is given; a name that isn't one raises"
         if self.samples < 1 or (self.limit is not None and self.limit < 1):
             raise ConfigError(f"samples is {self.samples} and limit is {self.limit}; both must be at least 1")
         part = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.shard)
@@ -122,21 +138,39 @@ class JobConfig:
         index, count = self.shard.split("/")
         return int(index), int(count)
 
-    @property
+    @cached_property
+    def all_strategies(self) -> list[Strategy]:
+        """Those of `strategies`, then the variants that none of them names."""
+        generators = [*GENERATORS, *self.variants]
+        named = [parse_strategy(name, generators, self.search, self.verify) for name in self.strategies]
+        bases = {generator_of(strategy.base) for strategy in named}
+        return named + [Strategy(name=name, base=name) for name in self.variants if name not in bases]
+
+    @cached_property
     def methods(self) -> dict[str, MethodConfig | None]:
-        """What each strategy and variant does; None generates without NUMINA."""
-        known = {"baseline": None, "numina": self.method}
-        return {name: known[name] for name in self.strategies} | self.variants
+        """What generates, by the name that rows have for it; None generates without NUMINA."""
+        known = {"baseline": None, "numina": self.method} | self.variants
+        return {strategy.base: known[generator_of(strategy.base)] for strategy in self.all_strategies}
 
     @property
-    def all_strategies(self) -> list[str]:
-        """The strategies and the variants: what a row's column `strategy` may say."""
-        return list(self.methods)
+    def verifies(self) -> bool:
+        """Whether clips are judged while the job runs."""
+        return any(strategy.select == ACCEPTED for strategy in self.all_strategies)
 
-    def row_config(self, strategy: str, dtype: str) -> dict[str, Any]:
+    def trials(self, dtype: str) -> list[Trial]:
+        """What is asked for of every sample from the start, without clips that are another one under a second name."""
+        asked, known = trials(self.all_strategies), dict[str, Trial]()
+        for trial in asked:
+            config = [self.row_config(trial.base, dtype, trial.strength), ENHANCEMENT in trial.base, trial.attempt]
+            first = known.setdefault(canonical_json(config), trial)
+            if trial.verified and not first.verified:
+                known[canonical_json(config)] = trial
+        return list(known.values())
+
+    def row_config(self, base: str, dtype: str, strength: float = 1.0) -> dict[str, Any]:
         """What decides a row's pixels, next to its prompt, targets, seed and model: this enters its key."""
-        chosen = self.methods[strategy]
-        method = asdict(chosen) if chosen else None
+        chosen = self.methods[base]
+        method = asdict(stronger(chosen, strength)) if chosen else None
         if method:
             del method["preset"]  # a label
         kind = "numina" if method else "baseline"  # a variant with numina's settings is numina
@@ -155,12 +189,12 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) ->
     Raises ConfigError for a file that isn't there, an unknown key, or a value out of range.
     """
     try:
-        given: Any = OmegaConf.merge(_load_yaml(config) if config else {}, *map(_override, overrides))
+        given: Any = OmegaConf.merge(load_yaml(config) if config else {}, *map(_override, overrides))
         if missing := OmegaConf.missing_keys(given):
             asked = ", ".join(f"{key}=…" for key in sorted(missing))
             raise ConfigError(f"config {str(config)!r} leaves {asked} to you; give a value on the command line")
         preset = OmegaConf.select(given, "method.preset", default=DEFAULT_PRESET)
-        method = {"method": _load_yaml(_preset_file(preset))}
+        method = {"method": load_yaml(_preset_file(preset))}
         variants = given.pop("variants", None) or OmegaConf.create({})
         merged: Any = OmegaConf.merge(OmegaConf.structured(JobConfig), method, given)
         methods = _variants(variants, merged.method, given.get("method"))
@@ -172,6 +206,12 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) ->
         raise ConfigError(f"{where}{str(error).splitlines()[0]}") from error
     assert isinstance(job, JobConfig)
     return job
+
+
+def dotlist(overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping that `key=value` texts stand for. Raises ConfigError for a text that isn't one."""
+    merged: Any = OmegaConf.to_container(OmegaConf.merge({}, *map(_override, overrides)))
+    return dict(merged)
 
 
 def _override(text: str) -> DictConfig:
@@ -208,7 +248,7 @@ def _variants(variants: Any, method: Any, given: Any) -> dict[str, Any]:
         base = method
         if preset := changes.get("preset"):
             own = OmegaConf.masked_copy(given, [key for key in given if key != "preset"]) if given else {}
-            base = OmegaConf.merge(OmegaConf.structured(MethodConfig), _load_yaml(_preset_file(preset)), own)
+            base = OmegaConf.merge(OmegaConf.structured(MethodConfig), load_yaml(_preset_file(preset)), own)
         for label, point in _grid(changes):
             full = f"{name}:{label}" if label else name
             if full in methods:
@@ -255,7 +295,8 @@ def config_hash(row_config: dict[str, Any]) -> str:
     return hashlib.blake2b(canonical_json(row_config).encode(), digest_size=8).hexdigest()
 
 
-def _load_yaml(name: str | Path) -> DictConfig:
+def load_yaml(name: str | Path) -> DictConfig:
+    """The mapping in a YAML file, or in one of `configs/` by its name. Raises ConfigError."""
     path = Path(name) if Path(name).is_file() else config_folder() / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))

@@ -52,6 +52,7 @@ METRICS = {
     "numina_steps_total": Metric("counter", "Steps of the schedules of committed clips.", ("strategy",)),
     "numina_gpu_seconds_total": Metric("counter", "GPU time of committed clips.", ("strategy",)),
     "numina_failures_total": Metric("counter", "Clips given up, by the stage they failed in.", ("stage",)),
+    "numina_verdicts_total": Metric("counter", "Verdicts on verified samples' clips.", ("verdict",)),
     "numina_retries_total": Metric("counter", "Failed tries that were repeated, by class of error.", ("error",)),
     "numina_stage_seconds": Metric("histogram", "Time that a clip took in each stage.", ("stage",)),
     "numina_clip_seconds": Metric("histogram", "Time that a clip took in all stages.", ("strategy",)),
@@ -90,6 +91,10 @@ class Metrics:
     def failed(self, stage: str) -> None:
         """A clip was given up."""
         self._count("numina_failures_total", stage)
+
+    def judged(self, accepted: bool) -> None:
+        """A verified sample's clip was judged."""
+        self._count("numina_verdicts_total", "accepted" if accepted else "rejected")
 
     def retried(self, error: str) -> None:
         """A try failed and is repeated; `error` is the class's name."""

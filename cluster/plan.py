@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -14,18 +15,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.job import ALGORITHM_VERSION, JobConfig, config_hash
-from cluster.promptrows import PromptRow, RawRow, row_texts
+from cluster.judges import judge_config
+from cluster.promptrows import ENHANCED, PromptRow, RawRow, row_texts
 from cluster.promptset import PromptSet, open_prompts, require_prompts
-from cluster.rows import RowKeys, TaskDigests, canonical_json, sample_seed
+from cluster.rows import RowKeys, TaskDigests, sample_seed
+from cluster.strategy import ENHANCEMENT, Trial, attempt_digest, attempt_seed, stronger
 from numina.errors import ConfigError
 from pipelines.base import ModelFacts
 from pipelines.cache import cache_label, check_cache
 from pipelines.clip import Clip
+from pipelines.enhance import enhance_prompt
+from pipelines.judges import inspect_judge
 from pipelines.registry import inspect_model, resolve_device, resolve_dtype
 from pipelines.support import Wish, check_support, resolve_engine
 from pipelines.testbed import WEIGHTS
 
 if TYPE_CHECKING:
+    from numina.config import MethodConfig
     from numina.correct import Correction
 
 FIRST_ROWS = 1000  # of a prompt set, checked before anything else is looked at
@@ -37,10 +43,20 @@ class ClipTask:
 
     key: str
     digest: str  # 32 hex digits of what was asked, before targets were read from the prompt
-    row: PromptRow
+    row: PromptRow  # its prompt is the one that is generated with
     sample: int
     seed: int
-    strategy: str
+    strategy: str  # what generates: `Strategy.base`
+    attempt: int = 0
+    strength: float = 1.0  # factor on the guidance
+    chain: str = ""  # the first attempt's digest, the same for all of a sample
+    verified: bool = False  # judged when it is there; the next attempt follows where it isn't accepted
+    there: bool = False  # committed already: only to be judged
+
+    @property
+    def chain_digest(self) -> str:
+        """Where the sample fails for good, this says so: of a verified task the chain's, else its own."""
+        return self.chain if self.verified else self.digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +83,22 @@ class JobPlan:
     @property
     def asked(self) -> int:
         """Videos of the whole prompt set, all shards; a few less where samples of several rows share a seed."""
-        return self.prompts.rows * self.job.samples * len(self.strategies)
+        return self.prompts.rows * self.job.samples * len(self.trials)
+
+    @cached_property
+    def trials(self) -> list[Trial]:
+        """What is asked for of every sample from the start. A verified one counts once, whatever its attempts are."""
+        return self.job.trials(self.dtype)
 
     @property
-    def strategies(self) -> list[str]:
-        """The job's strategies without those that are another one under a second name."""
-        configs = {
-            canonical_json(self.job.row_config(name, self.dtype)): name for name in self.job.all_strategies[::-1]
-        }
-        return [name for name in self.job.all_strategies if name in configs.values()]
+    def rules(self) -> str:
+        """Of `pipelines.enhance`, for prompts whose set has no `enhanced_prompt`."""
+        return "testbed" if self.model.name == "testbed" else "general"
+
+    def method_of(self, task: ClipTask) -> MethodConfig | None:
+        """What a task's clip is guided by; None generates without NUMINA."""
+        method = self.job.methods[task.strategy]
+        return method and stronger(method, task.strength)
 
     def tasks(self) -> Iterator[ClipTask]:
         """All videos of the job, in the order of the prompt set; what would be the same video is asked for once.
@@ -111,15 +134,19 @@ class JobPlan:
             "key": task.key,
             "id": task.row.id,
             "prompt": task.row.prompt,
+            "original_prompt": task.row.original_prompt,
             "negative_prompt": task.row.negative_prompt,
             "targets": task.row.targets,
             "strategy": task.strategy,
             "sample": task.sample,
+            "attempt": task.attempt,
+            "strength": task.strength,
+            "chain": task.chain,
             "seed": task.seed,
             "model": self.model.name,
             "model_revision": self.model.revision,
             "code_version": code_version(),
-            "config_hash": config_hash(job.row_config(task.strategy, self.dtype)),
+            "config_hash": config_hash(job.row_config(task.strategy, self.dtype, task.strength)),
             "task_digest": task.digest,
             "width": generation.width,
             "height": generation.height,
@@ -144,23 +171,29 @@ class JobPlan:
 
 
 class TaskNames:
-    """Digests and keys of a job's videos. `slots` are what each row is asked for: its samples, by every strategy."""
+    """Digests and keys of a job's videos. `slots` are what each row is asked for: trials of each of its samples."""
 
     def __init__(self, plan: JobPlan) -> None:
-        self._job_seed = plan.job.seed
-        self.slots = list(product(range(plan.job.samples), plan.strategies))
-        settings: dict[str, dict[str, Any]] = {
-            name: {
-                "config": plan.job.row_config(name, plan.dtype),
+        self._job, self._rules = plan.job, plan.rules
+        self.slots = list(product(range(plan.job.samples), plan.trials))
+        self._settings: dict[tuple[str, float], dict[str, Any]] = {
+            (base, strength): {
+                "config": plan.job.row_config(base, plan.dtype, strength),
                 "model_revision": plan.model.revision,
                 "algorithm_version": ALGORITHM_VERSION,
             }
-            for name in plan.strategies
+            for strategy in plan.job.all_strategies
+            for base, strength in product([strategy.base], strategy.strengths)
         }
-        self._keys = {name: RowKeys(**own) for name, own in settings.items()}
-        self._digests = [
-            TaskDigests(**settings[name], job_seed=self._job_seed, sample=sample) for sample, name in self.slots
-        ]
+        self._keys = {name: RowKeys(**settings) for name, settings in self._settings.items()}
+        self._digests = {
+            (sample, base): self._chains(sample, base)
+            for sample, base in product(range(plan.job.samples), {trial.base for trial in plan.trials})
+        }
+
+    def _chains(self, sample: int, base: str) -> TaskDigests:
+        more: dict[str, Any] = {"enhanced": self._rules} if ENHANCEMENT in base else {}
+        return TaskDigests(**self._settings[base, 1.0], job_seed=self._job.seed, sample=sample, **more)
 
     def slots_of(self, sample: int) -> list[int]:
         """Where a sample's tasks are, by all strategies."""
@@ -168,18 +201,50 @@ class TaskNames:
 
     def digests(self, slot: int, texts: Sequence[bytes]) -> list[bytes]:
         """Of rows' tasks in one slot, from their `promptrows.row_texts`."""
-        return self._digests[slot].of(texts)
+        sample, trial = self.slots[slot]
+        chains = self._digests[sample, trial.base].of(texts)
+        return [attempt_digest(chain, trial.attempt, trial.strength) for chain in chains]
 
     def tasks(self, row: PromptRow, text: bytes, slots: Sequence[int] | None = None) -> Iterator[ClipTask]:
         """A row's tasks, all or those in some slots."""
         for slot in range(len(self.slots)) if slots is None else slots:
-            sample, strategy = self.slots[slot]
-            seed = sample_seed(row.seed, row.id, row.prompt, sample, self._job_seed)
-            key = self._keys[strategy].key(
-                prompt=row.prompt, negative_prompt=row.negative_prompt, targets=row.targets, seed=seed
-            )
-            [digest] = self.digests(slot, [text])
-            yield ClipTask(key=key, digest=digest.hex(), row=row, sample=sample, seed=seed, strategy=strategy)
+            sample, trial = self.slots[slot]
+            asked = self._enhanced(row) if ENHANCEMENT in trial.base else row
+            [chain] = self._digests[sample, trial.base].of([text])
+            yield self._task(asked, sample, trial, chain)
+
+    def attempts(self, task: ClipTask) -> list[ClipTask]:
+        """All attempts of a verified task's chain, the first one first."""
+        return [
+            self._task(task.row, task.sample, Trial(task.strategy, attempt, strength, verified=True), chain)
+            for chain in [bytes.fromhex(task.chain)]
+            for attempt, strength in enumerate(self._job.verify.strengths)
+        ]
+
+    def _task(self, row: PromptRow, sample: int, trial: Trial, chain: bytes) -> ClipTask:
+        original = row.original_prompt or row.prompt
+        first = sample_seed(row.seed, row.id, original, sample, self._job.seed)
+        seed = attempt_seed(first, trial.attempt, trial.strength)
+        key = self._keys[trial.base, trial.strength].key(
+            prompt=row.prompt, negative_prompt=row.negative_prompt, targets=row.targets, seed=seed
+        )
+        return ClipTask(
+            key=key,
+            digest=attempt_digest(chain, trial.attempt, trial.strength).hex(),
+            row=row,
+            sample=sample,
+            seed=seed,
+            strategy=trial.base,
+            attempt=trial.attempt,
+            strength=trial.strength,
+            chain=chain.hex(),
+            verified=trial.verified,
+        )
+
+    def _enhanced(self, row: PromptRow) -> PromptRow:
+        """The row with its prompt rewritten: as its set says or, where it doesn't, by rule."""
+        prompt = row.extra.get(ENHANCED) or enhance_prompt(row.prompt, row.targets, self._rules)
+        return replace(row, prompt=prompt, original_prompt=row.prompt)
 
 
 def prepare(job: JobConfig) -> JobPlan:
@@ -195,6 +260,8 @@ def prepare(job: JobConfig) -> JobPlan:
     elif job.cluster.address == "local":
         device = resolve_device(device)
     check_combination(job, model, device)
+    if job.verifies:
+        inspect_judge(judge_config(job.verify.judge, job.judge))
     path = prompt_path(job.prompts)
     require_prompts(path, job.max_count, limit=min(FIRST_ROWS, job.limit or FIRST_ROWS))
     prompts = open_prompts(path, limit=job.limit)
@@ -218,7 +285,7 @@ def check_combination(job: JobConfig, model: ModelFacts, device: str) -> None:
     """Raises ConfigError where engine, degrees, caches, sharding and sampling can't go together on this model."""
     parallel = job.parallel
     model.flow_shift(job.generation)
-    caches = {"generation.cache": {job.generation.cache}, "method.identify.cache": set()}
+    caches: dict[str, set[str]] = {"generation.cache": {job.generation.cache}, "method.identify.cache": set()}
     for method in filter(None, job.methods.values()):
         caches["method.identify.cache"].add(method.identify.cache)
         model.check_stride(method.identify.stride)

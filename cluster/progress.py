@@ -10,7 +10,10 @@ class JobProgress:
 
     total: int = 0  # videos that this job, or its shard, asks for
     done: int = 0  # committed, before or by this run or by another driver
-    generated: int = 0  # by this run
+    generated: int = 0  # clips that this run committed, attempts among them that weren't accepted
+    completed: int = 0  # videos asked for that this run made or, where they are verified, settled
+    accepted: int = 0  # of those settled by this run
+    rejected: int = 0  # of those settled by this run: no attempt was accepted
     failed: int = 0  # given up
     guided: int = 0  # of those generated
     retries: int = 0  # tries of this run that failed and were repeated
@@ -39,7 +42,8 @@ class JobProgress:
     def eta_seconds(self) -> float | None:
         """Seconds until all is done at this run's rate; None before the first video."""
         rate = self.rate_per_hour
-        return self.left / rate * 3600 if rate else None
+        share = self.completed / self.generated if self.generated else 1.0  # of the clips, those that complete a video
+        return self.left / (rate * share) * 3600 if rate and share else None
 
 
 def main_state(state: str) -> str:

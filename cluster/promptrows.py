@@ -25,6 +25,9 @@ OWN_SCHEMA = pa.schema(
 )
 """The columns of a set that mean something here, as we write them."""
 
+ENHANCED = "enhanced_prompt"
+"""A column of its own that the strategy `prompt_enhancement` generates with, where a set has it."""
+
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LONGEST_SHOWN = 120
 _TEXT_TYPE = pa.large_string()
@@ -42,6 +45,7 @@ class PromptRow:
     negative_prompt: str | None
     seed: int | None
     extra: dict[str, Any] = field(default_factory=dict)  # the set's other columns
+    original_prompt: str | None = None  # where `prompt` was rewritten
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,12 @@ def parsed(raw: RawRow, max_count: int) -> tuple[PromptRow | None, list[str]]:
             targets = given_or_parsed(prompt, given, max_count)
         except PromptError as error:
             problems.append(raw.problem(*(("prompt", prompt) if given is None else ("targets", given)), str(error)))
+    extra = raw.extra()
+    if targets and (enhanced := extra.get(ENHANCED)) is not None:
+        try:
+            check_targets(enhanced, targets, max_count=max_count)
+        except (PromptError, TypeError) as error:
+            problems.append(raw.problem(ENHANCED, enhanced, f"{error}; mend it, or leave it null"))
     if problems or prompt is None:
         return None, problems
     return PromptRow(
@@ -115,7 +125,7 @@ def parsed(raw: RawRow, max_count: int) -> tuple[PromptRow | None, list[str]]:
         targets=targets,
         negative_prompt=negative,
         seed=seed,
-        extra=raw.extra(),
+        extra=extra,
     ), []
 
 
@@ -151,10 +161,12 @@ def content_texts(batch: pa.RecordBatch) -> pa.Array:
 
 
 def row_texts(batch: pa.RecordBatch, contents: pa.Array | None = None) -> list[bytes]:
-    """Of each row all that decides its videos, as it is given: `content_texts`, id and seed; no other columns."""
+    """Of each row all that decides its videos, as it is given: `content_texts`, id, seed and, where the set has it,
+    the enhanced prompt; no other columns."""
     contents = content_texts(batch) if contents is None else contents
     seeds = text_column(batch, "seed").fill_null(_NULL)
-    return as_bytes(_joined(_counted(batch, "id"), seeds, contents))
+    enhanced = [_counted(batch, ENHANCED)] if ENHANCED in batch.schema.names else []
+    return as_bytes(_joined(_counted(batch, "id"), seeds, contents, *enhanced))
 
 
 def text_column(batch: pa.RecordBatch, name: str) -> pa.Array:

@@ -27,10 +27,14 @@ ROW_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("file_name", pa.string()),
         ("prompt", pa.string()),
+        ("original_prompt", pa.string()),  # null unless the strategy rewrote it
         ("negative_prompt", pa.string()),
         ("targets", TARGETS),
-        ("strategy", pa.string()),
+        ("strategy", pa.string()),  # what generated it: `Strategy.base`
         ("sample", pa.int32()),
+        ("attempt", pa.int32()),  # 0: the sample's own seed; later ones follow from it
+        ("strength", pa.float64()),  # factor on the guidance; other than 1 where a retry is guided more
+        ("chain", pa.string()),  # the same for all attempts of a sample: the first one's task digest
         ("seed", pa.int64()),
         ("model", pa.string()),
         ("model_revision", pa.string()),
@@ -66,10 +70,26 @@ ROW_SCHEMA = pa.schema(
 
 REQUIRED = ("key", "file_name", "prompt", "targets", "strategy", "seed", "video_sha256")
 
+UNIQUE = pa.list_(pa.struct([("noun", pa.string()), ("count", pa.int32())]))
+
 EVALUATION_SCHEMA = pa.schema(
-    [("key", pa.string()), ("judge", pa.string()), ("detected", DETECTED), ("count_accuracy", pa.float64())]
+    [
+        ("key", pa.string()),
+        ("judge", pa.string()),
+        ("detected", DETECTED),  # null where the judge doesn't count, or there was no video
+        ("count_accuracy", pa.float64()),  # null where the judge doesn't count
+        ("problem", pa.string()),  # missing | unreadable: …; null where the video could be judged
+        ("unique", UNIQUE),  # objects of the whole clip; null without tracks
+        ("clip_score", pa.float64()),
+        ("temporal_consistency", pa.float64()),
+        ("settings", pa.string()),  # the judge's, as canonical JSON
+        ("seconds", pa.float64()),  # of judging, a clip's share of its batch
+        ("chain", pa.string()),  # the row's own, so that a job knows without it which samples are settled
+        ("attempt", pa.int32()),
+        ("strength", pa.float64()),
+    ]
 )
-"""The columns that every judge's verdicts have; a judge may add its own."""
+"""The columns of all judges' verdicts."""
 
 SEEDS = 2**63
 """How many there are; they go round."""
@@ -146,6 +166,7 @@ class TaskDigests:
         algorithm_version: str | int,
         job_seed: int,
         sample: int,
+        **more: Any,
     ) -> None:
         settings = {
             "algorithm_version": algorithm_version,
@@ -153,6 +174,7 @@ class TaskDigests:
             "job_seed": job_seed,
             "model_revision": model_revision,
             "sample": sample,
+            **more,
         }
         self._settings = hashlib.blake2b(canonical_json(settings).encode(), digest_size=16)
 

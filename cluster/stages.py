@@ -95,7 +95,7 @@ def write(clips: Sequence[Clip], drafts: Sequence[Draft], output: Output, began:
     videos go through the driver. `began` is when it was asked for, by the driver's clock."""
     from pipelines.video import write_clips  # PyAV, in tasks only
 
-    store = _store(output)
+    store = store_of(output)
     written = write_clips(clips, output.plan.job.generation, keep_frames=False)
     return [_commit(store, output.plan, clip, draft, began) for clip, draft in zip(written, drafts, strict=True)]
 
@@ -103,7 +103,7 @@ def write(clips: Sequence[Clip], drafts: Sequence[Draft], output: Output, began:
 @ray.remote
 def compact(keys: Sequence[str], output: Output) -> list[str]:
     """Gathers these rows into segments; their names."""
-    return _store(output).compact(keys)
+    return store_of(output).compact(keys)
 
 
 def _commit(store: Store, plan: JobPlan, clip: Clip, draft: Draft, began: float) -> Receipt:
@@ -124,8 +124,10 @@ def _commit(store: Store, plan: JobPlan, clip: Clip, draft: Draft, began: float)
 _stores: dict[str, Store] = {}  # this process's, by where they are
 
 
-def _store(output: Output) -> Store:
-    """Raises OutputError on a node that doesn't see the job's output: rows written there would be lost."""
+def store_of(output: Output) -> Store:
+    """This process's holder of the output.
+
+    Raises OutputError on a node that doesn't see the job's output: rows written there would be lost."""
     root = output.plan.job.output
     if root not in _stores:
         store = output.store()

@@ -9,6 +9,7 @@
         segments/{digest}.parquet             many commits in one file; the commits stay until an offline `gc`
         failures/{key}/{attempt}.json
         evaluations/{judge}/{key}.parquet     verdicts, never written into commits
+        evaluations/summary.{json,parquet}    what they come to, rewritten by every `numina evaluate`
         leases/{owner}.json                   what a living driver works on: a hint, see `claims`
 
 A video may be made twice (a driver died, two drivers raced); its row is seen once, because only one writer can create
@@ -18,6 +19,7 @@ the commit. Nothing here is kept in memory between calls: storage is the truth.
 import hashlib
 import io
 import json
+import os
 import re
 import uuid
 import zipfile
@@ -44,6 +46,7 @@ from cluster.segments import (
     is_key,
     packed,
     parquet_bytes,
+    read_table,
     read_tables,
     sharded,
     split,
@@ -70,6 +73,7 @@ class Status:
     """How far an output is, from storage alone."""
 
     done: int  # committed rows
+    completed: int  # of what was asked for: the same, but of verified samples those that are settled
     failed: int  # keys that were given up and have no row
     asked: int | None  # rows asked for by the latest run; None when it didn't say
     first_commit: datetime | None
@@ -80,7 +84,7 @@ class Status:
     @property
     def left(self) -> int | None:
         """Rows neither done nor failed; None when nobody said how many are asked for."""
-        return None if self.asked is None else max(0, self.asked - self.done - self.failed)
+        return None if self.asked is None else max(0, self.asked - self.completed - self.failed)
 
 
 class Store:
@@ -93,6 +97,7 @@ class Store:
 
     def __init__(self, root: str, *, single_writer: bool = False, extra_columns: pa.Schema | None = None) -> None:
         self.files: Files = open_files(root, single_writer=single_writer)
+        self.place = root if "://" in root else os.path.abspath(root)  # by which other processes open it
         self._single_writer = single_writer
         self._extra_columns = extra_columns if extra_columns is not None else pa.schema([])
         self.owner = uuid.uuid4().hex  # names this holder's claim
@@ -234,6 +239,21 @@ class Store:
         """
         return first_of_each(union(ROW_SCHEMA, self.row_files.tables()), "key")
 
+    def row(self, key: str) -> dict[str, Any] | None:
+        """One row, ROW_SCHEMA's columns at least; None where its key isn't committed."""
+        try:
+            found = read_table(self.files, commit_name(key))
+        except FileNotFoundError:  # a clean-up may have gathered it
+            for name in self.row_files.segments():
+                segment = read_table(self.files, name)
+                found = segment.filter(pc.equal(segment["key"], key))
+                if len(found):
+                    break
+            else:
+                return None
+        row: dict[str, Any] = union(ROW_SCHEMA, [found]).to_pylist()[0]
+        return row
+
     def compact(self, keys: Iterable[str] | None = None, *, at_least: int = 2, most: int = SEGMENT_ROWS) -> list[str]:
         """Gather commits into segments of at most `most` rows, when there are at least so many; the segments' names.
 
@@ -306,24 +326,54 @@ class Store:
 
     # --- what judges said ---
 
-    def put_evaluation(self, judge: str, key: str, row: Mapping[str, Any]) -> bool:
-        """Keep a judge's verdict on a row: EVALUATION_SCHEMA's columns and any others. False if there was one."""
+    def put_evaluation(self, judge: str, key: str, row: Mapping[str, Any], *, anew: bool = False) -> bool:
+        """Keep a judge's verdict on a row: EVALUATION_SCHEMA's columns and any others. False if there was one, which
+        stays, unless it is judged `anew`: a video came back."""
         if not _JUDGE.fullmatch(judge):
             raise ValueError(f"judge {judge!r} can't name a folder: use 1 to 64 of A-Z a-z 0-9 . _ -")
         own = {name: plain_value(value) for name, value in row.items()} | {"key": _checked(key), "judge": judge}
         table = pa.Table.from_pylist([own], schema=EVALUATION_SCHEMA)
         for name in own.keys() - set(EVALUATION_SCHEMA.names):
             table = table.append_column(name, pa.array([own[name]]))
-        return self.files.create(f"evaluations/{judge}/{key}.parquet", parquet_bytes(table))
+        name, content = f"evaluations/{judge}/{key}.parquet", parquet_bytes(table)
+        if anew:
+            self.files.replace(name, content)
+        return anew or self.files.create(name, content)
 
     def evaluations(self, judge: str) -> pa.Table:
         """All verdicts of a judge, sorted by key; no rows when it gave none."""
         names = self.files.walk(f"evaluations/{judge}")
         return first_of_each(union(EVALUATION_SCHEMA, read_tables(self.files, names)), "key")
 
+    def evaluation(self, judge: str, key: str) -> dict[str, Any] | None:
+        """A judge's verdict on one row, EVALUATION_SCHEMA's columns; None where there is none."""
+        try:
+            found = read_table(self.files, f"evaluations/{judge}/{_checked(key)}.parquet")
+        except FileNotFoundError:
+            return None
+        verdict: dict[str, Any] = union(EVALUATION_SCHEMA, [found]).to_pylist()[0]
+        return verdict
+
+    def settled(self, judge: str, accept: float, strengths: Sequence[float]) -> frozenset[bytes]:
+        """Chains of which a judge accepted an attempt, by its CountAcc, or refused the last of so many."""
+        columns = ["key", "chain", "attempt", "strength", "count_accuracy"]
+        names = self.files.walk(f"evaluations/{judge}")
+        settled = set[bytes]()
+        for table in read_tables(self.files, names, columns):
+            for verdict in union(EVALUATION_SCHEMA, [table]).select(columns).to_pylist():
+                attempt = verdict["attempt"] or 0
+                asked = verdict["chain"] and attempt < len(strengths) and verdict["strength"] == strengths[attempt]
+                if asked and ((verdict["count_accuracy"] or 0) >= accept or attempt + 1 == len(strengths)):
+                    settled.add(bytes.fromhex(verdict["chain"]))
+        return frozenset(settled)
+
     def judges(self) -> list[str]:
         """Names of the judges that gave verdicts."""
-        return sorted(self.files.names("evaluations"))
+        return sorted(name for name in self.files.names("evaluations") if not name.endswith((".json", ".parquet")))
+
+    def runs(self) -> list[dict[str, Any]]:
+        """What every start of a job recorded, the first one first."""
+        return [self._read_json(f"runs/{name}", "remove it") for name in sorted(self.files.names("runs"))]
 
     # --- who works on what ---
 
@@ -363,11 +413,14 @@ class Store:
         keys = frozenset(split(packed([committed], "key"))) | {bytes.fromhex(key) for key in loose}
         times = np.sort(np.concatenate([_seconds(committed["committed_at_min"]), [*loose.values()]]))
         failed = len(self.given_up(Committed(keys=keys, tasks=frozenset())).keys)
-        asked = self._asked()
+        latest = self._latest_run()
+        asked: int | None = latest["asked"]
+        completed = self._completed(latest["info"]) if "verify" in latest["info"] else len(keys)
         rate = _recent_rate(times)
-        left = None if asked is None else max(0, asked - len(keys) - failed)
+        left = None if asked is None else max(0, asked - completed - failed)
         return Status(
             done=len(keys),
+            completed=completed,
             failed=failed,
             asked=asked,
             first_commit=datetime.fromtimestamp(times[0], UTC) if len(times) else None,
@@ -382,10 +435,29 @@ class Store:
             found = readers.map(lambda key: self.files.stat(commit_name(key)).modified, keys)
             return dict(zip(keys, found, strict=True))
 
-    def _asked(self) -> int | None:
+    def _latest_run(self) -> dict[str, Any]:
         latest = max(self.files.names("runs"), default=None)
-        asked: int | None = self._read_json(f"runs/{latest}", "remove it")["asked"] if latest else None
-        return asked
+        return self._read_json(f"runs/{latest}", "remove it") if latest else {"asked": None, "info": {}}
+
+    def _completed(self, info: Mapping[str, Any]) -> int:
+        """Of what a run that verifies asked for: settled chains, and the clips of its other strategies."""
+        strategies, verify = info["strategies"], info["verify"]
+        verified = {own["base"]: own["strengths"] for own in strategies if own["select"] == "accepted"}
+        others = {
+            (own["base"], attempt, strength)
+            for own in strategies
+            if own["select"] != "accepted"
+            for attempt, strength in enumerate(own["strengths"])
+            if attempt or own["base"] not in verified
+        }
+        columns = ["key", "strategy", "attempt", "strength"]
+        rows = first_of_each(union(ROW_SCHEMA, self.row_files.tables(columns)), "key").select(columns).to_pylist()
+        made = sum((row["strategy"], row["attempt"], row["strength"]) in others for row in rows)
+        chains = {
+            strengths: self.settled(verify["judge"], verify["accept"], strengths)
+            for strengths in map(tuple, verified.values())
+        }
+        return made + len(frozenset().union(*chains.values()))
 
 
 _ABSENT = object()

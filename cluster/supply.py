@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Self
 
@@ -124,14 +125,18 @@ class Supply:
         self._claimed_at = time.monotonic()
         claimed = [task for task in chunk if task.key in mine]
         committed = looks.map(self._store.is_committed, [task.key for task in claimed])
-        absent = [task for task, there in zip(claimed, committed, strict=True) if not there]
+        wanted = [
+            replace(task, there=True) if there else task
+            for task, there in zip(claimed, committed, strict=True)
+            if not there or task.verified
+        ]
         with self._lock:
             self._looking = False
-            self.elsewhere += len(claimed) - len(absent)
+            self.elsewhere += len(claimed) - len(wanted)
             if self._closed:
                 return
-            self._ready.extend(absent)
-            self._held |= {task.key for task in absent}
+            self._ready.extend(wanted)
+            self._held |= {task.key for task in wanted}
             self._met.extend(task for task in chunk if task.key not in mine)
 
     def _renew(self) -> None:

@@ -1,8 +1,8 @@
 """What verbs print as tables: what a job is and how it could run, what judges counted, what a clean-up removed."""
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -12,9 +12,13 @@ from cluster.terminal import console, say
 from numina.errors import InputError
 
 if TYPE_CHECKING:
-    from cluster.evaluate import Verdict
     from cluster.garbage import Collected
+    from cluster.outcomes import Outcome
     from cluster.planner import Candidate, Planner
+    from cluster.summary import JudgeSummary
+    from numina.metrics import Difference, Interval
+
+PROMPTS_SHOWN = 20
 
 
 def print_configured(planner: "Planner", refuse: bool) -> None:
@@ -104,44 +108,82 @@ def candidate_table(candidates: Sequence["Candidate"]) -> Table:
     return table
 
 
-def count_table(verdicts: Sequence["Verdict"], title: str) -> Table:
-    """Asked, identified and detected counts: a line per noun, the strategies of a prompt side by side."""
-    from cluster.evaluate import shown_count
-
-    strategies = sorted({verdict.strategy for verdict in verdicts})
+def count_table(
+    made: Mapping[str, Sequence["Outcome"]], verdicts: Mapping[str, Mapping[str, Any]], title: str
+) -> Table:
+    """Asked, identified and detected counts of the first prompts: a line per noun, the strategies beside each other."""
     table = Table(title=escape(redact(title)), show_lines=False)
+    kept = {name: {outcome.sample: outcome.kept for outcome in some} for name, some in made.items()}
+    samples = sorted({sample for own in kept.values() for sample in own}, key=lambda sample: tuple(map(str, sample)))
+    identifying = {name for name, own in kept.items() if any(row["identified"] for row in own.values())}
     for column in ("prompt", "noun"):
         table.add_column(column)
-    identifying = {verdict.strategy for verdict in verdicts if verdict.identified}
-    for column in ("asked", *strategies):
+    for column in ("asked", *kept):
         table.add_column(escape(column), justify="right")
         if column in identifying:
             table.add_column("identified", justify="right")
-    for (prompt, _), group in groupby(verdicts, key=lambda verdict: (verdict.prompt, verdict.sample)):
-        by_strategy = {verdict.strategy: verdict for verdict in group}
-        first = next(iter(by_strategy.values()))
-        columns = [[escape(prompt)], map(escape, first.nouns), map(str, first.asked)]
-        for strategy in strategies:
-            verdict = by_strategy.get(strategy)
-            columns.append(_detected(verdict, shown_count))
-            if strategy in identifying:
-                columns.append(map(str, verdict.identified) if verdict and verdict.identified else ["–"])
+    for sample in samples[:PROMPTS_SHOWN]:
+        _, prompt, targets, _ = sample
+        columns = [[escape(prompt)], [escape(noun) for noun, _ in targets], [str(count) for _, count in targets]]
+        for name, own in kept.items():
+            row = own.get(sample)
+            columns.append(_detected(row, verdicts))
+            if name in identifying:
+                seen = row["identified"] if row else None
+                columns.append([str(noun["count"]) for noun in seen] if seen else ["–"])
         table.add_row(*map("\n".join, columns), end_section=True)
+    if len(samples) > PROMPTS_SHOWN:
+        table.caption = f"the first {PROMPTS_SHOWN} of {len(samples)}; `numina report` shows all"
     return table
 
 
-def _detected(verdict: "Verdict | None", shown_count: Callable[[Sequence[int]], str]) -> list[str]:
+def _detected(row: Mapping[str, Any] | None, verdicts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A noun's detected count per line, green where all frames have the asked one."""
-    if verdict is None:
+    if row is None or row["key"] not in verdicts:
         return ["–"]
-    if verdict.detected is None:
+    verdict = verdicts[row["key"]]
+    if verdict["detected"] is None:
         return ["[red]no video[/red]"]
-    colours = [
-        "green" if set(frames) == {n} else "red" for n, frames in zip(verdict.asked, verdict.detected, strict=True)
-    ]
     return [
-        f"[{colour}]{shown_count(frames)}[/{colour}]" for colour, frames in zip(colours, verdict.detected, strict=True)
+        f"[{'green' if set(noun['frames']) == {target['count']} else 'red'}]{shown_count(noun['frames'])}[/]"
+        for target, noun in zip(row["targets"], verdict["detected"], strict=True)
     ]
+
+
+def shown_count(frames: Sequence[int]) -> str:
+    """A noun's detected counts in few characters: `3` in all frames, else the commonest with the share it holds."""
+    commonest, times = Counter(frames).most_common(1)[0]
+    return str(commonest) if times == len(frames) else f"{commonest} ({times}/{len(frames)})"
+
+
+def strategy_table(judge: "JudgeSummary", cost_unit: str) -> Table:
+    """A line per strategy, as the paper's table has them: CountAcc, temporal consistency, CLIP score; and the cost."""
+    table = Table(title=escape(f"judged by {judge.judge}"), box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("strategy", no_wrap=True)
+    for column in ("CountAcc", "95 %", "TC", "CLIP", "accepted", "cost of one"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for own in judge.strategies:
+        measures = own.whole.measures
+        accuracy = measures.get("count_accuracy")
+        table.add_row(
+            escape(own.strategy),
+            _mean(measures, "count_accuracy"),
+            f"{accuracy.low:.3f}–{accuracy.high:.3f}" if accuracy else "–",
+            *(_mean(measures, name) for name in ("temporal_consistency", "clip_score")),
+            f"{own.accepted} of {own.accepted + own.rejected}",
+            "–" if own.cost_per_accepted is None else f"{own.cost_per_accepted:.1f}",
+        )
+    table.caption = f"cost of an accepted clip in {cost_unit}; TC, CLIP: as a judge of kind clip saw them"
+    return table
+
+
+def difference_text(found: "Difference") -> str:
+    """A paired difference with its interval and p."""
+    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}, p {found.p_value:.2g})"
+
+
+def _mean(measures: Mapping[str, "Interval"], name: str) -> str:
+    return f"{measures[name].mean:.3f}" if name in measures else "–"
 
 
 def garbage_table(collected: "Collected", done: str) -> Table:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from cluster.job import config_folder, load_yaml
 from cluster.rows import canonical_json
-from numina.errors import ConfigError, InputError, OutputError
+from numina.errors import InputError, OutputError
 from numina.metrics import count_accuracy
 from numina.prompts import Target
-from pipelines.judges import Case, Judge, JudgeConfig, Judgement
+from pipelines.judges import Case, Judge, Judgement
 from pipelines.video import decode_mp4
 
 if TYPE_CHECKING:
@@ -25,27 +21,6 @@ if TYPE_CHECKING:
 COPIED = ("chain", "attempt", "strength")  # columns of the row that its verdict has too
 
 Row = Mapping[str, Any]
-
-
-def judge_config(name: str, changes: Mapping[str, Any] | None = None) -> JudgeConfig:
-    """The judge of `configs/judge/{name}.yaml`, or of a YAML file, with some settings changed.
-
-    Raises ConfigError for one that isn't there, a setting that isn't known, or weights that nobody named.
-    """
-    known = sorted(file.stem for file in (config_folder() / "judge").glob("*.yaml"))
-    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else config_folder() / "judge" / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"judge {name!r} is neither a YAML file nor one of those shipped: {', '.join(known)}")
-    try:
-        merged: Any = OmegaConf.merge(OmegaConf.structured(JudgeConfig), load_yaml(path), dict(changes or {}))
-        if OmegaConf.is_missing(merged, "path"):
-            comment = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
-            raise ConfigError(f"judge {name!r} needs weights: give judge.path=FOLDER. {comment}")
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"judge.{error.full_key or ''}: {str(error).splitlines()[0]}") from error
-    assert isinstance(config, JudgeConfig)
-    return config
 
 
 def verdicts_of(store: Store, judge: Judge, rows: Sequence[Row]) -> list[dict[str, Any]]:

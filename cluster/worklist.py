@@ -7,7 +7,7 @@ key. A task is a byte in memory, whatever its prompt is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 from cluster.plan import ClipTask, JobPlan, TaskNames
 from cluster.promptcheck import SetCheck
 from cluster.promptfiles import Block
-from cluster.promptrows import OWN_SCHEMA, RawRow, row_texts
+from cluster.promptrows import ENHANCED, OWN_SCHEMA, RawRow, row_texts
 from cluster.promptset import describe_problems
 from numina.errors import PromptSetError
 
@@ -30,6 +30,7 @@ class _State(IntEnum):
     DONE = 1
     FAILED = 2
     SHARED = 3  # an earlier task is the same video
+    UNJUDGED = 4  # committed, but not known to settle what was asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class Worklist:
         """
         plan, names, part = self._plan, TaskNames(self._plan), _Part(*self._plan.job.part)
         order = None if shuffle is None else np.random.default_rng(shuffle)
-        pending = self._states == _State.PENDING
+        pending = (self._states == _State.PENDING) | (self._states == _State.UNJUDGED)
         left = pending.any(axis=1)
         blocks = [block for block in plan.prompts.blocks if left[part.rows(block)].any()]
         if order is not None:
@@ -64,13 +65,19 @@ class Worklist:
             for row, text in zip(rows + part.rows(block).start, texts, strict=True):
                 raw = RawRow(block, batch, part.number(row) - block.index)
                 asked = plan.prompts.row(raw, plan.job.max_count)
-                yield from names.tasks(asked, text, np.flatnonzero(pending[row]).tolist())
+                slots = np.flatnonzero(pending[row]).tolist()
+                for slot, task in zip(slots, names.tasks(asked, text, slots), strict=True):
+                    yield replace(task, there=True) if self._states[row, slot] == _State.UNJUDGED else task
 
 
 def open_worklist(
-    plan: JobPlan, committed: Committed, given_up: Committed, report: Callable[[int], None] = lambda rows: None
+    plan: JobPlan,
+    committed: Committed,
+    given_up: Committed,
+    report: Callable[[int], None] = lambda rows: None,
+    settled: frozenset[bytes] = frozenset(),
 ) -> Worklist:
-    """What is left of a job, or of its shard, when so much is committed and given up.
+    """What is left of a job, or of its shard, when so much is committed, given up and, of what is verified, settled.
 
     Checks all rows that are still to be made, and that no two rows of the set repeat an id or a video; raises one
     PromptSetError with what is wrong. `report` is told now and then how many rows were passed.
@@ -78,18 +85,22 @@ def open_worklist(
     names, part, job = TaskNames(plan), _Part(*plan.job.part), plan.job
     check = SetCheck(plan.prompts, job.max_count, samples=job.samples)
     states = np.zeros((part.size(plan.prompts.rows), len(names.slots)), np.uint8)
-    for block, batch, contents in check.read(OWN_SCHEMA.names):
+    for block, batch, contents in check.read([*OWN_SCHEMA.names, ENHANCED]):
         own = states[part.rows(block)]
         offsets = part.offsets(block)
         texts = row_texts(batch, contents)[part.first(block) :: part.count]
         for slot in range(len(names.slots)):
-            own[:, slot] = _recognised(names.digests(slot, texts), committed.tasks, given_up.tasks)
+            digests, verified = names.digests(slot, texts), names.slots[slot][1].verified
+            done = settled if verified else committed.tasks
+            own[:, slot] = _recognised(digests, done, given_up.tasks, committed.tasks if verified else frozenset())
         for place in np.flatnonzero((own == _State.PENDING).any(axis=1)):
             row = check.row(RawRow(block, batch, int(offsets[place])))
             if row is not None and (committed.keys or given_up.keys):
-                slots = np.flatnonzero(own[place] == _State.PENDING)
-                keys = [bytes.fromhex(task.key) for task in names.tasks(row, texts[place], slots.tolist())]
-                own[place, slots] = _recognised(keys, committed.keys, given_up.keys)
+                for slot in np.flatnonzero(own[place] == _State.PENDING).tolist():
+                    [task] = names.tasks(row, texts[place], [slot])
+                    there = committed.keys if task.verified else frozenset()
+                    done = frozenset() if task.verified else committed.keys
+                    own[place, slot] = _recognised([bytes.fromhex(task.key)], done, given_up.keys, there)[0]
         report(block.index + block.rows)
     shared = check.find_repeats()
     if problems := check.problems:
@@ -98,7 +109,7 @@ def open_worklist(
         if part.has(number):
             states[number // part.count, names.slots_of(sample)] = _State.SHARED
     return Worklist(
-        asked=plan.asked - len(shared) * len(plan.strategies),
+        asked=plan.asked - len(shared) * len(plan.trials),
         total=int(np.count_nonzero(states != _State.SHARED)),
         done=int(np.count_nonzero(states == _State.DONE)),
         failed=int(np.count_nonzero(states == _State.FAILED)),
@@ -107,12 +118,14 @@ def open_worklist(
     )
 
 
-def _recognised(names: Sequence[bytes], committed: frozenset[bytes], given_up: frozenset[bytes]) -> np.ndarray:
-    """The state of each task."""
-    states = np.fromiter(map(committed.__contains__, names), np.uint8, len(names)) * np.uint8(_State.DONE)
-    if given_up:
-        failed = np.fromiter(map(given_up.__contains__, names), bool, len(names))
-        states[failed & (states == _State.PENDING)] = _State.FAILED
+def _recognised(
+    names: Sequence[bytes], done: frozenset[bytes], given_up: frozenset[bytes], unjudged: frozenset[bytes]
+) -> np.ndarray:
+    """The state of each task, by the first of these sets that has its name."""
+    states = np.full(len(names), np.uint8(_State.PENDING))
+    for state, known in ((_State.UNJUDGED, unjudged), (_State.FAILED, given_up), (_State.DONE, done)):
+        if known:
+            states[np.fromiter(map(known.__contains__, names), bool, len(names))] = state
     return states
 
 

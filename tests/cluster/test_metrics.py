@@ -106,7 +106,7 @@ def test_names_are_prometheus_own_way() -> None:
         assert re.fullmatch(r"numina_[a-z_]+", name)
         assert name.endswith("_total") == (metric.kind == "counter")
         assert metric.kind != "histogram" or name.endswith("_seconds")
-        assert set(metric.tags) <= {"strategy", "stage", "gang", "state", "error"}
+        assert set(metric.tags) <= {"strategy", "stage", "gang", "state", "error", "verdict"}
         assert len(metric.tags) == 1
 
 

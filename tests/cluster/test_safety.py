@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 
 import cluster.api
 from cluster.cli import app, main
-from cluster.evaluate import Verdict
 from cluster.job import JobConfig
+from cluster.outcomes import outcomes
 from cluster.plan import prepare
 from cluster.promptset import make_prompts, read_prompts
 from cluster.report import build_report
+from cluster.rows import ROW_SCHEMA
 from cluster.store import Store
+from cluster.strategy import Strategy
 from cluster.tables import count_table
 from cluster.terminal import say
 from numina.errors import InputError, PromptSetError
@@ -218,21 +220,17 @@ def test_markup_in_a_prompt_is_text_of_the_report(hostile: Path) -> None:
 
 def test_markup_in_a_prompt_is_text_of_a_table() -> None:
     """Rich's `[red]` colours nothing that others wrote."""
-    verdict = Verdict(
-        key=KEY,
-        prompt="[red]two[/red] [link=file:///etc/passwd]cats",
-        strategy="[bold]x",
-        sample=0,
-        guided=False,
-        nouns=("[/]cats",),
-        asked=(2,),
-        identified=None,
-        detected=((2,),),
-        count_accuracy=1.0,
-    )
+    row = dict.fromkeys(ROW_SCHEMA.names) | {
+        "key": KEY,
+        "prompt": "[red]two[/red] [link=file:///etc/passwd]cats",
+        "strategy": "[bold]x",
+        "targets": [{"noun": "[/]cats", "count": 2}],
+    }
+    verdicts = {KEY: {"detected": [{"noun": "[/]cats", "frames": [2]}], "count_accuracy": 1.0}}
+    made = {"[bold]x": outcomes(Strategy(name="[bold]x", base="[bold]x"), [row], verdicts)}
     console = Console(width=200, force_terminal=True, color_system=None)
     with console.capture() as captured:
-        console.print(count_table([verdict], "[red]out"))
+        console.print(count_table(made, verdicts, "[red]out"))
     for text in ("[red]two[/red] [link=file:///etc/passwd]cats", "[bold]x", "[/]cats", "[red]out"):
         assert text in captured.get()
 

@@ -16,7 +16,7 @@ from tests.cluster.test_store import a_row, key_of
 
 
 def tasks(*numbers: int) -> Iterator[Any]:
-    return iter([SimpleNamespace(key=key_of(number)) for number in numbers])
+    return iter([SimpleNamespace(key=key_of(number), verified=False) for number in numbers])
 
 
 def drained(supply: Supply, *, seconds: float = 20.0) -> list[str]:

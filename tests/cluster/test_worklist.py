@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import cluster.promptfiles
 import cluster.promptrows
 from cluster.job import load_job
-from cluster.plan import ClipTask, JobPlan
+from cluster.plan import ClipTask, JobPlan, TaskNames
 from cluster.promptset import make_prompts, open_prompts, write_targets
 from cluster.store import Committed
 from cluster.worklist import open_worklist
@@ -275,3 +275,42 @@ def test_a_set_that_was_changed_meanwhile_is_refused(tmp_path: Path) -> None:
     numbered(tmp_path, 5)
     with pytest.raises(PromptSetError, match=r"set\.parquet was replaced after it was checked"):
         next(worklist.tasks())
+
+
+class TestVerified:
+    """What is asked for until a judge accepts it."""
+
+    OVERRIDES = ("strategies=[baseline,numina+verified]", "verify.attempts=3")
+
+    def test_a_sample_is_done_when_it_is_settled(self, tmp_path: Path) -> None:
+        """A committed attempt isn't enough: it is handed out to be judged. Settled by its chain, it is done."""
+        plan = a_plan(numbered(tmp_path, 2), *self.OVERRIDES)
+        tasks = list(plan.tasks())
+        first = next(task for task in tasks if task.verified)
+        worklist = open_worklist(plan, of([first]), NOTHING)
+        assert (worklist.total, worklist.done) == (4, 0)
+        assert {task.key: task.there for task in worklist.tasks()} == {task.key: task is first for task in tasks}
+        assert open_worklist(plan, of([first], digests=False), NOTHING).done == 0
+        settled = open_worklist(plan, of([first]), NOTHING, settled=frozenset([bytes.fromhex(first.chain)]))
+        assert settled.done == 1
+        assert first.key not in [task.key for task in settled.tasks()]
+
+    def test_what_failed_for_good_is_known_by_the_chain(self, tmp_path: Path) -> None:
+        """Whichever attempt it was: the sample isn't begun again."""
+        plan = a_plan(numbered(tmp_path, 1), *self.OVERRIDES)
+        [first] = [task for task in plan.tasks() if task.verified]
+        later = TaskNames(plan).attempts(first)[2]
+        assert later.chain_digest == first.digest
+        failed = Committed(keys=frozenset(), tasks=frozenset([bytes.fromhex(later.chain_digest)]))
+        for committed in (NOTHING, of([first])):
+            assert open_worklist(plan, committed, failed).failed == 1
+
+    def test_a_strategy_shares_its_clips(self, tmp_path: Path) -> None:
+        """numina's clip is the first attempt of numina+verified, and of a seed search among seeds of numina."""
+        path = numbered(tmp_path, 1)
+        names = "strategies=[numina,numina+verified,numina+seed_search]"
+        tasks = list(a_plan(path, names, "search.seeds=3").tasks())
+        assert [(task.attempt, task.verified) for task in tasks] == [(0, True), (1, False), (2, False)]
+        [alone] = a_plan(path, "strategies=[numina]").tasks()
+        assert alone.key == tasks[0].key
+        assert TaskNames(a_plan(path, names)).attempts(tasks[0])[2].key == tasks[2].key

@@ -1,0 +1,110 @@
+"""`verified` on a real Ray: a judge beside the gangs, attempts until one is accepted, and resuming amid a chain.
+
+The counter finds no shape in a random model's clips and rejects them all; where one is to be accepted, its verdict is
+there before.
+"""
+
+from collections.abc import Callable
+
+import pytest
+
+from cluster.driver import prepare, run_job
+from cluster.job import JobConfig
+from cluster.outcomes import outcomes, strategies_of
+from cluster.plan import ClipTask, TaskNames
+from cluster.store import Store
+
+Job = Callable[..., JobConfig]
+VERIFIED = ["strategies=[numina+verified]", "verify.attempts=3", "parallel.ulysses=1", "generation.steps=3"]
+
+
+def chains(job: JobConfig) -> dict[str, list[ClipTask]]:
+    """All attempts that a prompt may have, by its id."""
+    plan = prepare(job)
+    return {task.row.id or "": TaskNames(plan).attempts(task) for task in plan.tasks() if task.verified}
+
+
+def accept(job: JobConfig, task: ClipTask) -> None:
+    """A verdict that was there before."""
+    store = Store(job.output)
+    store.open_run(prepare(job).identity())
+    store.put_evaluation("counter", task.key, {"count_accuracy": 1.0, "chain": task.chain})
+
+
+@pytest.mark.timeout(200)
+def test_attempts_go_on_until_one_is_accepted(joining_job: Job) -> None:
+    """One prompt's second attempt is accepted, the other's are all rejected: two rows and three, a verdict on each,
+    and what each cost. Run again, nothing is made; with more attempts allowed, the rejected one goes on."""
+    job = joining_job(*VERIFIED)
+    own = chains(job)
+    accept(job, own["pair"][1])
+    outcome = run_job(prepare(job))
+    assert (outcome.total, outcome.done, outcome.generated, outcome.failed) == (2, 2, 5, 0)
+    assert (outcome.accepted, outcome.rejected) == (1, 1)
+
+    store = Store(job.output)
+    rows = store.rows().to_pylist()
+    attempts = {(row["id"], row["attempt"]): row for row in rows}
+    assert attempts.keys() == {("pair", 0), ("pair", 1), ("single", 0), ("single", 1), ("single", 2)}
+    assert {row["key"] for row in rows} == {task.key for task in [*own["pair"][:2], *own["single"]]}
+    assert len({row["seed"] for row in rows}) == 5
+    verdicts = {row["key"]: row for row in store.evaluations("counter").to_pylist()}
+    assert verdicts.keys() == {row["key"] for row in rows}
+    [strategy] = strategies_of(store, rows)
+    made = {found.kept["id"]: found for found in outcomes(strategy, rows, verdicts)}
+    assert (made["pair"].accepted, made["pair"].kept["attempt"], made["single"].accepted) == (True, 1, False)
+    assert made["single"].cost > made["pair"].cost > 0
+
+    status = store.status()
+    assert (status.done, status.completed, status.left) == (5, 2, 0)
+    again = run_job(prepare(job))
+    assert (again.done, again.generated) == (2, 0)
+    more = run_job(prepare(joining_job(*VERIFIED[:1], "verify.attempts=4", *VERIFIED[2:])))
+    assert (more.done, more.generated, more.rejected) == (2, 1, 1)
+
+
+@pytest.mark.timeout(200)
+def test_a_chain_goes_on_where_it_was_left(joining_job: Job) -> None:
+    """What was committed and not judged is judged, not made again; clips of other strategies are attempts too."""
+    plain = joining_job(*VERIFIED, "strategies=[numina]")
+    assert run_job(prepare(plain)).generated == 2
+    job = joining_job(*VERIFIED, "verify.attempts=2", "limit=1")
+    [attempts] = chains(job).values()
+    accept(job, attempts[1])
+    outcome = run_job(prepare(job))
+    assert (outcome.total, outcome.done, outcome.generated, outcome.accepted) == (1, 1, 1, 1)
+    assert Store(job.output).row(attempts[0].key) is not None
+
+
+@pytest.mark.timeout(200)
+def test_stronger_attempts_keep_the_noise(joining_job: Job) -> None:
+    """With more guidance each; the clip differs where anything was guided at all."""
+    retry = ["verify.retry=stronger", "verify.strengthen=2", "verify.attempts=2", "method.preset=paper"]
+    job = joining_job(*VERIFIED, *retry, "limit=1", "method.guide.add=4")
+    assert run_job(prepare(job)).generated == 2
+    first, second = sorted(Store(job.output).rows().to_pylist(), key=lambda row: row["attempt"])
+    assert (first["seed"], first["strength"], second["strength"]) == (second["seed"], 1.0, 2.0)
+    assert first["guided"]
+    assert second["guided"]
+    assert first["video_sha256"] != second["video_sha256"]
+
+
+@pytest.mark.timeout(200)
+def test_a_prompt_is_enhanced_and_its_own_is_kept(joining_job: Job) -> None:
+    """The row says what was generated with and what was asked; both strategies are of one prompt."""
+    job = joining_job("strategies=[baseline,prompt_enhancement]", "parallel.ulysses=1", "generation.steps=2", "limit=1")
+    assert run_job(prepare(job)).generated == 2
+    store = Store(job.output)
+    rows = {row["strategy"]: row for row in store.rows().to_pylist()}
+    plain, enhanced = rows["baseline"], rows["prompt_enhancement"]
+    assert plain["original_prompt"] is None
+    assert enhanced["original_prompt"] == plain["prompt"] != enhanced["prompt"]
+    assert enhanced["targets"] == plain["targets"]
+    assert enhanced["seed"] == plain["seed"]
+    samples = [
+        outcome.sample
+        for strategy in strategies_of(store, list(rows.values()))
+        for outcome in outcomes(strategy, list(rows.values()), {})
+    ]
+    assert len(samples) == 2
+    assert len(set(samples)) == 1

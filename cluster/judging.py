@@ -14,7 +14,7 @@ from cluster.evaluate import judge_rows
 from cluster.gang import Arrival, Member, Spec
 from cluster.stages import store_of
 from cluster.store import Store
-from cluster.verdicts import Row, accuracy_of, check_settings
+from cluster.verdicts import Row, check_settings
 from pipelines.judges import Judge, JudgeConfig, load_judge
 from pipelines.registry import place_free
 
@@ -100,7 +100,7 @@ class JudgeActor(Member):
             [verdict] = judge_rows(store, self.judge, [row])
         else:
             check_settings(store, self.judge, [verdict])
-        return accuracy_of(verdict)
+        return float(verdict["count_accuracy"] or 0.0)
 
 
 class Evaluator:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cluster.strategy import ACCEPT, ACCEPTED, BEST, Strategy, strategy_of
-from cluster.verdicts import accuracy_of
 
 if TYPE_CHECKING:
     from cluster.store import Store
@@ -87,7 +86,7 @@ def rank_seconds(row: Row) -> float:
 
 
 def _outcome(strategy: Strategy, tries: Sequence[Row], verdicts: Mapping[str, Row], accept: float) -> Outcome:
-    scores = [accuracy_of(verdicts[row["key"]]) if row["key"] in verdicts else None for row in tries]
+    scores = [verdicts[row["key"]]["count_accuracy"] if row["key"] in verdicts else None for row in tries]
     counted = len(tries)
     if strategy.select == ACCEPTED:  # others may have been made by a seed search
         good = [place for place, score in enumerate(scores) if score is not None and score >= accept]

@@ -56,11 +56,6 @@ def verdicts_of(store: Store, judge: Judge, rows: Sequence[Row]) -> list[dict[st
     ]
 
 
-def accuracy_of(verdict: Row) -> float:
-    """A verdict's CountAcc, in [0, 1]; 0 where there was no video."""
-    return float(verdict["count_accuracy"] or 0.0)
-
-
 def check_settings(store: Store, judge: Judge, kept: Sequence[Row]) -> None:
     """Raises OutputError where an output has verdicts of a judge of this name, but of other settings."""
     settings = canonical_json(judge.settings)

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int64, Integer
 
+RESAMPLED_AT_ONCE = 2_000_000  # values: a bootstrap of many prompts would take prompts × prompts of memory
+
 Detected = Integer[np.ndarray, "frames nouns"] | None
 Values = Sequence[float] | Float[np.ndarray, " prompts"]
 
@@ -161,7 +163,13 @@ def _resampled(sample: Float[np.ndarray, " prompts"], level: float, resamples: i
 
     def bounds(method: str) -> tuple[float, float]:
         found: Any = stats.bootstrap(
-            (sample,), np.mean, confidence_level=level, n_resamples=resamples, method=method, rng=seed
+            (sample,),
+            np.mean,
+            confidence_level=level,
+            n_resamples=resamples,
+            method=method,
+            rng=seed,
+            batch=max(1, RESAMPLED_AT_ONCE // len(sample)),
         ).confidence_interval
         return float(found.low), float(found.high)
 

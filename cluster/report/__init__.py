@@ -1,4 +1,4 @@
-"""The report of a dataset: one static HTML page with its videos beside their layouts and counts."""
+"""The report of a dataset: a static page of all its clips, their layouts and counts, which needs no server."""
 
 from cluster.report.page import build_report
 

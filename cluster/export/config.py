@@ -1,0 +1,37 @@
+"""What is exported and how, and what comes of it."""
+
+from dataclasses import dataclass, field
+
+from cluster.export.selection import ONLY
+from numina.errors import InputError
+
+FORMATS = ("hf", "webdataset", "countbench", "vbench")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """An export's settings. Raises InputError for a value out of range."""
+
+    to: str  # one of FORMATS
+    strategy: str | None = None  # None: all of them, where the form takes several
+    judge: str | None = None  # whose verdicts go along; None: the only one's
+    only: str = "all"  # all | judged | accepted
+    shard_clips: int = 1000  # of WebDataset: clips in one tar at most
+    license: str = "other"  # of the dataset card
+
+    def __post_init__(self) -> None:
+        if self.to not in FORMATS:
+            raise InputError(f"--to {self.to!r} isn't known; choose from {', '.join(FORMATS)}")
+        if self.only not in ONLY:
+            raise InputError(f"--only {self.only!r} isn't known; choose from {', '.join(ONLY)}")
+        if self.shard_clips < 1:
+            raise InputError(f"--shard-clips is {self.shard_clips}; a tar takes at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export holds."""
+
+    clips: int
+    lost: dict[str, str] = field(default_factory=dict)  # videos left out, by their names in the output, and why
+    notes: tuple[str, ...] = ()  # worth knowing

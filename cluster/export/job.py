@@ -1,0 +1,53 @@
+"""One export: from an output to a folder, in one of FORMATS; the same again copies only what isn't there."""
+
+import json
+from collections.abc import Callable
+
+from cluster.atomic import open_files
+from cluster.export import countbench, hf, vbench, webdataset
+from cluster.export.config import ExportConfig, Exported
+from cluster.export.copying import Report
+from cluster.export.selection import Selection, select
+from cluster.files import Files
+from cluster.store import Store
+from numina.errors import OutputError
+
+RECORD = "export.json"
+WRITERS: dict[str, Callable[[Store, Files, Selection, ExportConfig, Report], Exported]] = {
+    "hf": hf.write,
+    "webdataset": webdataset.write,
+    "countbench": countbench.write,
+    "vbench": vbench.write,
+}
+ONE_CLIP = ("countbench", "vbench")  # of each prompt and sample
+
+
+def export(store: Store, folder: str, config: ExportConfig, report: Report = lambda done, total: None) -> Exported:
+    """Write an output's clips to a local folder or a URL that fsspec knows.
+
+    Raises OutputError for an output without rows, unknown strategies and judges, or a folder that holds something else.
+    """
+    one = config.to if config.to in ONE_CLIP else None
+    selection = select(store, strategy=config.strategy, judge=config.judge, only=config.only, one=one)
+    files = open_files(folder, single_writer=True)
+    _claim(files, store, config)
+    return WRITERS[config.to](store, files, selection, config, report)
+
+
+def _claim(files: Files, store: Store, config: ExportConfig) -> None:
+    """The folder is empty, or holds an export of the same settings."""
+    settings: dict[str, str | int | None] = {"output": store.root, "to": config.to, "strategy": config.strategy}
+    settings |= {"judge": config.judge, "only": config.only}
+    settings |= {"shard_clips": config.shard_clips} if config.to == "webdataset" else {}
+    record = json.dumps(settings, sort_keys=True)
+    try:
+        kept = files.read(RECORD).decode()
+    except FileNotFoundError:
+        if names := sorted(name for name in files.names() if name != "lost+found"):
+            raise OutputError(
+                f"{files.root!r} is no export, but holds {', '.join(names[:5])}: give an empty or a new folder"
+            ) from None
+        files.replace(RECORD, record.encode())
+        return
+    if kept != record:
+        raise OutputError(f"{files.root!r} holds another export, {kept}; now it is {record}: give another folder")

@@ -1,0 +1,159 @@
+"""Which clips of an output an export holds: those that its strategies keep, each once, with a judge's verdict."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.outcomes import Outcome, Row, accepted_from, outcomes, strategies_of
+from cluster.rows import DETECTED
+from cluster.store import Store
+from numina.errors import OutputError
+
+ONLY = ("all", "judged", "accepted")
+
+# What outcomes need of a row: a hundred thousand whole rows would be gigabytes of Python objects.
+_NEEDED = (
+    *("key", "chain", "attempt", "strength", "strategy", "id", "sample", "prompt", "original_prompt", "targets"),
+    *("gpu_seconds", "timings", "ulysses", "ring", "cfg"),
+)
+VERDICT = pa.schema(
+    [
+        ("strategies", pa.list_(pa.string())),  # that keep this clip
+        ("judge", pa.string()),
+        ("count_accuracy", pa.float64()),
+        ("accepted", pa.bool_()),
+        ("detected", DETECTED),
+        ("clip_score", pa.float64()),
+        ("temporal_consistency", pa.float64()),
+    ]
+)
+"""The columns that an export has beside its rows' own; null where the clip wasn't judged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """What one judge says of one strategy's clips."""
+
+    judge: str
+    strategy: str
+    clips: int
+    judged: int
+    count_accuracy: float | None  # mean over judged clips, in [0, 1]
+    accepted: int
+    cost: float  # rank-seconds of all attempts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The clips of an export, and what is known of all of them."""
+
+    rows: pa.Table  # a row for each clip, sorted by id, sample and key: the output's columns, then VERDICT's
+    strategies: tuple[str, ...]  # that were asked for
+    judge: str | None  # whose verdicts the rows have
+    accept: float  # CountAcc from which a clip is accepted
+    accuracies: tuple[Accuracy, ...]  # of all judges and these strategies
+
+
+def select(store: Store, *, strategy: str | None, judge: str | None, only: str, one: str | None = None) -> Selection:
+    """The clips that the strategies keep; those of `strategy`, where it is given.
+
+    `one` names a form that takes one clip of each sample, so one strategy. Raises OutputError for an output without
+    rows, unknown names, or when nothing is left.
+    """
+    table = store.rows() if store.run_config() is not None else None
+    if not table:
+        raise OutputError(f"output {store.root!r} holds no rows; give an output of `numina run` that has some")
+    rows = table.select(_NEEDED).to_pylist()
+    made, accept = _strategies(store, rows, strategy, one), accepted_from(store)
+    name = _judge(store, judge, only)
+    verdicts = {own: _verdicts(store, own) for own in store.judges()}
+    kept = {own.name: outcomes(own, rows, verdicts.get(name or "", {}), accept) for own in made}
+    chosen = _chosen(kept, only)
+    if not chosen:
+        raise OutputError(f"output {store.root!r} has no clip that is {only} by {name}; export all")
+    accuracies = [
+        _accuracy(judged, own.name, outcomes(own, rows, found, accept))
+        for judged, found in verdicts.items()
+        for own in made
+    ]
+    return Selection(
+        rows=_table(table, chosen, name, verdicts.get(name or "", {})),
+        strategies=tuple(kept),
+        judge=name,
+        accept=accept,
+        accuracies=tuple(own for own in accuracies if own.judged),
+    )
+
+
+def _strategies(store: Store, rows: Sequence[Row], strategy: str | None, one: str | None) -> list[Any]:
+    made = strategies_of(store, rows)
+    names = ", ".join(own.name for own in made)
+    if strategy is None:
+        if one and len(made) > 1:
+            raise OutputError(f"{one} takes one clip of each prompt and sample; give --strategy, one of {names}")
+        return made
+    found = [own for own in made if own.name == strategy]
+    if not found:
+        raise OutputError(f"strategy {strategy!r} isn't in output {store.root!r}; choose from {names}")
+    return found
+
+
+def _judge(store: Store, judge: str | None, only: str) -> str | None:
+    judges = store.judges()
+    known = ", ".join(judges) or "none; run `numina evaluate` first"
+    if judge is not None and judge not in judges:
+        raise OutputError(f"judge {judge!r} gave no verdicts in output {store.root!r}; there are {known}")
+    if judge is None and only != "all" and len(judges) != 1:
+        raise OutputError(f"--only {only} needs a judge; give --judge, one of {known}")
+    return judge if judge is not None or len(judges) != 1 else judges[0]
+
+
+def _verdicts(store: Store, judge: str) -> dict[str, Row]:
+    return {verdict["key"]: verdict for verdict in store.evaluations(judge).to_pylist()}
+
+
+def _chosen(kept: Mapping[str, Sequence[Outcome]], only: str) -> dict[str, tuple[list[str], bool | None]]:
+    """By the key of a clip the strategies that keep it, and whether it is accepted."""
+    chosen: dict[str, tuple[list[str], bool | None]] = {}
+    for name, own in kept.items():
+        for outcome in own:
+            if only == "all" or outcome.accepted or (only == "judged" and outcome.accepted is not None):
+                chosen.setdefault(outcome.kept["key"], ([], outcome.accepted))[0].append(name)
+    return chosen
+
+
+def _accuracy(judge: str, strategy: str, found: Sequence[Outcome]) -> Accuracy:
+    scores = [outcome.accuracy for outcome in found if outcome.accuracy is not None]
+    return Accuracy(
+        judge=judge,
+        strategy=strategy,
+        clips=len(found),
+        judged=len(scores),
+        count_accuracy=sum(scores) / len(scores) if scores else None,
+        accepted=sum(bool(outcome.accepted) for outcome in found),
+        cost=sum(outcome.cost for outcome in found),
+    )
+
+
+def _table(
+    table: pa.Table,
+    chosen: Mapping[str, tuple[list[str], bool | None]],
+    judge: str | None,
+    verdicts: Mapping[str, Row],
+) -> pa.Table:
+    kept = table.filter(pc.is_in(table["key"], pa.array(list(chosen))))
+    kept = kept.sort_by([(name, "ascending") for name in ("id", "prompt", "sample", "key")])
+    kept = kept.rename_columns([f"set_{name}" if name in VERDICT.names else name for name in kept.column_names])
+    added = []
+    for key in kept["key"].to_pylist():
+        strategies, accepted = chosen[key]
+        verdict = verdicts.get(key, {})
+        own = {name: verdict.get(name) for name in VERDICT.names if name in verdict}
+        added.append(own | {"strategies": strategies, "accepted": accepted, "judge": judge if verdict else None})
+    columns = pa.Table.from_pylist(added, schema=VERDICT)
+    for name in VERDICT.names:
+        kept = kept.append_column(VERDICT.field(name), columns[name])
+    return kept.combine_chunks()

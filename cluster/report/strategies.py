@@ -1,0 +1,43 @@
+"""What each strategy made of the prompts, by one judge: which clip it keeps, and what it paid for all its tries."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cluster.outcomes import accepted_from, outcomes, strategies_of
+from cluster.report.clips import Clip
+from cluster.store import Store
+from cluster.strategy import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A strategy's clip of one prompt and sample."""
+
+    clip: Clip
+    accepted: bool | None  # by the judge; None where it hasn't seen the clip
+    cost: float  # rank-seconds of all attempts
+
+
+Results = Mapping[str, Sequence[Result]]
+"""By strategy, the baseline first; those that have no clip yet aren't there."""
+
+
+def results_by_judge(store: Store, clips: Sequence[Clip], judges: Sequence[str]) -> dict[str, Results]:
+    """By each judge; by "" where none has counted."""
+    strategies = strategies_of(store, [clip.row for clip in clips])
+    accept = accepted_from(store)
+    return {judge: _results(strategies, clips, judge, accept) for judge in judges or [""]}
+
+
+def _results(strategies: Sequence[Strategy], clips: Sequence[Clip], judge: str, accept: float) -> Results:
+    by_key = {clip.row["key"]: clip for clip in clips}
+    rows = [clip.row for clip in clips]
+    evaluations = {key: clip.verdicts[judge].evaluation for key, clip in by_key.items() if judge in clip.verdicts}
+    found = {
+        strategy.name: [
+            Result(clip=by_key[outcome.kept["key"]], accepted=outcome.accepted, cost=outcome.cost)
+            for outcome in outcomes(strategy, rows, evaluations, accept)
+        ]
+        for strategy in sorted(strategies, key=lambda strategy: strategy.name != "baseline")
+    }
+    return {name: results for name, results in found.items() if results}

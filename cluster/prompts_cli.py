@@ -13,7 +13,6 @@ prompts_app = typer.Typer(no_args_is_help=True, help="Make, import, enhance and 
 
 World = Literal["captions", "testbed"]
 Writers = Literal["rules", "testbed", "endpoint", "local"]
-DEFAULT_WORLD: World = "testbed"
 SHOWN_NOUNS = 12
 SHOWN_NOTES = 10
 
@@ -71,7 +70,7 @@ def prompts_make(
     seed: Annotated[int, typer.Option(min=0, help="Of the order of everything.")] = 0,
     world: Annotated[
         World, typer.Option(help="`captions` of common things, or `testbed`: what the embedded model never saw.")
-    ] = DEFAULT_WORLD,
+    ] = "captions",
     counts: Annotated[str | None, typer.Option(help="Counts to ask for, e.g. 1-8 or 2,4,6.")] = None,
     per_prompt: Annotated[str | None, typer.Option(help="Numbers of nouns in a prompt, e.g. 1-3.")] = None,
     nouns: Annotated[str | None, typer.Option(help="Nouns, comma-separated, or a file with one a line.")] = None,

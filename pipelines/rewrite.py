@@ -149,10 +149,11 @@ class LocalWriter:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        options = {"local_files_only": True, "trust_remote_code": False}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, **options)
-            model = AutoModelForCausalLM.from_pretrained(self.folder, use_safetensors=True, dtype="auto", **options)
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                self.folder, use_safetensors=True, dtype="auto", local_files_only=True
+            )
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
                 f"--model {self.folder!r} can't be loaded: {error}; give a folder with safetensors"

@@ -74,7 +74,7 @@ def test_run_status_evaluate_report(tiny_job: Job, tmp_path: Path) -> None:
     assert len({row["config_hash"] for row in rows}) == 3
 
     table = numina("evaluate", output)
-    assert all(f"CountAcc {strategy}: " in table for strategy in strategies)
+    assert all(f"CountAcc {strategy} − baseline: " in table for strategy in strategies - {"baseline"})
     assert "report.html" in numina("report", output)
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(strategy in page for strategy in strategies)
@@ -94,7 +94,7 @@ def test_run_status_evaluate_report(tiny_job: Job, tmp_path: Path) -> None:
 def test_prompts_make_and_check(tmp_path: Path) -> None:
     """A made set checks; its targets can be written out; making it again is refused."""
     made, filled = str(tmp_path / "made.parquet"), str(tmp_path / "filled.parquet")
-    assert "12 prompts" in numina("prompts", "make", made, "-n", "12")
+    assert "12 prompts" in numina("prompts", "make", made, "-n", "12", "--world", "testbed")
     output = numina("prompts", "check", made, "--write", filled)
     assert output.count("background") == 12
     assert "12 rows" in output

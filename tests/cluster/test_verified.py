@@ -4,7 +4,11 @@ The counter finds no shape in a random model's clips and rejects them all; where
 there before.
 """
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +112,23 @@ def test_a_prompt_is_enhanced_and_its_own_is_kept(joining_job: Job) -> None:
     ]
     assert len(samples) == 2
     assert len(set(samples)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_one_command_compares_strategies(tmp_path: Path) -> None:
+    """On the embedded model: clips made, judged, and a table printed with a line each; again, nothing is made."""
+    overrides = ["--config", "comparison", f"output={tmp_path}/out", "limit=2", "strategies=[baseline,verified]"]
+    command = [sys.executable, "-m", "cluster.cli", "compare", *overrides, "verify.attempts=2"]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        for words in ("judged by counter", "baseline", "verified", "CountAcc verified − baseline", "cost of one"):
+            assert words in done.stdout
+    rows = Store(f"{tmp_path}/out", single_writer=True).rows().to_pylist()
+    summary = json.loads((tmp_path / "out/evaluations/summary.json").read_text())
+    own = {found["strategy"]: found for found in summary["judges"][0]["strategies"]}
+    assert len(rows) == own["baseline"]["attempts"] + own["verified"]["attempts"]
+    assert own["verified"]["accepted"] + own["verified"]["rejected"] == 2
+    better = own["verified"]["groups"][0]["measures"]["count_accuracy"]["mean"]
+    assert better > own["baseline"]["groups"][0]["measures"]["count_accuracy"]["mean"]

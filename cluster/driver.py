@@ -104,7 +104,8 @@ def _open(
     settled = frozenset[bytes]()
     if plan.job.verifies:
         verify = plan.job.verify
-        settled = store.settled(judge_config(verify.judge, plan.job.judge).name, verify.accept, verify.strengths)
+        judge_name = judge_config(verify.judge, plan.job.judge).name
+        settled = store.settled(judge_name, verify.accept, verify.strengths, committed.keys)
     worklist = open_worklist(plan, committed, given_up, checked, settled)
     progress.total, progress.done, progress.failed = worklist.total, worklist.done, worklist.failed
     return worklist

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from pipelines.cache import cache_label, check_cache
 from pipelines.clip import Clip
 from pipelines.enhance import enhance_prompt
 from pipelines.judges import inspect_judge
+from pipelines.judges.counter import phrases_of
 from pipelines.registry import inspect_model, resolve_device, resolve_dtype
 from pipelines.support import Wish, check_support, resolve_engine
 from pipelines.testbed import WEIGHTS
@@ -260,12 +261,21 @@ def prepare(job: JobConfig) -> JobPlan:
     elif job.cluster.address == "local":
         device = resolve_device(device)
     check_combination(job, model, device)
-    if job.verifies:
-        inspect_judge(judge_config(job.verify.judge, job.judge))
     path = prompt_path(job.prompts)
     require_prompts(path, job.max_count, limit=min(FIRST_ROWS, job.limit or FIRST_ROWS))
     prompts = open_prompts(path, limit=job.limit)
+    if job.verifies:
+        check_judge(job, islice(prompts.parse(job.max_count), FIRST_ROWS))
     return JobPlan(job=job, model=model, device=device, dtype=resolve_dtype(job.model.dtype, device), prompts=prompts)
+
+
+def check_judge(job: JobConfig, rows: Iterable[PromptRow]) -> None:
+    """Raises an InputError where the judge of verified clips isn't there, or is the counter and can't know a noun."""
+    judge = judge_config(job.verify.judge, job.judge)
+    inspect_judge(judge)
+    if judge.kind == "counter":
+        for row in rows:
+            phrases_of(row.prompt, row.targets)
 
 
 def check_submitted(job: JobConfig) -> None:

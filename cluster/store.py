@@ -354,8 +354,10 @@ class Store:
         verdict: dict[str, Any] = union(EVALUATION_SCHEMA, [found]).to_pylist()[0]
         return verdict
 
-    def settled(self, judge: str, accept: float, strengths: Sequence[float]) -> frozenset[bytes]:
-        """Chains of which a judge accepted an attempt, by its CountAcc, or refused the last of so many."""
+    def settled(
+        self, judge: str, accept: float, strengths: Sequence[float], committed: Collection[bytes]
+    ) -> frozenset[bytes]:
+        """Chains of which a judge accepted a committed attempt, by its CountAcc, or refused the last of so many."""
         columns = ["key", "chain", "attempt", "strength", "count_accuracy"]
         names = self.files.walk(f"evaluations/{judge}")
         settled = set[bytes]()
@@ -363,7 +365,8 @@ class Store:
             for verdict in union(EVALUATION_SCHEMA, [table]).select(columns).to_pylist():
                 attempt = verdict["attempt"] or 0
                 asked = verdict["chain"] and attempt < len(strengths) and verdict["strength"] == strengths[attempt]
-                if asked and ((verdict["count_accuracy"] or 0) >= accept or attempt + 1 == len(strengths)):
+                there = bytes.fromhex(verdict["key"]) in committed
+                if asked and there and ((verdict["count_accuracy"] or 0) >= accept or attempt + 1 == len(strengths)):
                     settled.add(bytes.fromhex(verdict["chain"]))
         return frozenset(settled)
 
@@ -415,7 +418,7 @@ class Store:
         failed = len(self.given_up(Committed(keys=keys, tasks=frozenset())).keys)
         latest = self._latest_run()
         asked: int | None = latest["asked"]
-        completed = self._completed(latest["info"]) if "verify" in latest["info"] else len(keys)
+        completed = self._completed(latest["info"], keys) if "verify" in latest["info"] else len(keys)
         rate = _recent_rate(times)
         left = None if asked is None else max(0, asked - completed - failed)
         return Status(
@@ -439,7 +442,7 @@ class Store:
         latest = max(self.files.names("runs"), default=None)
         return self._read_json(f"runs/{latest}", "remove it") if latest else {"asked": None, "info": {}}
 
-    def _completed(self, info: Mapping[str, Any]) -> int:
+    def _completed(self, info: Mapping[str, Any], keys: Collection[bytes]) -> int:
         """Of what a run that verifies asked for: settled chains, and the clips of its other strategies."""
         strategies, verify = info["strategies"], info["verify"]
         verified = {own["base"]: own["strengths"] for own in strategies if own["select"] == "accepted"}
@@ -454,7 +457,7 @@ class Store:
         rows = first_of_each(union(ROW_SCHEMA, self.row_files.tables(columns)), "key").select(columns).to_pylist()
         made = sum((row["strategy"], row["attempt"], row["strength"]) in others for row in rows)
         chains = {
-            strengths: self.settled(verify["judge"], verify["accept"], strengths)
+            strengths: self.settled(verify["judge"], verify["accept"], strengths, keys)
             for strengths in map(tuple, verified.values())
         }
         return made + len(frozenset().union(*chains.values()))

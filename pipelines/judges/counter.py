@@ -29,12 +29,12 @@ class ExactCounter:
 
     def judge(self, cases: Sequence[Case]) -> list[Judgement]:
         """Raises InputError for a noun that the embedded model's world doesn't have."""
-        asked = [_phrases(case.prompt, case.targets) for case in cases]  # all errors before the first count
+        asked = [phrases_of(case.prompt, case.targets) for case in cases]  # all errors before the first count
         return [self._judge(case, phrases) for case, phrases in zip(cases, asked, strict=True)]
 
     def count(self, video: Video, prompt: str, targets: Sequence[Target]) -> Int[np.ndarray, "frames nouns"]:
         """Of every frame. Raises InputError for a noun that the embedded model's world doesn't have."""
-        return counter.count(video, _phrases(prompt, targets))
+        return counter.count(video, phrases_of(prompt, targets))
 
     def _judge(self, case: Case, phrases: Sequence[Phrase]) -> Judgement:
         frames = [_boxes(frame, phrases) for frame in case.video[:: self.config.every]]
@@ -44,7 +44,8 @@ class ExactCounter:
         )
 
 
-def _phrases(prompt: str, targets: Sequence[Target]) -> list[Phrase]:
+def phrases_of(prompt: str, targets: Sequence[Target]) -> list[Phrase]:
+    """Colour and shape of each target. Raises InputError for one that the embedded model's world doesn't have."""
     shown = {target.noun: (target.colour, target.shape) for target in counter.parse(prompt)}
     unknown = [target.noun for target in targets if target.noun not in shown]
     if unknown:

@@ -26,7 +26,7 @@ logs.set_up(sys.argv[1])
 now = JobProgress(checked=120_000)
 with job_progress() as report:
     report(now)
-    now.total, now.generated, now.began = 40, 12, time.monotonic() - 1000
+    now.total, now.generated, now.completed, now.began = 40, 12, 12, time.monotonic() - 1000
     for step in range(int(sys.argv[2])):
         now.done, now.failed = 12 + step, 1
         now.gangs = {f"gang-{n}": "identify + layout" if n else "loading" for n in range(int(sys.argv[3]))}

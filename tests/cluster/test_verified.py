@@ -16,7 +16,9 @@ from cluster.driver import prepare, run_job
 from cluster.job import JobConfig
 from cluster.outcomes import outcomes, strategies_of
 from cluster.plan import ClipTask, TaskNames
+from cluster.promptset import make_prompts
 from cluster.store import Store
+from numina.errors import InputError, ModelError
 
 Job = Callable[..., JobConfig]
 VERIFIED = ["strategies=[numina+verified]", "verify.attempts=3", "parallel.ulysses=1", "generation.steps=3"]
@@ -32,7 +34,8 @@ def accept(job: JobConfig, task: ClipTask) -> None:
     """A verdict that was there before."""
     store = Store(job.output)
     store.open_run(prepare(job).identity())
-    store.put_evaluation("counter", task.key, {"count_accuracy": 1.0, "chain": task.chain})
+    verdict = {"count_accuracy": 1.0, "chain": task.chain, "attempt": task.attempt, "strength": task.strength}
+    store.put_evaluation("counter", task.key, verdict)
 
 
 @pytest.mark.timeout(200)
@@ -67,6 +70,16 @@ def test_attempts_go_on_until_one_is_accepted(joining_job: Job) -> None:
     assert (more.done, more.generated, more.rejected) == (2, 1, 1)
 
 
+def test_a_judge_that_cant_know_a_noun_is_refused_first(tiny_job: Job, tmp_path: Path) -> None:
+    """Before anything is generated, with what to do."""
+    make_prompts([{"prompt": "three cats"}], str(tmp_path / "cats.parquet"))
+    job = tiny_job(*VERIFIED, f"prompts={tmp_path}/cats.parquet")
+    with pytest.raises(InputError, match="knows coloured shapes only, not cats"):
+        prepare(job)
+    with pytest.raises(ModelError, match="grounding-dino"):
+        prepare(tiny_job(*VERIFIED, "verify.judge=published", f"judge.path={tmp_path}/nowhere"))
+
+
 @pytest.mark.timeout(200)
 def test_a_chain_goes_on_where_it_was_left(joining_job: Job) -> None:
     """What was committed and not judged is judged, not made again; clips of other strategies are attempts too."""
@@ -80,6 +93,7 @@ def test_a_chain_goes_on_where_it_was_left(joining_job: Job) -> None:
     assert Store(job.output).row(attempts[0].key) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_stronger_attempts_keep_the_noise(joining_job: Job) -> None:
     """With more guidance each; the clip differs where anything was guided at all."""

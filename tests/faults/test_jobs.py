@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 
 from cluster.driver import prepare
 from cluster.job import load_job
-from cluster.stages import Output, _store
+from cluster.stages import Output, store_of
 from cluster.store import Store
 from numina.errors import OutputError
 from tests.faults.jobs import Job, family, numbered_prompts
@@ -149,6 +149,6 @@ def test_an_output_that_a_worker_does_not_see_is_refused(tmp_path: Path) -> None
     """A row that is written to a disk of a worker's own would be lost: the worker looks for the run first."""
     output = Output.of(prepare(load_job("demo", [f"output={tmp_path}/elsewhere"])))
     with pytest.raises(OutputError, match=r"isn't there on node .* all nodes share"):
-        _store(output)
+        store_of(output)
     output.store().open_run(output.plan.identity())
-    assert _store(output).run_config()
+    assert store_of(output).run_config()

@@ -84,7 +84,7 @@ def test_scores_and_images_equal_a_float64_svd(grid, generator):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("grid", [(16, 16), (15, 26), (24, 32)])
+@pytest.mark.parametrize("grid", [(16, 16), (15, 26), (20, 26)])
 def test_large_frames_choose_the_heads_of_a_float64_svd(grid, dtype):
     """Where a frame is too large for the full solution: the same heads, and images within 1e-3 where determined."""
     q, k = (x.to(dtype) for x in planted(2, 3, grid))

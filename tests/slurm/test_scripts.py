@@ -156,13 +156,12 @@ def test_an_array_makes_every_row_once(slurm: Slurm, job: list[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_a_time_limit_is_heard_of_before_it_is_there(slurm: Slurm, fake: Callable[[int], None], script: Path) -> None:
+def test_a_time_limit_is_heard_of_before_it_is_there(slurm: Slurm, fake: Callable[[int], None]) -> None:
     """SLURM's warning reaches numina, and what is left is requeued. This numina waits as long as that takes."""
     fake(3)
     (slurm.folder / "wait").touch()
-    array = ("--array=0-0",) if script.name == "array.sbatch" else ("--nodes=2",)
-    job = slurm.submit(script.name, options=(*array, "--cpus-per-task=1", "--time=10", "--signal=B:USR2@60"))
+    options = ("--nodes=2", "--cpus-per-task=1", "--time=10", "--signal=B:USR2@60")
+    job = slurm.submit("cluster.sbatch", options=options)
     wait_for_words(slurm, "given")
     slurm("scontrol", "update", f"JobId={job}", "EndTime=now+60")  # SLURM looks at it every 30 seconds
     wait_for_words(slurm, "heard USR2")

@@ -54,7 +54,7 @@ def test_training_encodes_text_as_the_pipeline_does(pipeline):
 
 
 def test_reconstructions_count_right(pipeline):
-    prompts, videos = world.clips(4, 21, split="all")
+    prompts, videos = world.clips(2, 21, split="all")
     rebuilt = evaluate.reconstruct(pipeline.vae, videos, batch=1)
     figures = evaluate.share_right(evaluate.counts(rebuilt, prompts), prompts)
     assert figures["count_accuracy"] >= 0.97

@@ -133,9 +133,10 @@ def plan(
 @app.command()
 def status(output: str) -> None:
     """How far an output is, from storage alone."""
+    from cluster.status import status_of
     from cluster.store import Store
 
-    now = Store(output, single_writer=True).status()
+    now = status_of(Store(output, single_writer=True))
     left = "" if now.left is None else f", {now.left} left of {now.asked}"
     say(f"{now.done} done, {now.failed} failed{left}")
     if now.rate_per_hour:

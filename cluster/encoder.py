@@ -11,7 +11,7 @@ import ray
 import torch
 from torch import Tensor
 
-from cluster.gang import Arrival, Member, ModelSpec, text_on
+from cluster.gang import AloneSpec, Arrival, Member, ModelSpec, text_on
 from pipelines.base import Text
 from pipelines.clip import Request
 
@@ -20,19 +20,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderSpec(ModelSpec):
-    """What an encoder's process is made of. It is a gang of one: it starts, is watched and is replaced like others."""
-
-    cpus: int
-    gpus: float  # a share of one; 0: on the CPU
+class EncoderSpec(AloneSpec, ModelSpec):
+    """What an encoder's process is made of."""
 
     @property
     def actor(self) -> type[Member]:
         return Encoder
-
-    @property
-    def need(self) -> dict[str, float]:
-        return {"CPU": float(self.cpus)} | ({"GPU": self.gpus} if self.gpus else {})
 
 
 class Encoder(Member):

@@ -79,6 +79,18 @@ class Spec(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AloneSpec(Spec):
+    """What a process beside the gangs takes. It is a gang of one: it starts, is watched and is replaced like others."""
+
+    cpus: int
+    gpus: float  # a share of one; 0: on the CPU
+
+    @property
+    def need(self) -> dict[str, float]:
+        return {"CPU": float(self.cpus)} | ({"GPU": self.gpus} if self.gpus else {})
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec(Spec):
     """What processes that hold a part of the job's model are made of."""
 

@@ -11,7 +11,7 @@ import ray
 import torch
 
 from cluster.evaluate import judge_rows
-from cluster.gang import Arrival, Member, Spec
+from cluster.gang import AloneSpec, Arrival, Member
 from cluster.stages import store_of
 from cluster.store import Store
 from cluster.verdicts import Row, check_settings
@@ -40,22 +40,16 @@ class Ruling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeSpec(Spec):
-    """What a judge's process is made of. It is a gang of one: it starts, is watched and is replaced like others."""
+class JudgeSpec(AloneSpec):
+    """What a judge's process is made of."""
 
     judge: JudgeConfig
     output: Output
     accept: float  # CountAcc from which a clip is accepted
-    cpus: int
-    gpus: float  # a share of one; 0: on the CPU
 
     @property
     def actor(self) -> type[Member]:
         return JudgeActor
-
-    @property
-    def need(self) -> dict[str, float]:
-        return {"CPU": float(self.cpus)} | ({"GPU": self.gpus} if self.gpus else {})
 
 
 def placed(config: JudgeConfig, gpus: float) -> JudgeConfig:

@@ -57,7 +57,6 @@ from numina.errors import OutputError
 FORMAT = "numina-output/1"
 
 _JUDGE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-_RECENT_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,25 +65,6 @@ class Committed:
 
     keys: frozenset[bytes]
     tasks: frozenset[bytes]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """How far an output is, from storage alone."""
-
-    done: int  # committed rows
-    completed: int  # of what was asked for: the same, but of verified samples those that are settled
-    failed: int  # keys that were given up and have no row
-    asked: int | None  # rows asked for by the latest run; None when it didn't say
-    first_commit: datetime | None
-    last_commit: datetime | None
-    rate_per_hour: float | None  # over the last hour before the last commit; None below two commits
-    eta_seconds: float | None  # until all asked rows are done or failed, at that rate
-
-    @property
-    def left(self) -> int | None:
-        """Rows neither done nor failed; None when nobody said how many are asked for."""
-        return None if self.asked is None else max(0, self.asked - self.completed - self.failed)
 
 
 class Store:
@@ -374,6 +354,11 @@ class Store:
         """Names of the judges that gave verdicts."""
         return sorted(name for name in self.files.names("evaluations") if not name.endswith((".json", ".parquet")))
 
+    def latest_run(self) -> dict[str, Any] | None:
+        """What the latest start of a job recorded."""
+        latest = max(self.files.names("runs"), default=None)
+        return self._read_json(f"runs/{latest}", "remove it") if latest else None
+
     def runs(self) -> list[dict[str, Any]]:
         """What every start of a job recorded, the first one first."""
         return [self._read_json(f"runs/{name}", "remove it") for name in sorted(self.files.names("runs"))]
@@ -405,62 +390,6 @@ class Store:
     def release(self) -> None:
         """Claim nothing any more: the work is done, or left."""
         self.claims.release()
-
-    # --- how far it is ---
-
-    def status(self) -> Status:
-        """Counts, rate and remaining time: segments by two columns, the times of the other commits' files, the last
-        failure of each key that has no row, and the latest run's record."""
-        _, segments, loose = self.row_files.read(["key", "committed_at"], lambda table: table, self._commit_times)
-        committed = _first_times(segments)
-        keys = frozenset(split(packed([committed], "key"))) | {bytes.fromhex(key) for key in loose}
-        times = np.sort(np.concatenate([_seconds(committed["committed_at_min"]), [*loose.values()]]))
-        failed = len(self.given_up(Committed(keys=keys, tasks=frozenset())).keys)
-        latest = self._latest_run()
-        asked: int | None = latest["asked"]
-        completed = self._completed(latest["info"], keys) if "verify" in latest["info"] else len(keys)
-        rate = _recent_rate(times)
-        left = None if asked is None else max(0, asked - completed - failed)
-        return Status(
-            done=len(keys),
-            completed=completed,
-            failed=failed,
-            asked=asked,
-            first_commit=datetime.fromtimestamp(times[0], UTC) if len(times) else None,
-            last_commit=datetime.fromtimestamp(times[-1], UTC) if len(times) else None,
-            rate_per_hour=rate,
-            eta_seconds=0.0 if left == 0 else left / rate * 3600 if left and rate else None,
-        )
-
-    def _commit_times(self, keys: list[str]) -> dict[str, float]:
-        """Seconds since the epoch by key, by the storage's clock."""
-        with ThreadPoolExecutor(self.files.readers) as readers:
-            found = readers.map(lambda key: self.files.stat(commit_name(key)).modified, keys)
-            return dict(zip(keys, found, strict=True))
-
-    def _latest_run(self) -> dict[str, Any]:
-        latest = max(self.files.names("runs"), default=None)
-        return self._read_json(f"runs/{latest}", "remove it") if latest else {"asked": None, "info": {}}
-
-    def _completed(self, info: Mapping[str, Any], keys: Collection[bytes]) -> int:
-        """Of what a run that verifies asked for: settled chains, and the clips of its other strategies."""
-        strategies, verify = info["strategies"], info["verify"]
-        verified = {own["base"]: own["strengths"] for own in strategies if own["select"] == "accepted"}
-        others = {
-            (own["base"], attempt, strength)
-            for own in strategies
-            if own["select"] != "accepted"
-            for attempt, strength in enumerate(own["strengths"])
-            if attempt or own["base"] not in verified
-        }
-        columns = ["key", "strategy", "attempt", "strength"]
-        rows = first_of_each(union(ROW_SCHEMA, self.row_files.tables(columns)), "key").select(columns).to_pylist()
-        made = sum((row["strategy"], row["attempt"], row["strength"]) in others for row in rows)
-        chains = {
-            strengths: self.settled(verify["judge"], verify["accept"], strengths, keys)
-            for strengths in map(tuple, verified.values())
-        }
-        return made + len(frozenset().union(*chains.values()))
 
 
 _ABSENT = object()
@@ -500,24 +429,3 @@ def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, member.getvalue())
     return sink.getvalue()
-
-
-def _first_times(segments: Sequence[pa.Table]) -> pa.Table:
-    """Each key once, with the first time of its commit."""
-    times = ROW_SCHEMA.field("committed_at")
-    table = union(pa.schema([ROW_SCHEMA.field("key"), times]), segments)
-    return table.group_by("key").aggregate([("committed_at", "min")])
-
-
-def _seconds(times: pa.ChunkedArray) -> np.ndarray:
-    """Since the epoch; rows without a time are left out."""
-    seconds: np.ndarray = pc.divide(times.drop_null().cast(pa.int64()).cast(pa.float64()), 1e6).to_numpy()
-    return seconds
-
-
-def _recent_rate(times: np.ndarray) -> float | None:
-    """Commits per hour over the last hour before the last commit, so that a pause of days doesn't count."""
-    recent = times[times >= times[-1] - _RECENT_SECONDS] if len(times) else times
-    if len(recent) < 2 or recent[-1] <= recent[0]:
-        return None
-    return float((len(recent) - 1) / (recent[-1] - recent[0]) * 3600)

@@ -28,7 +28,8 @@ from cluster.report.layouts import packed_layout
 from cluster.report.plots import duration, failure_plot, judge_plots
 from cluster.report.scores import scores_of
 from cluster.report.strategies import Results, results_by_judge
-from cluster.store import Status, Store
+from cluster.status import Status, status_of
+from cluster.store import Store
 from numina.errors import OutputError
 
 SCRIPTS = ("data.js", "filters.js", "layout.js", "card.js", "prompts.js", "failures.js", "keys.js", "main.js")
@@ -146,7 +147,7 @@ def _page(
         title=Path(store.root).name,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         models=sorted({clip.row["model"] for clip in clips if clip.row["model"]}),
-        totals=_totals(clips, groups, store.status()),
+        totals=_totals(clips, groups, status_of(store)),
         strategies=list(dict.fromkeys(name for by_strategy in results.values() for name in by_strategy)),
         scores=scores,
         plots=plots,

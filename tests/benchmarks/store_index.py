@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from cluster.rows import ROW_SCHEMA, STAGES
 from cluster.segments import commit_name, parquet_bytes
+from cluster.status import status_of
 from cluster.store import Store
 
 READINGS = ("import", "committed_index", "status")
@@ -80,7 +81,7 @@ def read(folder: Path, reading: str) -> None:
         index = store.committed_index()
         found = {"keys": len(index.keys), "tasks": len(index.tasks)}
     elif reading == "status":
-        status = store.status()
+        status = status_of(store)
         found = {"done": status.done, "left": status.left}
     cost = {"seconds": round(time.perf_counter() - began, 2), "cpu_seconds": round(time.process_time() - worked, 2)}
     print(json.dumps({"reading": reading, **found, **cost, "peak_mb": round(peak_memory())}), flush=True)

@@ -21,6 +21,7 @@ from cluster.garbage import collect_garbage
 from cluster.objects import ObjectFiles
 from cluster.posix import PosixFiles
 from cluster.rows import ROW_SCHEMA
+from cluster.status import status_of
 from cluster.store import Committed, Store
 from numina.errors import OutputError, StorageError
 from numina.prompts import Target
@@ -189,7 +190,7 @@ class TestOpenRun:
         Store(str(tmp_path)).open_run(self.CONFIG, asked=10, info={"ulysses": 1})
         store = Store(str(tmp_path))
         store.open_run({"model_revision": "abc", "generation": {"size": (480, 832), "steps": 50.0}}, asked=20)
-        assert store.status().asked == 20
+        assert status_of(store).asked == 20
         assert store.run_config() == self.CONFIG
 
     def test_every_difference_is_shown(self, tmp_path: Path) -> None:
@@ -247,7 +248,7 @@ class TestFilesystems:
         assert not store.commit(a_row(key_of(1), store))
         store.fail(key_of(2), {"error": "lost"})
         assert store.committed() == {key_of(1)} == set(store.rows()["key"].to_pylist())
-        assert (store.status().done, store.status().failed) == (1, 1)
+        assert (status_of(store).done, status_of(store).failed) == (1, 1)
 
     def test_a_folder_without_hard_links_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where link isn't supported the error says so before any work; single_writer renames instead."""
@@ -324,7 +325,7 @@ class TestSegments:
         for name in leaves(tmp_path):
             if name.startswith("commits/"):
                 (tmp_path / name).unlink()
-        assert len(store.rows()) == len(store.committed()) == store.status().done == 6
+        assert len(store.rows()) == len(store.committed()) == status_of(store).done == 6
 
     def test_overlapping_segments_show_a_row_once(self, tmp_path: Path) -> None:
         """Two processes may compact the same commits at once."""
@@ -436,7 +437,7 @@ class TestIndex:
         store.compact()
         for name in leaves(tmp_path / "commits"):
             (tmp_path / "commits" / name).write_bytes(b"not read")
-        assert len(store.committed_index().keys) == store.status().done == len(store.rows()) == 3
+        assert len(store.committed_index().keys) == status_of(store).done == len(store.rows()) == 3
 
     def test_one_look_says_whether_a_key_is_committed(self, tmp_path: Path) -> None:
         """True from the commit on, for every holder."""
@@ -485,7 +486,7 @@ def test_failures_are_kept_in_order(tmp_path: Path) -> None:
 def test_status_counts_what_is_done_failed_and_left(tmp_path: Path) -> None:
     """A key that failed and then succeeded is done; one that isn't given up yet is neither."""
     store = Store(str(tmp_path))
-    assert (store.status().done, store.status().asked, store.status().left) == (0, None, None)
+    assert (status_of(store).done, status_of(store).asked, status_of(store).left) == (0, None, None)
     store.open_run({}, asked=6)
     for number in range(3):
         store.commit(a_row(key_of(number), store))
@@ -493,7 +494,7 @@ def test_status_counts_what_is_done_failed_and_left(tmp_path: Path) -> None:
     store.fail(key_of(0), {})
     store.fail(key_of(3), {})
     store.fail(key_of(4), {"final": False})
-    status = store.status()
+    status = status_of(store)
     assert (status.done, status.failed, status.asked, status.left) == (3, 1, 6, 2)
     assert status.rate_per_hour == pytest.approx(60.0)
     assert status.eta_seconds == pytest.approx(120.0)

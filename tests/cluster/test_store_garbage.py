@@ -13,6 +13,7 @@ import pytest
 from cluster.claims import CLAIM_SECONDS
 from cluster.garbage import KINDS, Collected, collect_garbage
 from cluster.segments import SEGMENT_ROWS
+from cluster.status import status_of
 from cluster.store import Store
 from numina.errors import OutputError, StorageError
 from tests.cluster.test_store import a_row, key_of, leaves
@@ -82,7 +83,7 @@ def test_what_no_row_needs_is_removed(tmp_path: Path) -> None:
     assert needed(store) == before
     assert store.committed_index() == index
     assert store.run_config() == config
-    assert (store.status().done, store.status().failed, store.status().asked) == (10, 1, 12)
+    assert (status_of(store).done, status_of(store).failed, status_of(store).asked) == (10, 1, 12)
     folders = Counter(name.split("/")[0] for name in leaves(tmp_path))
     assert folders == {
         "run.json": 1,

@@ -17,6 +17,7 @@ from cluster.job import JobConfig
 from cluster.outcomes import outcomes, strategies_of
 from cluster.plan import ClipTask, TaskNames
 from cluster.promptset import make_prompts
+from cluster.status import status_of
 from cluster.store import Store
 from numina.errors import InputError, ModelError
 
@@ -62,7 +63,7 @@ def test_attempts_go_on_until_one_is_accepted(joining_job: Job) -> None:
     assert (made["pair"].accepted, made["pair"].kept["attempt"], made["single"].accepted) == (True, 1, False)
     assert made["single"].cost > made["pair"].cost > 0
 
-    status = store.status()
+    status = status_of(store)
     assert (status.done, status.completed, status.left) == (5, 2, 0)
     again = run_job(prepare(job))
     assert (again.done, again.generated) == (2, 0)

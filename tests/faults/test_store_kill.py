@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.garbage import collect_garbage
+from cluster.status import status_of
 from cluster.store import Store
 from tests.cluster.test_store import CATS, key_of
 
@@ -158,7 +159,7 @@ def test_sigkill_loses_doubles_and_tears_nothing(tmp_path: Path) -> None:
         assert row["file_name"].endswith(f"-{row['video_sha256'][:16]}.mp4")
         assert (root / row["file_name"]).is_file()
         assert (root / row["layout_file"]).is_file()
-    assert Store(str(root)).status().left == 0
+    assert status_of(Store(str(root))).left == 0
 
     collected = collect_garbage(Store(str(root)))
     print(json.dumps({"removed_files": collected.files}))

@@ -53,30 +53,37 @@ def evaluate(
 def compare(
     config: Annotated[str, typer.Option("--config", "-c", help="A job's YAML file, or a shipped one.")] = "comparison",
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value overrides of the job")] = None,
+    clip: Annotated[str | None, typer.Option(help="A folder with CLIP's weights, for the columns TC and CLIP.")] = None,
     workers: Workers = 1,
 ) -> None:
     """Run a grid of strategies or of settings, judge it, and print its table: one command, resumed like any job.
 
     `--config comparison` compares strategies, `--config ablation` the method's settings one by one. The judge is the
-    job's verify.judge with the job's `judge` settings; where a clip judge has verdicts too, its columns are filled.
+    job's verify.judge with the job's `judge` settings; temporal consistency and CLIP score need --clip.
     """
     from cluster.driver import prepare, run_job
     from cluster.evaluate import evaluate as judge_all
     from cluster.job import load_job
     from cluster.judges import judge_config
     from cluster.store import Store
+    from pipelines.judges import inspect_judge
 
     job = load_job(config, overrides or [])
     logs.set_up(job.cluster.log_format)
-    judge, plan = judge_config(job.verify.judge, job.judge), prepare(job)
+    judges, plan = [judge_config(job.verify.judge, job.judge)], prepare(job)
+    if clip is not None:
+        judges.append(judge_config("clip", {"path": clip}))
+    for judge in judges:
+        inspect_judge(judge)
     with job_progress() as report:
         outcome = run_job(plan, report)
     if outcome.stopped:
         say(f"stopped with {outcome.left} left: the same command goes on")
         raise typer.Exit(3)
     store = Store(job.output, single_writer=True)
-    with bar("judging") as judged:
-        judge_all(store, judge, judged, workers=workers)
+    for judge in judges:
+        with bar(f"judging by {judge.name}") as judged:
+            judge_all(store, judge, judged, workers=workers)
     show_strategies(store)
     if outcome.failed:
         say(f"{outcome.failed} failed, see {store.root}/failures; retry_failed=true tries them again")

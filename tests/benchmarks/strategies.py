@@ -3,8 +3,8 @@
     numina compare --config comparison output=out/comparison
     python -m tests.benchmarks.strategies out/comparison
 
-Seconds hold what else the machine did, steps don't: a plain clip's are its schedule's, a guided one's those up to t* on top.
-Of all prompts, of those with a count of 4 to 6, and of those whose counts are all 4 to 6.
+Seconds hold what else the machine did, steps don't: a plain clip's are its schedule's, a guided one's those up to t*
+on top. Of all prompts, of those with a count of 4 to 6, and of those whose counts are all 4 to 6.
 """
 
 import argparse

@@ -20,6 +20,7 @@ from cluster.promptset import make_prompts
 from cluster.status import status_of
 from cluster.store import Store
 from numina.errors import InputError, ModelError
+from tests.pipelines.judges import tiny
 
 Job = Callable[..., JobConfig]
 VERIFIED = ["strategies=[numina+verified]", "verify.attempts=3", "parallel.ulysses=1", "generation.steps=3"]
@@ -132,9 +133,10 @@ def test_a_prompt_is_enhanced_and_its_own_is_kept(joining_job: Job) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_command_compares_strategies(tmp_path: Path) -> None:
-    """On the embedded model: clips made, judged, and a table printed with a line each; again, nothing is made."""
+    """On the embedded model: clips made, judged by two, and a table printed with a line each; again, nothing is made."""
     overrides = ["--config", "comparison", f"output={tmp_path}/out", "limit=2", "strategies=[baseline,verified]"]
-    command = [sys.executable, "-m", "cluster.cli", "compare", *overrides, "verify.attempts=2"]
+    clip = ["--clip", str(tiny.clip(tmp_path / "clip"))]
+    command = [sys.executable, "-m", "cluster.cli", "compare", *overrides, "verify.attempts=2", *clip]
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -145,5 +147,6 @@ def test_one_command_compares_strategies(tmp_path: Path) -> None:
     own = {found["strategy"]: found for found in summary["judges"][0]["strategies"]}
     assert len(rows) == own["baseline"]["attempts"] + own["verified"]["attempts"]
     assert own["verified"]["accepted"] + own["verified"]["rejected"] == 2
+    assert 0 < own["verified"]["groups"][0]["measures"]["temporal_consistency"]["mean"] <= 1
     better = own["verified"]["groups"][0]["measures"]["count_accuracy"]["mean"]
     assert better > own["baseline"]["groups"][0]["measures"]["count_accuracy"]["mean"]

@@ -133,7 +133,7 @@ def test_a_prompt_is_enhanced_and_its_own_is_kept(joining_job: Job) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_command_compares_strategies(tmp_path: Path) -> None:
-    """On the embedded model: clips made, judged by two, and a table printed with a line each; again, nothing is made."""
+    """On the embedded model: clips are made, judged by two, and a table is printed; again, nothing is made."""
     overrides = ["--config", "comparison", f"output={tmp_path}/out", "limit=2", "strategies=[baseline,verified]"]
     clip = ["--clip", str(tiny.clip(tmp_path / "clip"))]
     command = [sys.executable, "-m", "cluster.cli", "compare", *overrides, "verify.attempts=2", *clip]

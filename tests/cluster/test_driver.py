@@ -372,6 +372,7 @@ def test_gpu_seconds_are_those_of_all_ranks(tiny_job: Job) -> None:
         assert plan.row(next(plan.tasks()), clip, None, retries=0)["gpu_seconds"] is None  # on CPUs
 
 
+@pytest.mark.slow
 def test_rows_depend_on_neither_gangs_nor_degrees_nor_batch(joining_job: Job) -> None:
     """Two gangs of one rank and one clip per forward; one gang of two ranks and two clips; two ranks with a branch
     each and prompts encoded apart, by an encoder that is lost on the way: the same rows and videos.

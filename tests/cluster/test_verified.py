@@ -82,6 +82,7 @@ def test_a_judge_that_cant_know_a_noun_is_refused_first(tiny_job: Job, tmp_path:
         prepare(tiny_job(*VERIFIED, "verify.judge=published", f"judge.path={tmp_path}/nowhere"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_chain_goes_on_where_it_was_left(joining_job: Job) -> None:
     """What was committed and not judged is judged, not made again; clips of other strategies are attempts too."""

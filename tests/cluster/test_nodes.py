@@ -78,6 +78,7 @@ def test_a_gang_larger_than_a_node_parts_between_branches(job: Job) -> None:
     check_rows(small, 1)
 
 
+@pytest.mark.slow
 def test_gangs_stay_inside_a_node_and_survive_its_loss(job: Job, nodes: Cluster) -> None:
     """Two gangs of two take a node each. Both nodes are lost in mid-job: once another one joins, one gang stands there
     and makes what is left, while the other one waits for a place."""

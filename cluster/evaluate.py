@@ -81,7 +81,9 @@ def _on_ray(
     gpus: float,
     address: str | None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """By actors that take the next batch when they are done with one. A second failure of its process ends it."""
+    """By actors that take the next batch when they are done with one; one whose process dies is started again."""
+    if not batches:
+        return
     import ray
     from ray.exceptions import RayActorError, RayTaskError
     from ray.util import ActorPool

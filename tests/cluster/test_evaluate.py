@@ -134,6 +134,12 @@ def test_several_judges_say_what_one_says(dataset: Store, tmp_path: Path) -> Non
         key: [own[name] for name in names] for key, own in alone.items()
     }
     assert len(list((tmp_path / "out/evaluations/two").glob("*.parquet"))) == len(STRATEGIES)
+    whole = Store(str(tmp_path / "whole"))
+    whole.open_run({})
+    put(whole, 0, "numina")
+    judged = evaluate(whole, COUNTER)
+    with patch("ray.init", side_effect=AssertionError("nothing is left to judge")):
+        assert evaluate(whole, COUNTER, workers=2) == judged
 
 
 def test_a_noun_that_the_judge_cant_know_is_named(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ clip.save("video.mp4")
 from collections.abc import Sequence
 from functools import lru_cache
 
-from cluster.job import load_job
-from numina.prompts import Target
+from cluster.job.config import load_job
+from numina.prompts.targets import Target
 from pipelines.base import VideoModel
-from pipelines.clip import Clip
-from pipelines.denoise import Progress
-from pipelines.generate import generate as generate_clip
-from pipelines.lora import LoraConfig
-from pipelines.registry import load_model
+from pipelines.checkpoints.lora import LoraConfig
+from pipelines.models.registry import load_model
+from pipelines.sampling.clip import Clip
+from pipelines.sampling.denoise import Progress
+from pipelines.sampling.generate import generate as generate_clip
 
 
 def generate(

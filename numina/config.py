@@ -27,7 +27,7 @@ class IdentifyConfig:
     block: float = 0.5  # l*, share of the depth (published: block 15 of 30)
     blocks: int = 1  # how many blocks are read, evenly from l* to the last; 0: all of these (ours; published: l* alone)
     combine: Literal["mean", "steadiest"] = "mean"  # of several blocks: their mean, or the one steadiest over frames
-    cache: str = "none"  # step cache up to t* (see pipelines/cache.py); the captured step itself is always computed
+    cache: str = "none"  # step cache up to t* (pipelines/sampling/cache.py); the captured step is always computed
     source: Literal["clusters", "peaks"] = "clusters"  # clusters: self-attention PCA + mean shift (published)
     tokens: TokenSet = "noun"  # whose response is read: the noun's tokens (published) or its whole phrase's
     head: Literal["peak_frame", "peak_clip", "mean"] = "peak_frame"  # cross-attention head of a noun (published: peak)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from numina.config import MethodConfig
 from numina.guidance import GuidancePlan, plan_guidance
 from numina.layout import Capture, Layout, identify_layout
-from numina.prompts import Target
-from numina.refine import Refinement, refine
-from numina.tokens import TokenSpans
+from numina.prompts.targets import Target
+from numina.prompts.tokens import TokenSpans
+from numina.refine import refine
+from numina.regions import Refinement
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from numina.config import IdentifyConfig
 from numina.meanshift import estimate_bandwidth, mean_shift
-from numina.prompts import Target
+from numina.prompts.targets import Target
 from numina.tracks import link_instances
 
 COORDINATE_WEIGHT = 0.5  # of the normalised (row, column) beside the components, for mean shift (published)

@@ -15,7 +15,7 @@ from scipy import signal
 
 from numina.config import RefineConfig
 from numina.layout import Layout
-from numina.refine import Refinement, Region, bounded, by_area, disc, remove_smallest
+from numina.regions import Refinement, Region, bounded, by_area, disc, remove_smallest
 
 FIRST_ADDED = 100  # label of the first added instance of a frame and noun
 STRIDE = 2  # tokens between candidate centres

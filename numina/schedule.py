@@ -10,6 +10,10 @@ of another flow shift than the model's native one, are read and guided at the sa
 At the native shift, and where a sampler has no shift, step i of n is at time i/n.
 """
 
+import math
+
+from numina.config import GuideConfig
+
 
 def schedule_times(steps: int, shift: float | None = None, native: float | None = None) -> tuple[float, ...]:
     """The time of each step, from 0 (pure noise) up to below 1; ``shift`` is the sampler's, ``native`` the model's."""
@@ -24,3 +28,18 @@ def _shifted(left: float, shift: float) -> float:
 
 def _unshifted(noise: float, shift: float) -> float:
     return noise / (shift - (shift - 1) * noise)
+
+
+PUBLISHED_STEPS = 50  # the schedule that δ(t) is written for
+
+
+def intensity(time: float, config: GuideConfig) -> float:
+    """δ at a step's time (`numina.schedule`); 0 where guidance is off.
+
+    tanh: ¼·(4 − 3·tanh(t − 25)) with t = 50·time, from 1.75 down to 0.25 (published, for 50 steps).
+    """
+    if time >= config.until - 1e-9:
+        return 0.0
+    if config.schedule == "constant":
+        return config.strength
+    return 0.25 * (4.0 - 3.0 * math.tanh(time * PUBLISHED_STEPS - PUBLISHED_STEPS / 2))

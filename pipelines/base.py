@@ -13,11 +13,11 @@ from torch import Tensor
 
 from numina.errors import ConfigError
 from numina.schedule import schedule_times
-from pipelines.cache import check_cache
+from pipelines.parallel.support import check_cache
 
 if TYPE_CHECKING:
-    from numina.guidance import ShardGuidance  # which takes scipy along
-    from pipelines.parallel import Shard
+    from numina.bias import ShardGuidance
+    from pipelines.parallel.shard import Shard
 
 Attention = Any  # diffusers' attention module
 Processor = Callable[..., Any]  # what computes it
@@ -39,7 +39,7 @@ class GenerationConfig:
     guidance_scale: float = 5.0  # classifier-free guidance; 1 turns the unconditional pass off
     flow_shift: float | None = None  # schedule shift; null: the model's own at this size (Wan2.1: 3 at 480p, 5 at 720p)
     negative_prompt: str = ""  # used where a row has none
-    cache: str = "none"  # step cache of plain, continued and guided denoising (see pipelines/cache.py)
+    cache: str = "none"  # step cache of plain, continued and guided denoising (see pipelines/sampling/cache.py)
     crf: int = 18  # x264 quality of the mp4, 0 (lossless) to 51
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The design's one-way imports: cluster → pipelines → numina, Ray in cluster only, xfuser and deepspeed lazily."""
+"""The design's one-way imports: cluster → pipelines → numina, and inside each from a higher room to a lower one."""
 
 import ast
 import subprocess
@@ -16,18 +16,86 @@ FORBIDDEN = {
 LAZY = {"xfuser", "deepspeed"}  # can't be imported on every machine
 
 
+# Each room of a package, from the top, and the rooms right below it; what those may import, it may too.
+ROOMS: dict[str, dict[str, set[str]]] = {
+    "cluster": {
+        "cli": {"api", "runtime", "report", "export", "planner"},
+        "api": {"job", "dataset"},
+        "runtime": {"workers", "planner"},
+        "workers": {"evaluation", "observability"},
+        "report": {"evaluation", "observability"},
+        "export": {"evaluation", "observability"},
+        "planner": {"job"},
+        "evaluation": {"job", "dataset"},
+        "observability": {"job", "dataset"},
+        "job": {"prompts", "dataset"},
+        "prompts": {"storage", "rows", "keys"},
+        "dataset": {"storage", "rows", "keys"},
+        "storage": set(),
+        "rows": set(),
+        "keys": set(),
+    },
+    "pipelines": {
+        "judges": {"testbed"},
+        "testbed": {"sampling"},
+        "sampling": {"models"},
+        "models": {"attention"},
+        "attention": {"checkpoints"},
+        "checkpoints": {"video"},
+        "video": {"rewriting"},
+        "rewriting": {"base"},
+        "base": {"parallel"},
+        "parallel": set(),
+    },
+}
+
+
 def imports(file: Path) -> Iterator[tuple[str, bool]]:
-    """The top-level packages that a file imports, and whether on being imported itself."""
+    """The modules that a file imports, names of packages with the name taken from them, and whether at its top."""
     tree = ast.parse(file.read_text())
     at_top = set(tree.body)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
+            assert not node.level, f"{file}: relative imports have no room"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from ((name.split(".")[0], node in at_top) for name in names)
+        yield from ((name, node in at_top) for name in names)
+
+
+def modules() -> dict[str, Path]:
+    """All modules of the three packages; a package by the name of its folder."""
+    found = {}
+    for package in ("numina", "pipelines", "cluster"):
+        for file in (ROOT / package).rglob("*.py"):
+            found[".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = file
+    return found
+
+
+def own_imports() -> dict[str, set[str]]:
+    """Module → the modules of the three packages that it imports, at its top, for types alone or in a function."""
+    known = modules()
+
+    def module_of(name: str) -> str | None:
+        return next((own for own in (name, name.rpartition(".")[0]) if own in known), None)
+
+    return {
+        module: {own for name, _ in imports(file) if (own := module_of(name)) and own != module}
+        for module, file in known.items()
+    }
+
+
+def room_of(module: str) -> tuple[str, str]:
+    package, _, rest = module.partition(".")
+    return package, rest.partition(".")[0]
+
+
+def below(package: str, room: str) -> set[str]:
+    """All rooms that a room may import."""
+    direct = ROOMS[package][room]
+    return direct.union(*(below(package, other) for other in direct))
 
 
 @pytest.mark.parametrize("package", ["numina", "pipelines", "cluster"])
@@ -36,10 +104,56 @@ def test_imports_go_one_way(package: str) -> None:
     wrong = {
         f"{file.relative_to(ROOT)}: {name}"
         for file in (ROOT / package).rglob("*.py")
-        for name, at_top in imports(file)
+        for name, at_top in ((name.split(".")[0], at_top) for name, at_top in imports(file))
         if name in FORBIDDEN.get(package, set()) or (name in LAZY and at_top)
     }
     assert not wrong
+
+
+def test_rooms_import_only_rooms_below_them() -> None:
+    """The table of rooms holds for every import, also those for types alone; every file is in a room."""
+    wrong = []
+    for module, others in own_imports().items():
+        package, room = room_of(module)
+        if package not in ROOMS or not room:
+            continue
+        assert room in ROOMS[package], f"{module} is in no room of {package}/: {list(ROOMS[package])}"
+        allowed = below(package, room) | {room, ""}
+        inside = {other: room_of(other)[1] for other in others if room_of(other)[0] == package}
+        wrong += [f"{module} imports {other}" for other, its in inside.items() if its not in allowed]
+    assert not wrong
+
+
+def test_no_import_circles() -> None:
+    """No module imports, over any number of others, itself."""
+    ahead, done = own_imports(), set[str]()
+
+    def walk(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " → ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for other in sorted(ahead[module]):
+                walk(other, (*path, module))
+            done.add(module)
+
+    for module in ahead:
+        walk(module, ())
+
+
+def test_private_names_stay_in_their_module() -> None:
+    """A name that begins with an underscore is imported by no other module of ours."""
+    wrong = {
+        f"{module}: {name}"
+        for module, file in modules().items()
+        for name, _ in imports(file)
+        if name.split(".")[0] in ("numina", "pipelines", "cluster") and name.rpartition(".")[2].startswith("_")
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("room", sorted(name for name, file in modules().items() if file.name == "__init__.py"))
+def test_each_room_says_what_it_is_for(room: str) -> None:
+    """In the docstring of its `__init__`."""
+    assert ast.get_docstring(ast.parse(modules()[room].read_text()))
 
 
 def test_no_other_top_level_folders() -> None:
@@ -53,7 +167,7 @@ def test_the_driver_loads_no_model_library() -> None:
     """Planning and resuming start in seconds: the model libraries are for ranks, scikit-learn is for layout tasks."""
     heavy = "{'diffusers', 'transformers', 'sklearn'} & set(sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys, cluster.cli, cluster.driver, cluster.planner; print({heavy})"],
+        [sys.executable, "-c", f"import sys, cluster.cli, cluster.runtime.driver, cluster.planner; print({heavy})"],
         capture_output=True,
         text=True,
         check=True,

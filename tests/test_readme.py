@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cluster.cli import app
-from cluster.job import load_job
+from cluster.cli.app import app
+from cluster.job.config import load_job
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

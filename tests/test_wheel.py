@@ -8,15 +8,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PROBE = """
 from pathlib import Path
-import cluster.job
-from cluster.driver import prepare
+import cluster.job.config
+from cluster.runtime.driver import prepare
 from cluster.planner import estimate
 
-assert "site" in cluster.job.__file__, cluster.job.__file__
-plan = prepare(cluster.job.load_job("demo", ["output=out"]))
+assert "site" in cluster.job.config.__file__, cluster.job.config.__file__
+plan = prepare(cluster.job.config.load_job("demo", ["output=out"]))
 assert plan.prompts.rows == 8
 assert estimate(plan).videos == 16
-assert (Path(cluster.job.__file__).parent / "report" / "templates").is_dir()
+assert (Path(cluster.job.config.__file__).parents[1] / "report" / "templates").is_dir()
 """
 
 

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
-from cluster.files import Files
-from cluster.store import Store
+from cluster.dataset.store import Store
+from cluster.storage.protocol import Files
 
 Report = Callable[[int, int], None]
 

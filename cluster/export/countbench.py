@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.dataset.store import Store
 from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import Report, Video, copy_videos
 from cluster.export.selection import Selection
-from cluster.files import Files
-from cluster.store import Store
+from cluster.storage.protocol import Files
 
 SLUG = 100  # letters of a prompt in a file's name, at most
 

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable
 
-from cluster.atomic import open_files
+from cluster.dataset.store import Store
 from cluster.export import countbench, hf, vbench, webdataset
 from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import Report
 from cluster.export.selection import Selection, select
-from cluster.files import Files
-from cluster.store import Store
+from cluster.storage.open import open_files
+from cluster.storage.protocol import Files
 from numina.errors import OutputError
 
 RECORD = "export.json"

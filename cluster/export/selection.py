@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.outcomes import Outcome, Row, accepted_from, outcomes, strategies_of
+from cluster.dataset.store import Store
+from cluster.evaluation.outcomes import Outcome, Row, accepted_from, outcomes, strategies_of
 from cluster.rows import DETECTED
-from cluster.store import Store
 from numina.errors import OutputError
 
 ONLY = ("all", "judged", "accepted")

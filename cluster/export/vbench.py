@@ -11,12 +11,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 
+from cluster.dataset.store import Store
 from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import Report, Video, copy_videos
 from cluster.export.countbench import Row, asked_of, prompts_of
 from cluster.export.selection import Selection
-from cluster.files import Files
-from cluster.store import Store
+from cluster.storage.protocol import Files
 
 LONGEST = 255 - len("-0000.mp4")  # bytes of a prompt in a name: filesystems end at 255
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
+from cluster.dataset.store import Store
 from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import LostVideoError, Report, read_video
 from cluster.export.selection import Selection
-from cluster.files import Files
-from cluster.store import Store
+from cluster.storage.protocol import Files
 from numina.errors import ConfigError
 
 Row = dict[str, Any]

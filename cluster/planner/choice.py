@@ -6,15 +6,16 @@ from itertools import product
 from math import ceil, lcm, log
 from typing import Any, Literal
 
-from cluster.job import JobConfig
-from cluster.plan import JobPlan, check_combination, prepare
+from cluster.job.checks import check_combination
+from cluster.job.config import JobConfig
+from cluster.job.plan import JobPlan, prepare
 from cluster.planner.measured import DEFAULT_GPU, Gpu, load_gpu
 from cluster.planner.memory import Memory, MemoryModel, read_sizes
 from cluster.planner.setup import SETTINGS, Setup, as_overrides, settings_of, splits
 from cluster.planner.timing import Cost, TimeModel
 from numina.errors import ConfigError
-from pipelines.parallel import MemoryConfig
-from pipelines.support import SHARDINGS, resolve_engine
+from pipelines.parallel.shard import MemoryConfig
+from pipelines.parallel.support import SHARDINGS, resolve_engine
 
 Objective = Literal["throughput", "latency"]
 
@@ -122,7 +123,7 @@ class Planner:
         return candidate.memory.peak <= self.gpu.memory_gib
 
     def supported(self, setup: Setup) -> bool:
-        """Whether it is built and tested (`pipelines.support`), under all caches of the job."""
+        """Whether it is built and tested (`pipelines.parallel.support`), under all caches of the job."""
         try:
             self._check(setup)
         except ConfigError:

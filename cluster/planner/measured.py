@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cluster.job import config_folder
+from cluster.job.config import config_folder
 from numina.errors import ConfigError
 
 DEFAULT_GPU = "h100"

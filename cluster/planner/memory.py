@@ -11,11 +11,12 @@ from functools import cached_property
 from math import ceil, log, prod
 from pathlib import Path
 
-from cluster.plan import JobPlan
+from cluster.job.plan import JobPlan
 from cluster.planner.measured import EncodeRow, Gpu, default_gpu
 from cluster.planner.setup import Setup
 from pipelines.base import ModelFacts
-from pipelines.checkpoint import FAMILIES, weight_files
+from pipelines.checkpoints.files import weight_files
+from pipelines.models.families import FAMILIES
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 2}  # float8: read as bfloat16, then made less

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from cluster.job import JobConfig
+from cluster.job.config import JobConfig
 
 SETTINGS = {  # what the planner chooses, by its name in a job
     "cfg": "parallel.cfg",

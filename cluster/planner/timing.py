@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import log
 
-from cluster.plan import JobPlan
+from cluster.job.plan import JobPlan
 from cluster.planner.measured import Curve, ForwardRow, Gpu, between, forward_curve
 from cluster.planner.memory import Sizes, encodes
 from cluster.planner.setup import Setup
 from numina.config import MethodConfig
-from numina.guidance import intensity
-from pipelines.cache import forwards
-from pipelines.registry import FLOAT8
-from pipelines.support import resolve_engine
+from numina.schedule import intensity
+from pipelines.models.registry import FLOAT8
+from pipelines.parallel.support import resolve_engine
+from pipelines.sampling.cache import forwards
 
 
 @dataclass(frozen=True)

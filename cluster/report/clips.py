@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.store import Store
+from cluster.dataset.store import Store
 
 MISSING = "missing"  # a video's problem when its file isn't there
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from cluster.outcomes import rank_seconds
+from cluster.evaluation.outcomes import rank_seconds
 from cluster.report.clips import Clip, Group, targets_of
 from cluster.report.failures import Reason
 from cluster.report.strategies import Results

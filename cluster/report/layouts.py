@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.store import Store
+from cluster.dataset.store import Store
 
 _INSTANCES = 255  # that a noun can have in a byte; more share numbers, which costs an edge between two of them at most
 

@@ -18,9 +18,9 @@ from urllib.parse import quote
 
 import jinja2
 
-from cluster.atomic import open_files
-from cluster.files import Files
-from cluster.outcomes import rank_seconds
+from cluster.dataset.store import Store
+from cluster.evaluation.outcomes import rank_seconds
+from cluster.observability.status import Status, status_of
 from cluster.report.clips import Clip, Group, counting_judges, groups_of, read_clips
 from cluster.report.data import Place, chunks_of, failure_data, group_data, index_of, script
 from cluster.report.failures import Reason, reasons_of
@@ -28,8 +28,8 @@ from cluster.report.layouts import packed_layout
 from cluster.report.plots import duration, failure_plot, judge_plots
 from cluster.report.scores import scores_of
 from cluster.report.strategies import Results, results_by_judge
-from cluster.status import Status, status_of
-from cluster.store import Store
+from cluster.storage.open import open_files
+from cluster.storage.protocol import Files
 from numina.errors import OutputError
 
 SCRIPTS = ("data.js", "filters.js", "layout.js", "card.js", "prompts.js", "failures.js", "keys.js", "main.js")

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.outcomes import accepted_from, outcomes, strategies_of
+from cluster.dataset.store import Store
+from cluster.evaluation.outcomes import accepted_from, outcomes, strategies_of
+from cluster.job.strategy import Strategy
 from cluster.report.clips import Clip
-from cluster.store import Store
-from cluster.strategy import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)

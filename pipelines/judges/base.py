@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Int
 
 from numina.errors import ConfigError
-from numina.prompts import Target
-from pipelines.video import Video
+from numina.prompts.targets import Target
+from pipelines.video.mp4 import Video
 
 KINDS = ("counter", "grounding-dino", "owlv2", "clip")
 COUNTING = ("counter", "grounding-dino", "owlv2")

@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Int
 
 from numina.errors import InputError
-from numina.prompts import Target
+from numina.prompts.targets import Target
 from pipelines.judges.base import Case, JudgeConfig, Judgement
 from pipelines.judges.boxes import FrameBoxes
 from pipelines.judges.links import unique_objects
 from pipelines.testbed import counter
-from pipelines.video import Video
+from pipelines.video.mp4 import Video
 
 Phrase = tuple[str, str]  # colour, shape
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from numina.errors import ModelError
-from pipelines.checkpoint import SMALL_FILES, add_file, check_weights, read_json, weight_files
-from pipelines.hub import commit_of, fetch
+from pipelines.checkpoints.files import SMALL_FILES, add_file, check_weights, read_json, weight_files
+from pipelines.checkpoints.hub import commit_of, fetch
 from pipelines.judges.base import JudgeConfig
 
 PREPARATION = (("preprocessor_config.json",), ("processor_config.json",))  # either says how images are prepared

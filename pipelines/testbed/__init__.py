@@ -4,6 +4,6 @@
 trains it, `evaluate` measures it. WEIGHTS is an ordinary diffusers folder that `WanPipeline.from_pretrained` loads.
 """
 
-from pathlib import Path
+from pipelines.checkpoints.embedded import EMBEDDED
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = EMBEDDED["testbed"]

@@ -238,10 +238,10 @@ ACCURACY = " ".join(f"{name:>9}" for name in ("same head", "win. err", "win.<1e-
 
 def testbed(device: str, dtype: torch.dtype, size: int) -> None:
     """The embedded model's own maps of one clip, by step and block, of queries and keys rounded to `dtype`."""
-    from pipelines import denoise
-    from pipelines.attention import Onlooker, processors
+    from pipelines.attention.cross import Onlooker, processors
     from pipelines.base import GenerationConfig
-    from pipelines.registry import load_model
+    from pipelines.models.registry import load_model
+    from pipelines.sampling import denoise
 
     model = load_model("testbed", device=device)
     generation = GenerationConfig(height=size, width=size, num_frames=17, fps=8, steps=25)

@@ -29,13 +29,14 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from omegaconf import OmegaConf
 
 from numina.config import GuideConfig, IdentifyConfig, MethodConfig
-from numina.guidance import intensity
-from numina.tokens import TokenSpans
-from pipelines import denoise
+from numina.prompts.tokens import TokenSpans
+from numina.schedule import intensity
 from pipelines.base import GenerationConfig, ModelFacts, Text
-from pipelines.cache import CACHES, check_cache, identify_forwards
-from pipelines.parallel import Shard
-from pipelines.wan import WanModel
+from pipelines.models.wan import WanModel
+from pipelines.parallel.shard import Shard
+from pipelines.parallel.support import CACHES, check_cache
+from pipelines.sampling import denoise
+from pipelines.sampling.cache import identify_forwards
 from tests.benchmarks.guidance_cost import (
     GRID,
     MODELS,

@@ -27,17 +27,17 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 
-from cluster.job import JobConfig, load_job
+from cluster.job.config import JobConfig, load_job
 from numina.config import MethodConfig
 from numina.correct import correct
 from numina.metrics import all_frames_exact, count_accuracy, count_stability
-from numina.prompts import Target
-from numina.refine import edited
-from numina.tokens import locate_tokens
-from pipelines import denoise
+from numina.prompts.targets import Target
+from numina.prompts.tokens import locate_tokens
+from numina.regions import edited
 from pipelines.base import GenerationConfig, VideoModel
-from pipelines.parallel import Shard
-from pipelines.registry import load_model, resolve_device
+from pipelines.models.registry import load_model, resolve_device
+from pipelines.parallel.shard import Shard
+from pipelines.sampling import denoise
 from pipelines.testbed import counter
 from pipelines.testbed.world import Prompt, heldout_prompts
 

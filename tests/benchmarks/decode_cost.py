@@ -20,7 +20,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
-from pipelines.decode import decode_pixels, split_decoder
+from pipelines.video.decode import decode_pixels, split_decoder
 
 TINY = {"base_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
 REPEATS = 3

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipelines import decode
+from pipelines.video import decode
 from tests.benchmarks.shapes import SHAPES
 
 FRAMES = 4  # latent

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.float8_reading --prompts 24
 
 float8's numbers, not its speed: weights are rounded to e4m3 with a scale per row, inputs with a scale per token, as
-`pipelines.quantize` has torchao do, and products are summed in float32, as the tensor cores do. Held-out prompts, the
-preset's identification with and without; printed are the share of clips whose identified counts are the same, the
-correlation of the nouns' maps, and the counts of the clips where they differ.
+`pipelines.checkpoints.quantize` has torchao do, and products are summed in float32, as the tensor cores do. Held-out
+prompts, the preset's identification with and without; printed are the share of clips whose identified counts are the
+same, the correlation of the nouns' maps, and the counts of the clips where they differ.
 """
 
 import argparse
@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from cluster.job import load_job
+from cluster.job.config import load_job
 from numina.layout import Capture, identify_layout
-from numina.prompts import Target
-from numina.tokens import locate_tokens
-from pipelines import denoise
-from pipelines.parallel import ALONE
-from pipelines.quantize import quantizable
-from pipelines.registry import load_model
+from numina.prompts.targets import Target
+from numina.prompts.tokens import locate_tokens
+from pipelines.checkpoints.quantize import quantizable
+from pipelines.models.registry import load_model
+from pipelines.parallel.shard import ALONE
+from pipelines.sampling import denoise
 from pipelines.testbed.world import heldout_prompts
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max

@@ -22,10 +22,10 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 from transformers import UMT5Config, UMT5EncoderModel
 
-from cluster.driver import JobProgress, prepare, run_job
-from cluster.job import load_job
-from cluster.promptset import make_prompts
-from cluster.store import Store
+from cluster.dataset.store import Store
+from cluster.job.config import load_job
+from cluster.prompts.write import make_prompts
+from cluster.runtime.driver import JobProgress, prepare, run_job
 from pipelines.testbed.model import build_tokenizer
 from pipelines.testbed.world import heldout_prompts
 from tests.benchmarks.guidance_cost import MODELS, build

@@ -23,12 +23,13 @@ from diffusers import WanTransformer3DModel
 from omegaconf import OmegaConf
 from torch._dynamo.utils import counters
 
+from numina.bias import ShardGuidance
 from numina.config import GuideConfig
-from numina.guidance import GuidancePlan, ShardGuidance
-from numina.refine import Region, disc
-from pipelines.attention import GuidedCrossAttention, guided
+from numina.guidance import GuidancePlan
+from numina.regions import Region, disc
+from pipelines.attention.cross import GuidedCrossAttention, guided
 from pipelines.base import Attention, Processor
-from pipelines.parallel import Shard
+from pipelines.parallel.shard import Shard
 
 PRESETS = Path(__file__).parents[2] / "configs" / "method"
 MODELS = {

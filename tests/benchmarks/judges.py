@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from numina.prompts import Target
+from numina.prompts.targets import Target
 from pipelines.judges import Case, JudgeConfig, load_judge
 from tests.pipelines.judges import tiny
 

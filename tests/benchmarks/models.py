@@ -26,13 +26,13 @@ from omegaconf import OmegaConf
 
 from numina.config import MethodConfig
 from numina.correct import correct
-from numina.prompts import Target
-from numina.tokens import TokenSpans
-from pipelines import denoise
+from numina.prompts.targets import Target
+from numina.prompts.tokens import TokenSpans
 from pipelines.base import GenerationConfig, Text
-from pipelines.parallel import ALONE
-from pipelines.video import encode_mp4
-from pipelines.warmup import compile_blocks
+from pipelines.parallel.shard import ALONE
+from pipelines.sampling import denoise
+from pipelines.sampling.warmup import compile_blocks
+from pipelines.video.mp4 import encode_mp4
 from tests.benchmarks.clip_cost import Clock
 from tests.benchmarks.guidance_cost import PRESETS, plan, synchronize
 from tests.benchmarks.shapes import SHAPES, TINY, build, random_texts
@@ -213,7 +213,7 @@ class Bench:
     # --- fp8 ---
 
     def fp8(self) -> None:
-        from pipelines.quantize import quantize
+        from pipelines.checkpoints.quantize import quantize
 
         n = self.options.repeats + 1
         before = 1000 * statistics.median(self.ours(n))

@@ -24,12 +24,12 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from numina.config import GuideConfig, IdentifyConfig, MethodConfig
-from pipelines import denoise
+from pipelines.attention.engines import parallelize
 from pipelines.base import GenerationConfig, Text
-from pipelines.engines import parallelize
-from pipelines.parallel import ParallelConfig, Shard
-from pipelines.wan import WanModel
-from pipelines.warmup import NOUN, compile_blocks
+from pipelines.models.wan import WanModel
+from pipelines.parallel.shard import ParallelConfig, Shard
+from pipelines.sampling import denoise
+from pipelines.sampling.warmup import NOUN, compile_blocks
 from tests.benchmarks.clip_cost import Clock, adapter
 from tests.benchmarks.guidance_cost import GRID, PRESETS, TEXT, TINY_GRID, TINY_TEXT, plan, synchronize
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-CHECK = "from cluster.promptset import require_prompts; import sys; print(require_prompts(sys.argv[1], 20))"
+CHECK = "from cluster.prompts.promptset import require_prompts; import sys; print(require_prompts(sys.argv[1], 20))"
 
 
 def measured(*command: str) -> tuple[float, float]:

@@ -18,17 +18,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from cluster.job import JobConfig, load_job
+from cluster.job.config import JobConfig, load_job
 from numina.correct import correct
 from numina.guidance import GuidancePlan
-from numina.prompts import Target
-from numina.tokens import TokenSpans, locate_tokens
-from pipelines import denoise
+from numina.prompts.targets import Target
+from numina.prompts.tokens import TokenSpans, locate_tokens
+from pipelines.attention.capture import ClipCapture
+from pipelines.attention.engines import parallelize
 from pipelines.base import Text, VideoModel
-from pipelines.capture import ClipCapture
-from pipelines.engines import parallelize
-from pipelines.parallel import ParallelConfig, Shard
-from pipelines.registry import load_model
+from pipelines.models.registry import load_model
+from pipelines.parallel.shard import ParallelConfig, Shard
+from pipelines.sampling import denoise
 from pipelines.testbed.world import Prompt, heldout_prompts
 
 PRESETS = ("paper", "closed")

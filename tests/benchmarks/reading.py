@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.job import JobConfig, load_job
+from cluster.job.config import JobConfig, load_job
 from numina.layout import Capture, combine_blocks, identify_layout, steadiness
-from numina.tokens import TokenSpans, locate_tokens
-from pipelines import denoise
-from pipelines.attention import processors
+from numina.prompts.tokens import TokenSpans, locate_tokens
+from pipelines.attention.cross import processors
 from pipelines.base import Attention, Processor, VideoModel
-from pipelines.registry import load_model, resolve_device
+from pipelines.models.registry import load_model, resolve_device
+from pipelines.sampling import denoise
 from tests.benchmarks.counting import Item, commonest, mean, shares
 
 NOUNS = 2  # at most, in the world's prompts

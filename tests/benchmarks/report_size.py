@@ -27,12 +27,12 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
+from cluster.dataset.segments import parquet_bytes
+from cluster.dataset.store import Store
+from cluster.job.strategy import ACCEPTED, Strategy, strategy_record
 from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA
-from cluster.segments import parquet_bytes
-from cluster.store import Store
-from cluster.strategy import ACCEPTED, Strategy, strategy_record
-from numina.refine import Region
-from pipelines.video import encode_mp4
+from numina.regions import Region
+from pipelines.video.mp4 import encode_mp4
 
 NOUNS = ("cats", "dogs", "birds", "red cars", "boats", "apples", "balloons", "horses", "lamps", "drones")
 PLACES = ("on a wooden table", "in a park at dawn", "over a grey sea", "in a quiet street", "on fresh snow")

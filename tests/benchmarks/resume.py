@@ -4,8 +4,8 @@
 
 Makes a prompt set and an output of it (segments of true rows, under keys of chance: a finished row is recognised by its
 digest) unless the folder is there; `--commits` also makes the file of every commit, `--given` gives all targets. Then
-resumes in a process of its own, as `cluster.driver` does, and prints seconds and resident memory of each part, then the
-memory along a walk of all that is left, in the set's order and shuffled.
+resumes in a process of its own, as `cluster.runtime.driver` does, and prints seconds and resident memory of each part,
+then the memory along a walk of all that is left, in the set's order and shuffled.
 """
 
 import argparse
@@ -23,13 +23,14 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.job import load_job
-from cluster.plan import JobPlan, TaskNames, prepare
-from cluster.promptrows import row_texts
+from cluster.dataset.segments import commit_name, parquet_bytes
+from cluster.dataset.store import Store
+from cluster.job.config import load_job
+from cluster.job.names import TaskNames
+from cluster.job.plan import JobPlan, prepare
+from cluster.job.worklist import open_worklist
+from cluster.prompts.row import row_texts
 from cluster.rows import ROW_SCHEMA, TARGETS
-from cluster.segments import commit_name, parquet_bytes
-from cluster.store import Store
-from cluster.worklist import open_worklist
 
 ROW_GROUP = 100_000
 SEGMENT = 1_000

@@ -19,11 +19,11 @@ from diffusers import (
 )
 from torch import nn
 
-from pipelines.adapter import Adapter
 from pipelines.base import GenerationConfig, ModelFacts, Text
-from pipelines.cogvideox import CogVideoXModel
-from pipelines.loading import default_dtype, kept_dtype, put
-from pipelines.wan import WanModel
+from pipelines.checkpoints.loading import default_dtype, kept_dtype, put
+from pipelines.models.adapter import Adapter
+from pipelines.models.cogvideox import CogVideoXModel
+from pipelines.models.wan import WanModel
 from tests.twins import cogvideox_scheduler
 
 

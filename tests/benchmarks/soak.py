@@ -20,16 +20,16 @@ from typing import Any
 
 import psutil
 
-from cluster import stages
-from cluster.driver import Driver, prepare
-from cluster.fleet import Fleet
-from cluster.gang import STANDING
-from cluster.job import load_job
-from cluster.progress import JobProgress
-from cluster.promptset import make_prompts
-from cluster.stages import Receipt
-from cluster.store import Store
-from cluster.worklist import open_worklist
+from cluster.dataset.store import Store
+from cluster.job.config import load_job
+from cluster.job.worklist import open_worklist
+from cluster.observability.progress import JobProgress
+from cluster.prompts.write import make_prompts
+from cluster.runtime.driver import Driver, prepare
+from cluster.runtime.fleet import Fleet
+from cluster.runtime.gang import STANDING
+from cluster.workers import tasks as stages
+from cluster.workers.tasks import Receipt
 from numina.errors import GangError
 
 RIGHT = SimpleNamespace(plan=None)

@@ -19,10 +19,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.dataset.segments import commit_name, parquet_bytes
+from cluster.dataset.store import Store
+from cluster.observability.status import status_of
 from cluster.rows import ROW_SCHEMA, STAGES
-from cluster.segments import commit_name, parquet_bytes
-from cluster.status import status_of
-from cluster.store import Store
 
 READINGS = ("import", "committed_index", "status")
 
@@ -110,7 +110,7 @@ def main() -> None:
 
     read_all()
     if options.gc:
-        from cluster.garbage import collect_garbage
+        from cluster.dataset.garbage import collect_garbage
 
         began = time.perf_counter()
         collected = collect_garbage(Store(str(options.folder)))

@@ -11,9 +11,9 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cluster.job import load_job
-from cluster.outcomes import accepted_from, outcomes, strategies_of
-from cluster.store import Store
+from cluster.dataset.store import Store
+from cluster.evaluation.outcomes import accepted_from, outcomes, strategies_of
+from cluster.job.config import load_job
 from numina.config import MethodConfig
 from numina.schedule import schedule_times
 

@@ -9,8 +9,8 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from cluster.job import JobConfig, load_job
-from cluster.promptset import make_prompts
+from cluster.job.config import JobConfig, load_job
+from cluster.prompts.write import make_prompts
 
 PROMPTS = [
     {"id": "pair", "prompt": "three red circles and two blue squares moving on a grey background", "source": "test"},

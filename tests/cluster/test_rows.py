@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.rows import canonical_json, row_key, sample_seed
-from numina.prompts import Target
+from cluster.keys import canonical_json, row_key, sample_seed
+from numina.prompts.targets import Target
 
 CATS = (Target(noun="cats", count=3),)
 

@@ -14,19 +14,22 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import cluster.api
-from cluster.cli import app, main
-from cluster.job import JobConfig
-from cluster.outcomes import outcomes
-from cluster.plan import prepare
-from cluster.promptset import make_prompts, read_prompts
+from cluster.cli.app import app, main
+from cluster.cli.tables import count_table
+from cluster.cli.terminal import say
+from cluster.dataset.store import Store
+from cluster.evaluation.outcomes import outcomes
+from cluster.job.config import JobConfig
+from cluster.job.names import tasks_of
+from cluster.job.plan import prepare
+from cluster.job.strategy import Strategy
+from cluster.prompts.check import read_prompts
+from cluster.prompts.write import make_prompts
 from cluster.report import build_report
 from cluster.rows import ROW_SCHEMA
-from cluster.store import Store
-from cluster.strategy import Strategy
-from cluster.tables import count_table
-from cluster.terminal import say
+from cluster.workers.row import row_of
 from numina.errors import InputError, PromptSetError
-from pipelines.clip import Clip
+from pipelines.sampling.clip import Clip
 from tests.cluster.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -145,9 +148,9 @@ def test_prompts_are_not_expanded(tiny_job: Callable[..., JobConfig], tmp_path: 
     """`${…}` in a prompt, or in a column of its own, is in the row as it was in the set."""
     make_prompts([{"prompt": EXPANDABLE, "negative_prompt": EXPANDABLE, "note": EXPANDABLE}], f"{tmp_path}/set.parquet")
     plan = prepare(tiny_job(f"prompts={tmp_path}/set.parquet", "strategies=[baseline]"))
-    [task] = plan.tasks()
+    [task] = tasks_of(plan)
     clip = Clip(np.zeros((1, 1, 1, 3), np.uint8), b"", timings={})
-    row = plan.row(task, clip, None, retries=0) | {"file_name": "a.mp4", "video_sha256": "ab"}
+    row = row_of(plan, task, clip, None, retries=0) | {"file_name": "a.mp4", "video_sha256": "ab"}
     store = Store(str(tmp_path / "out"))
     store.commit(row)
     [kept] = store.rows().to_pylist()

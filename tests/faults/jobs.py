@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.promptset import make_prompts
+from cluster.prompts.write import make_prompts
 
 NUMBERS = ("two", "three", "four", "five")
 

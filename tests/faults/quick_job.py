@@ -17,24 +17,24 @@ import numpy as np
 import ray
 import torch.distributed as dist
 
-import cluster.gang
-from cluster.driver import prepare, run_job
-from cluster.job import load_job
-from cluster.logs import set_up
-from cluster.progress import JobProgress
+import cluster.runtime.gang
+from cluster.job.config import load_job
+from cluster.observability.logs import set_up
+from cluster.observability.progress import JobProgress
+from cluster.runtime.driver import prepare, run_job
 from numina.layout import Capture
-from numina.tokens import TokenSpans
-from pipelines.clip import Clip, Identified, Request
-from pipelines.parallel import limit_collectives
+from numina.prompts.tokens import TokenSpans
+from pipelines.parallel.shard import limit_collectives
+from pipelines.sampling.clip import Clip, Identified, Request
 
 SECONDS = float(os.environ.get("NUMINA_QUICK_SECONDS", "0.02"))
 FRAMES, SIDE = 5, 32
 
 
-class QuickRank(cluster.gang.Rank):
+class QuickRank(cluster.workers.rank.Rank):
     """A rank without a model. It meets the others in every call, as attention would have it."""
 
-    def load(self, first: cluster.gang.Arrival) -> dict[str, float]:
+    def load(self, first: cluster.workers.member.Arrival) -> dict[str, float]:
         if self.spec.ranks > 1:
             assert first.port is not None
             patience = timedelta(seconds=self.spec.start_timeout)
@@ -119,7 +119,7 @@ def identified(request: Request) -> Identified:
 
 def main() -> int:
     os.environ["NUMINA_DIARY"] = sys.argv[1]
-    cluster.gang.Rank = QuickRank  # type: ignore[misc]
+    cluster.workers.rank.Rank = QuickRank  # type: ignore[misc]
     job = load_job("demo", sys.argv[2:])
     set_up(job.cluster.log_format)
     shown = ""

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.garbage import collect_garbage
-from cluster.posix import PosixFiles
-from cluster.segments import commit_name
-from cluster.store import Store
-from tests.cluster.test_store import CATS, key_of
-from tests.cluster.test_store_garbage import littered, needed
+from cluster.dataset.garbage import collect_garbage
+from cluster.dataset.segments import commit_name
+from cluster.dataset.store import Store
+from cluster.storage.posix import PosixFiles
+from tests.cluster.dataset.test_garbage import littered, needed
+from tests.cluster.dataset.test_store import CATS, key_of
 
 LEVELS: dict[str, list[tuple[Any, str]]] = {
     "system": [

@@ -12,10 +12,10 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from cluster.driver import prepare
-from cluster.job import load_job
-from cluster.stages import Output, store_of
-from cluster.store import Store
+from cluster.dataset.store import Store
+from cluster.job.config import load_job
+from cluster.runtime.driver import prepare
+from cluster.workers.tasks import Output, store_of
 from numina.errors import OutputError
 from tests.faults.jobs import Job, family, numbered_prompts
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.store import Store
-from pipelines.video import decode_mp4
+from cluster.dataset.store import Store
+from pipelines.video.mp4 import decode_mp4
 from tests.faults.jobs import Job, family, numbered_prompts
 
 LONG = os.environ.get("NUMINA_FAULTS") == "long"

@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import s3fs
 
-from cluster.claims import CLAIM_SECONDS
-from cluster.garbage import KINDS, collect_garbage
-from cluster.status import status_of
-from cluster.store import Store
+from cluster.dataset.garbage import KINDS, collect_garbage
+from cluster.dataset.leases import CLAIM_SECONDS
+from cluster.dataset.store import Store
+from cluster.observability.status import status_of
 from numina.errors import OutputError, StorageError
-from tests.cluster.test_store import CATS, a_row, key_of
+from tests.cluster.dataset.test_store import CATS, a_row, key_of
 from tests.faults.jobs import Job, numbered_prompts
 
 LONG = os.environ.get("NUMINA_FAULTS") == "long"
@@ -33,7 +33,7 @@ KILLS, CLIPS = (60, 300) if LONG else (6, 20)
 KEYS = [key_of(number) for number in range(CLIPS)]
 USER = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 SLOW = {"NUMINA_QUICK_SECONDS": "0.2"}  # a call of the quick model
-PREPARED = ["cluster.garbage", "tests.cluster.test_store", "s3fs"]
+PREPARED = ["cluster.dataset.garbage", "tests.cluster.dataset.test_store", "s3fs"]
 
 
 class Server:

@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.garbage import collect_garbage
-from cluster.status import status_of
-from cluster.store import Store
-from tests.cluster.test_store import CATS, key_of
+from cluster.dataset.garbage import collect_garbage
+from cluster.dataset.store import Store
+from cluster.observability.status import status_of
+from tests.cluster.dataset.test_store import CATS, key_of
 
 LONG = os.environ.get("NUMINA_FAULTS") == "long"
 KILLS = 200 if LONG else 25
@@ -78,7 +78,7 @@ class Writers:
         self.generation_seconds = generation_seconds
         self.chance = random.Random(0)
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["cluster.garbage", "tests.cluster.test_store"])
+        self.context.set_forkserver_preload(["cluster.dataset.garbage", "tests.cluster.dataset.test_store"])
         self.diary.touch()
         self.running = [self.start() for _ in range(WRITERS)]
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from cluster.atomic import open_files
-from cluster.files import without_secrets
-from cluster.garbage import collect_garbage
-from cluster.status import status_of
-from cluster.store import Store
+from cluster.dataset.garbage import collect_garbage
+from cluster.dataset.store import Store
+from cluster.observability.status import status_of
+from cluster.storage.open import open_files
+from cluster.storage.protocol import without_secrets
 from numina.errors import OutputError, StorageError
-from tests.cluster.test_store import a_row, key_of, leaves
+from tests.cluster.dataset.test_store import a_row, key_of, leaves
 
 NOBODY = 65534
 

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.job import load_job
+from cluster.job.config import load_job
 from numina.correct import correct
 from numina.guidance import GuidancePlan
 from numina.layout import Layout, identify_layout
-from numina.prompts import Target, parse_targets
-from pipelines import denoise
+from numina.prompts.targets import Target, parse_targets
 from pipelines.base import GenerationConfig, VideoModel
-from pipelines.clip import Identified, Request
-from pipelines.generate import ClipGenerator, generate
 from pipelines.judges import ExactCounter
-from pipelines.parallel import Shard
-from pipelines.registry import load_model
+from pipelines.models.registry import load_model
+from pipelines.parallel.shard import Shard
+from pipelines.sampling import denoise
+from pipelines.sampling.clip import Identified, Request
+from pipelines.sampling.generate import ClipGenerator, generate
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from numina.prompts import Target
+from numina.prompts.targets import Target
 from pipelines.judges import Case, JudgeConfig, load_judge
 from tests.pipelines.judges import tiny
 from tests.pipelines.judges.conftest import BUILD, CASES, THRESHOLDS, a_video

@@ -12,17 +12,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from cluster.job import load_job
+from cluster.job.config import load_job
 from numina.correct import correct
-from numina.prompts import Target
-from numina.tokens import locate_tokens
-from pipelines import denoise
+from numina.prompts.targets import Target
+from numina.prompts.tokens import locate_tokens
+from pipelines.attention.engines import parallelize
 from pipelines.base import GenerationConfig, VideoModel
-from pipelines.decode import split_decoder
-from pipelines.engines import parallelize
-from pipelines.parallel import ALONE, ParallelConfig, Shard
-from pipelines.registry import load_model
-from pipelines.warmup import compile_blocks, warm_up
+from pipelines.models.registry import load_model
+from pipelines.parallel.shard import ALONE, ParallelConfig, Shard
+from pipelines.sampling import denoise
+from pipelines.sampling.warmup import compile_blocks, warm_up
+from pipelines.video.decode import split_decoder
 
 pytestmark = [
     pytest.mark.gpu,

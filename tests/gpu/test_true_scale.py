@@ -10,14 +10,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from numina.bias import ShardGuidance
 from numina.config import MethodConfig
 from numina.correct import correct
-from numina.guidance import ShardGuidance
-from pipelines import denoise
-from pipelines.joint import GuidedJointAttention, project
-from pipelines.parallel import ALONE
-from pipelines.video import decode_mp4, encode_mp4
-from pipelines.warmup import compile_blocks
+from pipelines.attention.joint import GuidedJointAttention, project
+from pipelines.parallel.shard import ALONE
+from pipelines.sampling import denoise
+from pipelines.sampling.warmup import compile_blocks
+from pipelines.video.mp4 import decode_mp4, encode_mp4
 from tests.benchmarks.guidance_cost import plan
 from tests.benchmarks.models import ASKED, SPANS, method
 from tests.benchmarks.shapes import SHAPES, build, random_texts
@@ -156,7 +156,7 @@ def test_compiled_guidance_is_as_exact_as_eager(name: str) -> None:
 def test_float8_blocks_predict_nearly_the_same() -> None:
     """torchao's float8 layers run in plain and guided passes; one prediction is within some per cent of bfloat16's."""
     pytest.importorskip("torchao", reason="needs torchao: pip install numina-video[gpu]")
-    from pipelines.quantize import quantize
+    from pipelines.checkpoints.quantize import quantize
 
     model = build("wan2.1-1.3b", DEVICE, vae=False)
     clip, texts = replace(SHAPES["wan2.1-1.3b"].clip, height=256, width=448, num_frames=17, steps=STEPS), None

@@ -11,9 +11,9 @@ import pytest
 from numina.config import MethodConfig
 from numina.correct import correct
 from numina.layout import Capture
-from numina.prompts import Target
-from numina.refine import Region
-from numina.tokens import TokenSpans
+from numina.prompts.targets import Target
+from numina.prompts.tokens import TokenSpans
+from numina.regions import Region
 from tests.numina.scenes import preset
 
 SPANS = [TokenSpans(noun=(1,), phrase=(1,), first=(1,)), TokenSpans(noun=(2,), phrase=(2,), first=(2,))]

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
+from numina.bias import PARTS, SPARSE, ShardGuidance, _row_lists, take
 from numina.config import GuideConfig
-from numina.guidance import PARTS, SPARSE, GuidancePlan, ShardGuidance, _row_lists, intensity, plan_guidance, take
+from numina.guidance import GuidancePlan, plan_guidance
 from numina.layout import Layout
-from numina.refine import Refinement, Region
-from numina.schedule import schedule_times
-from numina.tokens import TokenSpans
+from numina.prompts.tokens import TokenSpans
+from numina.regions import Refinement, Region
+from numina.schedule import intensity, schedule_times
 
 CLOSED = GuideConfig(
     remove=10, add=6, keep=2, elsewhere=6, other=4, overwrite="none", tokens="phrase", schedule="constant", until=0.8

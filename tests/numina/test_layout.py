@@ -10,7 +10,7 @@ from sklearn.cluster import DBSCAN
 
 from numina.config import IdentifyConfig
 from numina.layout import Capture, Layout, combine_blocks, dense_tokens, identify_layout, steadiness
-from numina.prompts import Target
+from numina.prompts.targets import Target
 from tests.benchmarks.layout_cost import moving_blobs
 from tests.numina.scenes import Scene, Square, partition, preset, scenes, soft_scenes, uneven_scenes
 

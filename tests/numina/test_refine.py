@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from numina.config import RefineConfig
 from numina.layout import Layout
-from numina.refine import Region, best_path, disc, place_costs, refine
+from numina.refine import best_path, place_costs, refine
+from numina.regions import Region, disc
 from tests.numina.scenes import Scene, Square, preset, scenes, uneven_scenes
 
 CONFIG = RefineConfig()

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN, MeanShift, estimate_bandwidth
 
 from numina.layout import Capture, Layout, identify_layout
-from numina.refine import Region, refine
+from numina.refine import refine
+from numina.regions import Region
 from tests.numina.scenes import preset
 
 METHOD = preset("released")

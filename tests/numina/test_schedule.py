@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numina.config import GuideConfig, IdentifyConfig
-from numina.guidance import intensity
-from numina.schedule import schedule_times
+from numina.schedule import intensity, schedule_times
 
 STEPS = st.integers(1, 100)
 SHIFTS = st.floats(0.5, 12.0)

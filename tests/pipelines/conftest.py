@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from numina.prompts import Target
-from numina.tokens import TokenSpans, locate_tokens
+from numina.prompts.targets import Target
+from numina.prompts.tokens import TokenSpans, locate_tokens
 from pipelines.base import GenerationConfig, Text
-from pipelines.wan import WanModel
+from pipelines.models.wan import WanModel
 
 PROMPT = "three red circles and two blue squares moving on a grey background"
 TARGETS = (Target("circles", 3), Target("squares", 2))

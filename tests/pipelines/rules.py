@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from numina.guidance import GuidancePlan
-from numina.refine import Region
+from numina.regions import Region
 
 
 def ruled(plain: Tensor, plan: GuidancePlan, delta: float) -> Tensor:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.promptset import make_prompts
-from cluster.store import Store
+from cluster.dataset.store import Store
+from cluster.prompts.write import make_prompts
 from tests.cluster.conftest import TINY
 from tests.slurm.conftest import ROOT, Slurm, wait_until
 

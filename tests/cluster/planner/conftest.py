@@ -11,14 +11,14 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from cluster.job import load_job
-from cluster.plan import JobPlan
+from cluster.job.config import load_job
+from cluster.job.plan import JobPlan
 from cluster.planner import Gpu, Planner, Setup, load_gpu
 from cluster.planner.measured import ForwardRow
-from cluster.promptfiles import PromptFile
-from cluster.promptset import PromptSet
+from cluster.prompts.files import PromptFile
+from cluster.prompts.promptset import PromptSet
 from pipelines.base import ModelFacts
-from pipelines.checkpoint import inspect
+from pipelines.models.families import inspect
 
 H100 = load_gpu("h100")
 SMALL = Gpu(name="a 24 GiB GPU", memory_gib=24)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cluster.planner import Gpu, Objective, Setup, reasons
 from numina.errors import ConfigError
-from pipelines.support import Wish, check_support
+from pipelines.parallel.support import Wish, check_support
 from tests.cluster.planner.conftest import (
     COG_5B,
     H100,

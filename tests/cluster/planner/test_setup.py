@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cluster.job import load_job
+from cluster.job.config import load_job
 from cluster.planner import Planner, prepare_for_gpus, wishes_of
 from numina.errors import ConfigError
 from tests.cluster.planner.conftest import FOUR, H100, SMALL, WAN_1_3B, WAN_14B, Models, Plan, job_plan

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.dataset.store import Store
+from cluster.job.strategy import ACCEPTED, Strategy, strategy_record
 from cluster.report import build_report
-from cluster.store import Store
-from cluster.strategy import ACCEPTED, Strategy, strategy_record
-from numina.refine import Region
-from pipelines.video import encode_mp4
+from numina.regions import Region
+from pipelines.video.mp4 import encode_mp4
 
 LATENT_FRAMES, FRAMES, GRID, SCALE = 5, 17, 16, 8
 HOSTILE = '<img src=x onerror="alert(1)"></script><script>alert(2)</script> three cats & two dogs \u2028 {{ sofa }}'

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cluster.cli import app
+from cluster.cli.app import app
+from cluster.dataset.store import Store
 from cluster.report import build_report
-from cluster.store import Store
 from numina.errors import OutputError
 from tests.cluster.report.conftest import HOSTILE, make_large, put_clip
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from numina.prompts import Target
+from numina.prompts.targets import Target
 from pipelines.judges import Case, Judge, JudgeConfig, load_judge
 from tests.pipelines.judges import tiny
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from numina.errors import InputError
-from numina.prompts import Target
+from numina.prompts.targets import Target
 from pipelines.judges import Case, ExactCounter, JudgeConfig, inspect_judge, load_judge
 from pipelines.testbed.world import clips
 

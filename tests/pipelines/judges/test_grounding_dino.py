@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from numina.errors import InputError
-from numina.prompts import Target
+from numina.prompts.targets import Target
 from pipelines.judges import Case, Judge
 from pipelines.judges.boxes import FrameBoxes
 from tests.pipelines.judges.conftest import CASES, THRESHOLDS, a_video

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from numina.errors import InputError
-from numina.prompts import Target
+from numina.prompts.targets import Target
 from pipelines.judges import Case, Judge
 from tests.pipelines.judges.conftest import CASES, a_video
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.checkpoint import inspect
+from pipelines.models.families import inspect
 from pipelines.testbed.train import train
 from pipelines.testbed.world import MAX_COUNT, MAX_OBJECTS, make_prompts, miscount
 

@@ -1,0 +1,1 @@
+"""The `numina` command: its verbs, and what a terminal shows."""

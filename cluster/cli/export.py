@@ -1,0 +1,43 @@
+"""`numina export`: a dataset in the forms that trainers and evaluators read."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from cluster.cli.terminal import bar, say
+
+SHOWN_LOST = 20
+
+
+def export(
+    output: Annotated[str, typer.Argument(help="An output of `numina run`.")],
+    to: Annotated[Literal["hf", "webdataset", "countbench", "vbench"], typer.Option(help="The form.")],
+    folder: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="A new folder or URL.")],
+    strategy: Annotated[str | None, typer.Option(help="Clips that this one keeps; all strategies' otherwise.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Whose verdicts go along, where there are several.")] = None,
+    only: Annotated[
+        Literal["all", "judged", "accepted"], typer.Option(help="Clips that were judged, or accepted.")
+    ] = "all",
+    shard_clips: Annotated[int, typer.Option(help="Clips in a tar of webdataset, at most.")] = 1000,
+    license: Annotated[str, typer.Option(help="Of the dataset card: an identifier of the hub's.")] = "other",
+) -> None:
+    """Copy a dataset's clips to a folder for Hugging Face's datasets, WebDataset, CountBench's or VBench's evaluator.
+
+    The same command again copies what isn't there yet. Videos that are lost are named; the exit status is then 1.
+    """
+    from cluster.dataset.store import Store
+    from cluster.export import ExportConfig
+    from cluster.export import export as write
+
+    config = ExportConfig(to=to, strategy=strategy, judge=judge, only=only, shard_clips=shard_clips, license=license)
+    with bar("exporting") as report:
+        exported = write(Store(output, single_writer=True), folder, config, report)
+    for name, problem in list(exported.lost.items())[:SHOWN_LOST]:
+        say(f"left out: {name} is {problem}")
+    if len(exported.lost) > SHOWN_LOST:
+        say(f"and {len(exported.lost) - SHOWN_LOST} more")
+    for note in exported.notes:
+        say(note)
+    say(f"{folder}: {exported.clips} clips as {to}, {len(exported.lost)} left out")
+    if exported.lost:
+        raise typer.Exit(1)

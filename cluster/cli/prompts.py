@@ -1,0 +1,184 @@
+"""`numina prompts`: prompt sets made, imported, enhanced and checked."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+
+from cluster.cli.terminal import bar, say
+from numina.errors import InputError
+
+prompts_app = typer.Typer(no_args_is_help=True, help="Make, import, enhance and check prompt sets.")
+
+World = Literal["captions", "testbed"]
+Writers = Literal["rules", "testbed", "endpoint", "local"]
+SHOWN_NOUNS = 12
+SHOWN_NOTES = 10
+
+Output = Annotated[str, typer.Argument(metavar="OUT", help="The Parquet file to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a different set that is there.")]
+MaxCount = Annotated[int, typer.Option(help="The largest count that a target may ask for.")]
+Key = TypeVar("Key", str, int)
+
+
+@prompts_app.command("check")
+def prompts_check(
+    prompts: Annotated[str, typer.Argument(metavar="SET")],
+    write: Annotated[str | None, typer.Option(help="Write the set with its targets filled in.")] = None,
+    max_count: MaxCount = 20,
+) -> None:
+    """Check a prompt set, print the targets found in every row."""
+    from cluster.job.plan import prompt_path
+    from cluster.prompts.check import read_prompts
+    from cluster.prompts.write import write_targets
+
+    path = prompt_path(prompts)
+    for row in read_prompts(path, max_count=max_count):
+        targets = ", ".join(f"{target.count} {target.noun}" for target in row.targets)
+        say(f"{row.id or row.index}: {targets}  {row.prompt}")
+    if write:
+        say(f"{write}: {write_targets(path, write, max_count=max_count)} rows")
+
+
+@prompts_app.command("import")
+def prompts_import(
+    source: Annotated[str, typer.Argument(help="txt, csv or jsonl, or a folder of prompts.txt and noun_counts.jsonl.")],
+    output: Output,
+    counts: Annotated[str | None, typer.Option(help="The jsonl with the counts of each line of a txt.")] = None,
+    max_count: MaxCount = 20,
+    force: Force = False,
+) -> None:
+    """Make a prompt set of a benchmark's or a list's prompts; nothing is written when a line has a problem."""
+    from cluster.prompts.importing import import_prompts
+
+    with bar("importing prompts") as read:
+        found = import_prompts(
+            source, output, counts=counts, max_count=max_count, force=force, report=lambda rows: read(rows, rows)
+        )
+    for note in found.renamed[:SHOWN_NOTES]:
+        say(note)
+    if len(found.renamed) > SHOWN_NOTES:
+        say(f"and {len(found.renamed) - SHOWN_NOTES} more such nouns")
+    say(f"{output}: {found.rows} prompts, {len(found.nouns)} nouns, counts {_spread(found.counts)}")
+    say(f"nouns: {_most(found.nouns)}")
+
+
+@prompts_app.command("make")
+def prompts_make(
+    output: Output,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Prompts to make.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of everything.")] = 0,
+    world: Annotated[
+        World, typer.Option(help="`captions` of common things, or `testbed`: what the embedded model never saw.")
+    ] = "captions",
+    counts: Annotated[str | None, typer.Option(help="Counts to ask for, e.g. 1-8 or 2,4,6.")] = None,
+    per_prompt: Annotated[str | None, typer.Option(help="Numbers of nouns in a prompt, e.g. 1-3.")] = None,
+    nouns: Annotated[str | None, typer.Option(help="Nouns, comma-separated, or a file with one a line.")] = None,
+    templates: Annotated[
+        str | None, typer.Option(help="A file with one a line: sentences with {targets}, maybe {place} and {time}.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Make a prompt set of any size, balanced over nouns, counts, numbers of nouns and templates."""
+    from cluster.prompts import make as promptmake
+    from cluster.prompts import write as promptwrite
+
+    numbers = {"counts": _numbers("--counts", counts), "per_prompt": _numbers("--per-prompt", per_prompt)}
+    words = {"nouns": _words(nouns), "templates": _lines("--templates", templates) if templates else None}
+    if world == "testbed":
+        from cluster.prompts.testbed import SCHEMA, unseen_prompts
+
+        if nouns or templates:
+            raise InputError("--nouns and --templates are for --world captions: the embedded model has its own words")
+        written = promptwrite.write_set(output, SCHEMA, [unseen_prompts(number, seed, **numbers)], force=force)
+    else:
+        given: dict[str, Any] = {name: value for name, value in (numbers | words).items() if value is not None}
+        made = promptmake.made_prompts(promptmake.Recipe(seed=seed, **given), number)
+        written = promptwrite.write_set(output, promptmake.SCHEMA, made, force=force)
+    say(f"{output}: {written} prompts")
+
+
+@prompts_app.command("enhance")
+def prompts_enhance(
+    prompts: Annotated[str, typer.Argument(metavar="SET")],
+    output: Output,
+    by: Annotated[
+        Writers,
+        typer.Option("--with", help="Rules; the embedded model's; a chat endpoint; a local language model."),
+    ] = "rules",
+    url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible endpoint, e.g. http://host:8000/v1.")] = None,
+    model: Annotated[str | None, typer.Option(help="The endpoint's name of a model, or a local folder.")] = None,
+    at_once: Annotated[int, typer.Option(min=1, help="Requests that an endpoint has at once.")] = 8,
+    max_count: MaxCount = 20,
+    force: Force = False,
+) -> None:
+    """Add a column `enhanced_prompt`, which the strategy prompt_enhancement generates with.
+
+    A model's answers are kept in OUT.answers.jsonl as they come: the same command again asks for what is missing.
+    """
+    from cluster.job.plan import prompt_path
+    from cluster.prompts.enhance import enhance_set
+    from pipelines.rewriting.llm import EndpointWriter, LocalWriter, Writer
+
+    writer: Writer | None = None
+    if by == "endpoint":
+        writer = EndpointWriter(url=_given("--url", url, by), model=_given("--model", model, by))
+    elif by == "local":
+        writer = LocalWriter(folder=_given("--model", model, by))
+    with bar("enhancing prompts") as report:
+        rows = enhance_set(
+            prompt_path(prompts),
+            output,
+            rules="testbed" if by == "testbed" else "general",
+            writer=writer,
+            at_once=at_once if by == "endpoint" else 1,
+            max_count=max_count,
+            force=force,
+            report=report,
+        )
+    say(f"{output}: {sum(rows.values())} prompts; {', '.join(f'{number} by {name}' for name, number in rows.items())}")
+
+
+def _given(option: str, value: str | None, by: str) -> str:
+    if not value:
+        raise InputError(f"--with {by} needs {option}; see numina prompts enhance --help")
+    return value
+
+
+def _numbers(option: str, text: str | None) -> tuple[int, ...] | None:
+    """`1-3,5` as 1, 2, 3, 5."""
+    if text is None:
+        return None
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InputError(f"{option} {text!r} isn't a list of numbers; write e.g. 1-8 or 2,4,6")
+        numbers += range(int(first), int(last if dash else first) + 1)
+    return tuple(numbers)
+
+
+def _words(nouns: str | None) -> tuple[str, ...] | None:
+    if nouns is None or Path(nouns).is_file():
+        return _lines("--nouns", nouns) if nouns else None
+    return tuple(noun.strip() for noun in nouns.split(","))
+
+
+def _lines(option: str, path: str) -> tuple[str, ...]:
+    """A file's lines, without blank ones and comments."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{option} {path!r} can't be read: {error}; give a text file in UTF-8") from error
+    return tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
+
+
+def _spread(counts: Counter[int]) -> str:
+    """`1 × 30, 2 × 12`."""
+    return ", ".join(f"{count} × {number}" for count, number in sorted(counts.items()))
+
+
+def _most(nouns: Counter[str]) -> str:
+    shown = ", ".join(f"{noun} × {number}" for noun, number in nouns.most_common(SHOWN_NOUNS))
+    return f"{shown}, and {len(nouns) - SHOWN_NOUNS} others" if len(nouns) > SHOWN_NOUNS else shown

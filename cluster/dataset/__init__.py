@@ -1,0 +1,1 @@
+"""The output of a job: store, segments, leases and clean-up."""

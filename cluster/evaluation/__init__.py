@@ -1,0 +1,1 @@
+"""Verdicts of judges, what they decide, and the summaries made of them."""

@@ -1,0 +1,339 @@
+"""A job: one YAML file plus dotlist overrides, checked and frozen before anything starts.
+
+`load_job` composes, in this order: defaults of the dataclasses, the method preset named by `method.preset`, the job's
+YAML, the overrides. An unknown key is an error that suggests the right one.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from cluster.job.strategy import (
+    ACCEPTED,
+    ENHANCEMENT,
+    GENERATORS,
+    PARTS,
+    SearchConfig,
+    Strategy,
+    Trial,
+    VerifyConfig,
+    generator_of,
+    parse_strategy,
+    stronger,
+    trials,
+)
+from cluster.keys import canonical_json
+from numina.config import MethodConfig
+from numina.errors import ConfigError
+from pipelines.base import GenerationConfig
+from pipelines.checkpoints.lora import LoraConfig
+from pipelines.parallel.shard import MemoryConfig, ParallelConfig
+
+ALGORITHM_VERSION = 3  # raised when the same configuration would give other pixels; part of every row's key
+DEFAULT_PRESET = "closed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which checkpoint, and how it is held."""
+
+    path: str = "testbed"  # a diffusers folder, a hub id OWNER/NAME, or `testbed` for the embedded counting model
+    revision: str | None = None  # of a hub id: a commit, 40 hex digits
+    loras: list[LoraConfig] = field(default_factory=list)  # added to the transformer's weights, once
+    dtype: str = "auto"  # auto (bfloat16 on a GPU, float32 on a CPU) | float32 | bfloat16 | float16 | float8 (blocks)
+    device: str = "auto"  # auto (a GPU where there is one) | cuda | cpu
+
+    def __post_init__(self) -> None:
+        _one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float8"))
+        _one_of("model.device", self.device, ("auto", "cuda", "cpu"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """The Ray cluster that a job runs on, and how patient it is."""
+
+    address: str = "local"  # local (a Ray of its own, ended with the job) | auto | HOST:PORT
+    cpus_per_rank: int = 1  # CPU cores reserved for one rank
+    clips_in_flight: int = 2  # per gang: one denoises while another's layout is computed
+    attempts: int = 3  # tries of one clip before it is recorded as failed
+    clip_timeout: float = 3600.0  # seconds that a batch may keep a gang busy in one phase; then its gang is replaced
+    grace: float = 600.0  # seconds to finish what is under way after SIGTERM, SIGINT or SIGUSR2
+    log_format: str = "text"  # text | json: one object a line, with the gang and the clip's key
+    start_timeout: float = 600.0  # seconds until a gang must stand: placed, model loaded and compiled
+    step_timeout: float = (
+        120.0  # seconds that a rank may be silent, or waited for by the others, before its gang is lost
+    )
+    end_timeout: float = 10.0  # seconds to wait until a lost gang's processes are gone, with the GPU memory they hold
+    metrics_port: int = 0  # where the local Ray serves Prometheus; 0: a free one, told in the log
+    encoders: int = 1  # text encoders beside the gangs, with memory.text_encoder=apart
+    encoder_cpus: int = 1  # CPU cores reserved for one encoder; UMT5-XXL on CPUs wants many
+    encoder_gpus: float = 0.0  # share of a GPU reserved for one encoder; 0 encodes on CPUs
+
+    def __post_init__(self) -> None:
+        for name in ("cpus_per_rank", "clips_in_flight", "attempts", "encoders", "encoder_cpus"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"cluster.{name} is {getattr(self, name)}; it must be at least 1")
+        _one_of("cluster.log_format", self.log_format, ("text", "json"))
+        for name in ("start_timeout", "step_timeout", "end_timeout", "clip_timeout", "grace"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"cluster.{name} is {getattr(self, name)} seconds; it must be more than 0")
+        if not 0 <= self.encoder_gpus <= 1:
+            raise ConfigError(f"cluster.encoder_gpus is {self.encoder_gpus}; give a share of a GPU, 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """Everything that `numina run` needs to know."""
+
+    prompts: str = "testbed:demo"  # Parquet file, folder or glob, on any fsspec filesystem; testbed:demo is shipped
+    output: str = "out/dataset"  # folder or URL of the dataset
+    strategies: list[str] = field(default_factory=lambda: ["numina"])  # parts joined by +, see cluster/job/strategy.py
+    variants: dict[str, Any] = field(default_factory=dict)  # more strategies: name → changes of `method`; lists: a grid
+    search: SearchConfig = field(default_factory=SearchConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+    judge: dict[str, Any] = field(default_factory=dict)  # changes of the judges' settings, e.g. {path: /models/dino}
+    samples: int = 1  # videos per prompt and strategy
+    seed: int = 0  # of rows that have none, together with their id or prompt
+    limit: int | None = None  # first rows only, for a first look
+    shard: str = "0/1"  # INDEX/COUNT: every COUNT-th row from row INDEX on, for array jobs; keys don't depend on it
+    max_count: int = 20  # the largest count that a target may ask for
+    latents: bool = False  # keep each clip's latents, lossless, beside its video; rows that are there stay as they are
+    retry_failed: bool = False  # try clips again that were recorded as failed
+    single_writer: bool = False  # allow filesystems without an atomic create-if-absent
+    model: ModelConfig = field(default_factory=ModelConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        for name, variant in self.variants.items():
+            if name in PARTS or "+" in name or not isinstance(variant, MethodConfig):
+                raise ConfigError(
+                    f"variants.{name} takes another name than {', '.join(PARTS)}, without +, and a mapping of `method`"
+                )
+        if not (self.strategies or self.variants) or len(set(self.strategies)) < len(self.strategies):
+            raise ConfigError(f"strategies is {self.strategies}; give each at most once, e.g. [baseline, numina]")
+        assert self.all_strategies, "one is given; a name that isn't one raises"
+        if self.samples < 1 or (self.limit is not None and self.limit < 1):
+            raise ConfigError(f"samples is {self.samples} and limit is {self.limit}; both must be at least 1")
+        part = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.shard)
+        if not part or int(part[1]) >= int(part[2]):
+            raise ConfigError(f"shard is {self.shard!r}; give INDEX/COUNT with INDEX from 0 to COUNT - 1, e.g. 0/8")
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """The shard's index, and how many there are."""
+        index, count = self.shard.split("/")
+        return int(index), int(count)
+
+    @cached_property
+    def all_strategies(self) -> list[Strategy]:
+        """Those of `strategies`, then the variants that none of them names."""
+        generators = [*GENERATORS, *self.variants]
+        named = [parse_strategy(name, generators, self.search, self.verify) for name in self.strategies]
+        bases = {generator_of(strategy.base) for strategy in named}
+        return named + [Strategy(name=name, base=name) for name in self.variants if name not in bases]
+
+    @cached_property
+    def methods(self) -> dict[str, MethodConfig | None]:
+        """What generates, by the name that rows have for it; None generates without NUMINA."""
+        known = {"baseline": None, "numina": self.method} | self.variants
+        return {strategy.base: known[generator_of(strategy.base)] for strategy in self.all_strategies}
+
+    @property
+    def verifies(self) -> bool:
+        """Whether clips are judged while the job runs."""
+        return any(strategy.select == ACCEPTED for strategy in self.all_strategies)
+
+    def trials(self, dtype: str) -> list[Trial]:
+        """What is asked for of every sample from the start, without clips that are another one under a second name."""
+        asked, known = trials(self.all_strategies), dict[str, Trial]()
+        for trial in asked:
+            config = [self.row_config(trial.base, dtype, trial.strength), ENHANCEMENT in trial.base, trial.attempt]
+            first = known.setdefault(canonical_json(config), trial)
+            if trial.verified and not first.verified:
+                known[canonical_json(config)] = trial
+        return list(known.values())
+
+    def row_config(self, base: str, dtype: str, strength: float = 1.0) -> dict[str, Any]:
+        """What decides a row's pixels, next to its prompt, targets, seed and model: this enters its key."""
+        chosen = self.methods[base]
+        method = asdict(stronger(chosen, strength)) if chosen else None
+        if method:
+            del method["preset"]  # a label
+        kind = "numina" if method else "baseline"  # a variant with numina's settings is numina
+        return {"strategy": kind, "generation": asdict(self.generation), "method": method, "dtype": dtype}
+
+    def identity(self, dtype: str) -> dict[str, Any]:
+        """The settings that an output belongs to; strategies and variants may be added to it later."""
+        method = asdict(self.method)
+        del method["preset"]
+        return {"generation": asdict(self.generation), "method": method, "dtype": dtype}
+
+
+def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) -> JobConfig:
+    """The job of a YAML file (a path, or the name of one in `configs/`) with `key=value` overrides.
+
+    Raises ConfigError for a file that isn't there, an unknown key, or a value out of range.
+    """
+    try:
+        given: Any = OmegaConf.merge(load_yaml(config) if config else {}, *map(_override, overrides))
+        if missing := OmegaConf.missing_keys(given):
+            asked = ", ".join(f"{key}=…" for key in sorted(missing))
+            raise ConfigError(f"config {str(config)!r} leaves {asked} to you; give a value on the command line")
+        preset = OmegaConf.select(given, "method.preset", default=DEFAULT_PRESET)
+        method = {"method": load_yaml(_preset_file(preset))}
+        variants = given.pop("variants", None) or OmegaConf.create({})
+        merged: Any = OmegaConf.merge(OmegaConf.structured(JobConfig), method, given)
+        methods = _variants(variants, merged.method, given.get("method"))
+        job = OmegaConf.to_object(OmegaConf.merge(merged, {"variants": methods}))
+    except (ConfigAttributeError, ConfigKeyError) as error:
+        raise _unknown_key(str(error.full_key)) from error
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{where}{str(error).splitlines()[0]}") from error
+    assert isinstance(job, JobConfig)
+    return job
+
+
+def dotlist(overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping that `key=value` texts stand for. Raises ConfigError for a text that isn't one."""
+    merged: Any = OmegaConf.to_container(OmegaConf.merge({}, *map(_override, overrides)))
+    return dict(merged)
+
+
+def _override(text: str) -> DictConfig:
+    """One `key=value`; the value is YAML."""
+    if not re.match(r"[^=\s]+=", text):
+        raise ConfigError(f"override {text!r} isn't key=value; give for example limit=8 or model.path=/models/wan")
+    try:
+        return OmegaConf.from_dotlist([text])
+    except YAMLError as error:
+        raise ConfigError(
+            f"override {text!r} has a value that isn't YAML ({_problem(error)}); close its brackets and quotes, and"
+            " quote it for the shell, for example 'strategies=[baseline,numina]'"
+        ) from error
+
+
+def _problem(error: Exception) -> str:
+    return getattr(error, "problem", None) or str(error).splitlines()[0]
+
+
+def _variants(variants: Any, method: Any, given: Any) -> dict[str, Any]:
+    """The method of every variant: the job's own with the variant's changes; lists among those span a grid.
+
+    A variant that names a `preset` starts from that preset and what the job says about `method`.
+    """
+    if not isinstance(variants, DictConfig):
+        raise ConfigError(f"variants is {variants}; give a mapping, e.g. {{strong: {{guide: {{add: 8}}}}}}")
+    methods = {}
+    settings: Any = OmegaConf.to_container(variants)
+    for name, changes in settings.items():
+        if not isinstance(changes, dict):
+            raise ConfigError(
+                f"variants.{name} is {changes!r}; give a mapping like `method`, e.g. {{guide: {{add: 6}}}}"
+            )
+        base = method
+        if preset := changes.get("preset"):
+            own = OmegaConf.masked_copy(given, [key for key in given if key != "preset"]) if given else {}
+            base = OmegaConf.merge(OmegaConf.structured(MethodConfig), load_yaml(_preset_file(preset)), own)
+        for label, point in _grid(changes):
+            full = f"{name}:{label}" if label else name
+            if full in methods:
+                raise ConfigError(f"variants has {full!r} twice, a row could not say which it is; rename {name}")
+            try:
+                methods[full] = OmegaConf.merge(base, point)
+            except (ConfigAttributeError, ConfigKeyError) as error:
+                raise _unknown_key("method." + str(error.full_key).removeprefix("method.")) from error
+    return methods
+
+
+def _grid(changes: dict[str, Any]) -> Iterator[tuple[str, DictConfig]]:
+    """Every combination of the lists in nested settings, with the values that name it."""
+    axes = {key: value for key, value in _leaves(changes) if isinstance(value, list)}
+    if empty := [key for key, values in axes.items() if not values]:
+        raise ConfigError(f"method.{empty[0]} of a variant is an empty list; give it at least one value")
+    for values in product(*axes.values()):
+        point = OmegaConf.create(changes)
+        for key, value in zip(axes, values, strict=True):
+            OmegaConf.update(point, key, value)
+        yield ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in zip(axes, values, strict=True)), point
+
+
+def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _preset_file(preset: str) -> Path:
+    return config_folder() / "method" / f"{preset}.yaml"
+
+
+def config_folder() -> Path:
+    """`configs/`: beside the packages in a checkout, inside `cluster` in an installed wheel."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def config_hash(row_config: dict[str, Any]) -> str:
+    """A short name of a row's configuration, for grouping rows."""
+    return hashlib.blake2b(canonical_json(row_config).encode(), digest_size=8).hexdigest()
+
+
+def load_yaml(name: str | Path) -> DictConfig:
+    """The mapping in a YAML file, or in one of `configs/` by its name. Raises ConfigError."""
+    path = Path(name) if Path(name).is_file() else config_folder() / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise ConfigError(f"config {str(name)!r} is neither a file nor one of those shipped: {known}")
+    try:
+        loaded = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        line = f" in line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise ConfigError(
+            f"{path} isn't YAML{line} ({_problem(error)}); mend it, or start from a shipped one"
+        ) from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{path} holds no mapping; a job is YAML like the ones in {config_folder()}")
+    return loaded
+
+
+def _unknown_key(key: str) -> ConfigError:
+    known = list(_keys(JobConfig))
+    leaves = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
+    leaf = key.rsplit(".", 1)[-1]
+    close = difflib.get_close_matches(key, [*known, *leaves], n=1, cutoff=0.5) or [leaf] * (leaf in leaves)
+    hint = f"did you mean {leaves.get(close[0], close[0])!r}?" if close else f"known keys: {', '.join(known)}"
+    return ConfigError(f"unknown configuration key {key!r}; {hint}")
+
+
+def _keys(config: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all keys of a nested dataclass."""
+    hints = get_type_hints(config)
+    for item in fields(config):
+        yield prefix + item.name
+        listed = get_args(hints[item.name])
+        kind = listed[0] if listed else hints[item.name]
+        if isinstance(kind, type) and is_dataclass(kind):
+            yield from _keys(kind, f"{prefix}{item.name}{'[]' if listed else ''}.")
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}; choose from {', '.join(choices)}")

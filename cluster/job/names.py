@@ -1,0 +1,108 @@
+"""Digests, seeds and keys of a job's videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from cluster.job.config import ALGORITHM_VERSION
+from cluster.job.plan import JobPlan
+from cluster.job.strategy import ENHANCEMENT, Trial, attempt_digest, attempt_seed
+from cluster.job.tasks import ClipTask
+from cluster.keys import RowKeys, TaskDigests, sample_seed
+from cluster.prompts.row import ENHANCED, PromptRow, RawRow, row_texts
+from pipelines.rewriting.rules import enhance_prompt
+
+
+class TaskNames:
+    """Digests and keys of a job's videos. `slots` are what each row is asked for: trials of each of its samples."""
+
+    def __init__(self, plan: JobPlan) -> None:
+        self._job, self._rules = plan.job, plan.rules
+        self.slots = list(product(range(plan.job.samples), plan.trials))
+        self._settings: dict[tuple[str, float], dict[str, Any]] = {
+            (base, strength): {
+                "config": plan.job.row_config(base, plan.dtype, strength),
+                "model_revision": plan.model.revision,
+                "algorithm_version": ALGORITHM_VERSION,
+            }
+            for strategy in plan.job.all_strategies
+            for base, strength in product([strategy.base], strategy.strengths)
+        }
+        self._keys = {name: RowKeys(**settings) for name, settings in self._settings.items()}
+        self._digests = {
+            (sample, base): self._chains(sample, base)
+            for sample, base in product(range(plan.job.samples), {trial.base for trial in plan.trials})
+        }
+
+    def _chains(self, sample: int, base: str) -> TaskDigests:
+        more: dict[str, Any] = {"enhanced": self._rules} if ENHANCEMENT in base else {}
+        return TaskDigests(**self._settings[base, 1.0], job_seed=self._job.seed, sample=sample, **more)
+
+    def slots_of(self, sample: int) -> list[int]:
+        """Where a sample's tasks are, by all strategies."""
+        return [slot for slot, (own, _) in enumerate(self.slots) if own == sample]
+
+    def digests(self, slot: int, texts: Sequence[bytes]) -> list[bytes]:
+        """Of rows' tasks in one slot, from their `promptrows.row_texts`."""
+        sample, trial = self.slots[slot]
+        chains = self._digests[sample, trial.base].of(texts)
+        return [attempt_digest(chain, trial.attempt, trial.strength) for chain in chains]
+
+    def tasks(self, row: PromptRow, text: bytes, slots: Sequence[int] | None = None) -> Iterator[ClipTask]:
+        """A row's tasks, all or those in some slots."""
+        for slot in range(len(self.slots)) if slots is None else slots:
+            sample, trial = self.slots[slot]
+            asked = self._enhanced(row) if ENHANCEMENT in trial.base else row
+            [chain] = self._digests[sample, trial.base].of([text])
+            yield self._task(asked, sample, trial, chain)
+
+    def attempts(self, task: ClipTask) -> list[ClipTask]:
+        """All attempts of a verified task's chain, the first one first."""
+        return [
+            self._task(task.row, task.sample, Trial(task.strategy, attempt, strength, verified=True), chain)
+            for chain in [bytes.fromhex(task.chain)]
+            for attempt, strength in enumerate(self._job.verify.strengths)
+        ]
+
+    def _task(self, row: PromptRow, sample: int, trial: Trial, chain: bytes) -> ClipTask:
+        original = row.original_prompt or row.prompt
+        first = sample_seed(row.seed, row.id, original, sample, self._job.seed)
+        seed = attempt_seed(first, trial.attempt, trial.strength)
+        key = self._keys[trial.base, trial.strength].key(
+            prompt=row.prompt, negative_prompt=row.negative_prompt, targets=row.targets, seed=seed
+        )
+        return ClipTask(
+            key=key,
+            digest=attempt_digest(chain, trial.attempt, trial.strength).hex(),
+            row=row,
+            sample=sample,
+            seed=seed,
+            strategy=trial.base,
+            attempt=trial.attempt,
+            strength=trial.strength,
+            chain=chain.hex(),
+            verified=trial.verified,
+        )
+
+    def _enhanced(self, row: PromptRow) -> PromptRow:
+        """The row with its prompt rewritten: as its set says or, where it doesn't, by rule."""
+        prompt = row.extra.get(ENHANCED) or enhance_prompt(row.prompt, row.targets, self._rules)
+        return replace(row, prompt=prompt, original_prompt=row.prompt)
+
+
+def tasks_of(plan: JobPlan) -> Iterator[ClipTask]:
+    """All videos of a job, in the order of the prompt set; what would be the same video is asked for once.
+
+    Holds all their keys: see `worklist` for what is left of a large job.
+    """
+    names, known = TaskNames(plan), set[str]()
+    for block, batch in plan.prompts.read():
+        for offset, text in enumerate(row_texts(batch)):
+            row = plan.prompts.row(RawRow(block, batch, offset), plan.job.max_count)
+            for task in names.tasks(row, text):
+                if task.key not in known:
+                    known.add(task.key)
+                    yield task

@@ -1,0 +1,160 @@
+"""What is left of a job: which of its videos are neither committed nor given up, found in one pass over the prompts.
+
+A finished task is recognised by the digest of its row as it is given; what isn't, is checked whole and looked up by its
+key. A task is a byte in memory, whatever its prompt is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.job.names import TaskNames
+from cluster.job.plan import JobPlan
+from cluster.job.tasks import ClipTask
+from cluster.prompts.check import SetCheck
+from cluster.prompts.files import Block
+from cluster.prompts.promptset import describe_problems
+from cluster.prompts.row import ENHANCED, OWN_SCHEMA, RawRow, row_texts
+from numina.errors import PromptSetError
+
+if TYPE_CHECKING:
+    from cluster.dataset.store import Committed
+
+
+class _State(IntEnum):
+    PENDING = 0
+    DONE = 1
+    FAILED = 2
+    SHARED = 3  # an earlier task is the same video
+    UNJUDGED = 4  # committed, but not known to settle what was asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worklist:
+    """The videos of one job, or of one shard of it, that are still to be made."""
+
+    asked: int  # videos of the whole set, all shards
+    total: int  # of this shard
+    done: int  # of this shard, committed already
+    failed: int  # of this shard, given up already
+    _plan: JobPlan
+    _states: np.ndarray  # [rows of the shard, tasks of a row]
+
+    def tasks(self, *, shuffle: int | None = None) -> Iterator[ClipTask]:
+        """The tasks in the order of the prompt set; with a `shuffle` seed in another one, that of the seed.
+
+        A block of rows is in memory at a time. Two drivers that shuffle differently meet little. Raises PromptSetError
+        when the prompt set was changed since.
+        """
+        plan, names, part = self._plan, TaskNames(self._plan), _Part(*self._plan.job.part)
+        order = None if shuffle is None else np.random.default_rng(shuffle)
+        pending = (self._states == _State.PENDING) | (self._states == _State.UNJUDGED)
+        left = pending.any(axis=1)
+        blocks = [block for block in plan.prompts.blocks if left[part.rows(block)].any()]
+        if order is not None:
+            blocks = [blocks[place] for place in order.permutation(len(blocks))]
+        for block, batch in plan.prompts.read(blocks):
+            rows = np.flatnonzero(left[part.rows(block)])
+            if order is not None:
+                order.shuffle(rows)
+            texts = row_texts(batch.take(pa.array(part.offsets(block)[rows])))
+            for row, text in zip(rows + part.rows(block).start, texts, strict=True):
+                raw = RawRow(block, batch, part.number(row) - block.index)
+                asked = plan.prompts.row(raw, plan.job.max_count)
+                slots = np.flatnonzero(pending[row]).tolist()
+                for slot, task in zip(slots, names.tasks(asked, text, slots), strict=True):
+                    yield replace(task, there=True) if self._states[row, slot] == _State.UNJUDGED else task
+
+
+def open_worklist(
+    plan: JobPlan,
+    committed: Committed,
+    given_up: Committed,
+    report: Callable[[int], None] = lambda rows: None,
+    settled: frozenset[bytes] = frozenset(),
+) -> Worklist:
+    """What is left of a job, or of its shard, when so much is committed, given up and, of what is verified, settled.
+
+    Checks all rows that are still to be made, and that no two rows of the set repeat an id or a video; raises one
+    PromptSetError with what is wrong. `report` is told now and then how many rows were passed.
+    """
+    names, part, job = TaskNames(plan), _Part(*plan.job.part), plan.job
+    check = SetCheck(plan.prompts, job.max_count, samples=job.samples)
+    states = np.zeros((part.size(plan.prompts.rows), len(names.slots)), np.uint8)
+    for block, batch, contents in check.read([*OWN_SCHEMA.names, ENHANCED]):
+        own = states[part.rows(block)]
+        offsets = part.offsets(block)
+        texts = row_texts(batch, contents)[part.first(block) :: part.count]
+        for slot in range(len(names.slots)):
+            digests, verified = names.digests(slot, texts), names.slots[slot][1].verified
+            done = settled if verified else committed.tasks
+            own[:, slot] = _recognised(digests, done, given_up.tasks, committed.tasks if verified else frozenset())
+        for place in np.flatnonzero((own == _State.PENDING).any(axis=1)):
+            row = check.row(RawRow(block, batch, int(offsets[place])))
+            if row is not None and (committed.keys or given_up.keys):
+                for slot in np.flatnonzero(own[place] == _State.PENDING).tolist():
+                    [task] = names.tasks(row, texts[place], [slot])
+                    there = committed.keys if task.verified else frozenset()
+                    done = frozenset() if task.verified else committed.keys
+                    own[place, slot] = _recognised([bytes.fromhex(task.key)], done, given_up.keys, there)[0]
+        report(block.index + block.rows)
+    shared = check.find_repeats()
+    if problems := check.problems:
+        raise PromptSetError(describe_problems(plan.prompts.path, problems))
+    for number, sample in shared:
+        if part.has(number):
+            states[number // part.count, names.slots_of(sample)] = _State.SHARED
+    return Worklist(
+        asked=plan.asked - len(shared) * len(plan.trials),
+        total=int(np.count_nonzero(states != _State.SHARED)),
+        done=int(np.count_nonzero(states == _State.DONE)),
+        failed=int(np.count_nonzero(states == _State.FAILED)),
+        _plan=plan,
+        _states=states,
+    )
+
+
+def _recognised(
+    names: Sequence[bytes], done: frozenset[bytes], given_up: frozenset[bytes], unjudged: frozenset[bytes]
+) -> np.ndarray:
+    """The state of each task, by the first of these sets that has its name."""
+    states = np.full(len(names), np.uint8(_State.PENDING))
+    for state, known in ((_State.UNJUDGED, unjudged), (_State.FAILED, given_up), (_State.DONE, done)):
+        if known:
+            states[np.fromiter(map(known.__contains__, names), bool, len(names))] = state
+    return states
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Every `count`-th row of a set from row `index` on; they are numbered anew."""
+
+    index: int
+    count: int
+
+    def size(self, rows: int) -> int:
+        """How many of so many first rows."""
+        return (rows - self.index + self.count - 1) // self.count if rows > self.index else 0
+
+    def has(self, number: int) -> bool:
+        return number % self.count == self.index
+
+    def number(self, row: int) -> int:
+        """Of a row in the set."""
+        return int(row) * self.count + self.index
+
+    def first(self, block: Block) -> int:
+        """The offset of a block's first row of the part; beyond the block where it has none."""
+        return (self.index - block.index) % self.count
+
+    def offsets(self, block: Block) -> np.ndarray:
+        return np.arange(self.first(block), block.rows, self.count)
+
+    def rows(self, block: Block) -> slice:
+        return slice(self.size(block.index), self.size(block.index + block.rows))

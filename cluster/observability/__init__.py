@@ -1,0 +1,1 @@
+"""Logs, metrics, progress, status and traces."""

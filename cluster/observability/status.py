@@ -1,0 +1,115 @@
+"""How far an output is, from storage alone: counts, rate and remaining time."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.dataset.segments import commit_name, first_of_each, packed, split, union
+from cluster.dataset.store import Committed
+from cluster.job.strategy import ACCEPTED, Strategy, strategy_of
+from cluster.rows import ROW_SCHEMA
+
+if TYPE_CHECKING:
+    from cluster.dataset.store import Store
+
+_RECENT_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How far an output is, from storage alone."""
+
+    done: int  # committed rows
+    completed: int  # of what was asked for: the same, but of verified samples those that are settled
+    failed: int  # keys that were given up and have no row
+    asked: int | None  # rows asked for by the latest run; None when it didn't say
+    first_commit: datetime | None
+    last_commit: datetime | None
+    rate_per_hour: float | None  # over the last hour before the last commit; None below two commits
+    eta_seconds: float | None  # until all asked rows are done or failed, at that rate
+
+    @property
+    def left(self) -> int | None:
+        """Rows neither done nor failed; None when nobody said how many are asked for."""
+        return None if self.asked is None else max(0, self.asked - self.completed - self.failed)
+
+
+def status_of(store: Store) -> Status:
+    """Counts, rate and remaining time: segments by two columns, the times of the other commits' files, the last
+    failure of each key that has no row, and the latest run's record."""
+
+    def commit_times(keys: list[str]) -> dict[str, float]:
+        """Seconds since the epoch by key, by the storage's clock."""
+        with ThreadPoolExecutor(store.files.readers) as readers:
+            found = readers.map(lambda key: store.files.stat(commit_name(key)).modified, keys)
+            return dict(zip(keys, found, strict=True))
+
+    _, segments, loose = store.row_files.read(["key", "committed_at"], lambda table: table, commit_times)
+    committed = _first_times(segments)
+    keys = frozenset(split(packed([committed], "key"))) | {bytes.fromhex(key) for key in loose}
+    times = np.sort(np.concatenate([_seconds(committed["committed_at_min"]), [*loose.values()]]))
+    failed = len(store.given_up(Committed(keys=keys, tasks=frozenset())).keys)
+    latest = store.latest_run() or {"asked": None, "info": {}}
+    asked: int | None = latest["asked"]
+    completed = _completed(store, latest["info"], keys) if "verify" in latest["info"] else len(keys)
+    rate = _recent_rate(times)
+    left = None if asked is None else max(0, asked - completed - failed)
+    return Status(
+        done=len(keys),
+        completed=completed,
+        failed=failed,
+        asked=asked,
+        first_commit=datetime.fromtimestamp(times[0], UTC) if len(times) else None,
+        last_commit=datetime.fromtimestamp(times[-1], UTC) if len(times) else None,
+        rate_per_hour=rate,
+        eta_seconds=0.0 if left == 0 else left / rate * 3600 if left and rate else None,
+    )
+
+
+def _completed(store: Store, info: Mapping[str, Any], keys: Collection[bytes]) -> int:
+    """Of what a run that verifies asked for: settled chains, and the clips of its other strategies."""
+    strategies, verify = [*map(strategy_of, info["strategies"])], info["verify"]
+    verified = {own.base: own.strengths for own in strategies if own.select == ACCEPTED}
+    others = {clip for own in strategies if own.select != ACCEPTED for clip in _clips(own, verified)}
+    columns = ["key", "strategy", "attempt", "strength"]
+    rows = first_of_each(union(ROW_SCHEMA, store.row_files.tables(columns)), "key").select(columns).to_pylist()
+    settled = [
+        store.settled(verify["judge"], verify["accept"], strengths, keys) for strengths in set(verified.values())
+    ]
+    made = sum((row["strategy"], row["attempt"], row["strength"]) in others for row in rows)
+    return made + len(frozenset[bytes]().union(*settled))
+
+
+def _clips(strategy: Strategy, verified: Collection[str]) -> list[tuple[str, int, float]]:
+    """What a strategy asks for of a sample, but for the clip that a verified one counts already."""
+    asked = [(strategy.base, attempt, strength) for attempt, strength in enumerate(strategy.strengths)]
+    return asked[1:] if strategy.base in verified else asked
+
+
+def _first_times(segments: Sequence[pa.Table]) -> pa.Table:
+    """Each key once, with the first time of its commit."""
+    times = ROW_SCHEMA.field("committed_at")
+    table = union(pa.schema([ROW_SCHEMA.field("key"), times]), segments)
+    return table.group_by("key").aggregate([("committed_at", "min")])
+
+
+def _seconds(times: pa.ChunkedArray) -> np.ndarray:
+    """Since the epoch; rows without a time are left out."""
+    seconds: np.ndarray = pc.divide(times.drop_null().cast(pa.int64()).cast(pa.float64()), 1e6).to_numpy()
+    return seconds
+
+
+def _recent_rate(times: np.ndarray) -> float | None:
+    """Commits per hour over the last hour before the last commit, so that a pause of days doesn't count."""
+    recent = times[times >= times[-1] - _RECENT_SECONDS] if len(times) else times
+    if len(recent) < 2 or recent[-1] <= recent[0]:
+        return None
+    return float((len(recent) - 1) / (recent[-1] - recent[0]) * 3600)

@@ -1,0 +1,1 @@
+"""Prompt sets: read, checked, made, imported and enhanced."""

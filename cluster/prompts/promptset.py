@@ -1,0 +1,189 @@
+"""Prompt sets: Parquet with one row per prompt, read a block of rows at a time, checked whole before any work.
+
+| column | type | |
+|---|---|---|
+| `id` | string | optional, unique, 1 to 128 of `A-Z a-z 0-9 . _ -` |
+| `prompt` | string | required |
+| `targets` | list of {noun: string, count: integer} | parsed from the prompt when null or absent |
+| `negative_prompt` | string | optional |
+| `seed` | integer, not negative | derived from the row when null or absent |
+| any other | any | carried into the output unchanged |
+
+A set is one file, a folder of `*.parquet`, or a glob; local, or a URL that fsspec knows (`s3://…`, `https://…`, where a
+folder's ends in `/`). Large, view and dictionary strings and all integer widths are accepted. Row numbers count from 0.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.types as pat
+
+from cluster.prompts.files import UNREADABLE, Block, PromptFile, blocks_of, find_files, read_blocks, read_footers
+from cluster.prompts.row import OWN_SCHEMA, PromptRow, RawRow, parsed
+from cluster.rows import ROW_SCHEMA
+from numina.errors import PromptSetError
+
+SHOWN_PROBLEMS = 20
+ANY_COUNT = 2**31 - 1
+
+Problem = tuple[int, str]
+"""What is wrong, after the number of the row that it is told at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    """A prompt set whose files were found and whose columns were checked. None of its rows is held."""
+
+    path: str
+    files: tuple[PromptFile, ...]
+    limit: int | None = None  # rows that count, the first ones
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """All rows of the set, a few MB at a time, in order."""
+        return tuple(blocks_of(self.files, self.limit))
+
+    @property
+    def rows(self) -> int:
+        """How many there are, from the files' footers."""
+        return self.blocks[-1].index + self.blocks[-1].rows if self.blocks else 0
+
+    @property
+    def extra_columns(self) -> pa.Schema:
+        """The set's columns beside OWN_SCHEMA's, with their types (a dictionary-encoded one has its values' type).
+
+        Raises PromptSetError when the files disagree on a type.
+        """
+        extras = [[_decoded(own) for own in file.schema if own.name not in OWN_SCHEMA.names] for file in self.files]
+        try:
+            return pa.unify_schemas([pa.schema(extra) for extra in extras], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise PromptSetError(f"prompt set {self.path!r}: its files can't be read as one set: {error}") from error
+
+    def read(
+        self, blocks: Iterable[Block] | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[Block, pa.RecordBatch]]:
+        """Blocks (all) with their rows, one at a time in memory. Raises PromptSetError for what can't be read."""
+        try:
+            yield from read_blocks(self.blocks if blocks is None else blocks, columns)
+        except UNREADABLE as error:
+            raise PromptSetError(f"prompt set {self.path!r} can't be read on: {error}") from error
+
+    def parse(self, max_count: int) -> Iterator[PromptRow]:
+        """All rows. Raises PromptSetError at the first that has a problem, as none has that was checked before."""
+        for block, batch in self.read():
+            for offset in range(block.rows):
+                yield self.row(RawRow(block, batch, offset), max_count)
+
+    def row(self, raw: RawRow, max_count: int) -> PromptRow:
+        """One of the rows that were read. Raises PromptSetError with its problems."""
+        row, problems = parsed(raw, max_count)
+        if row is None:
+            raise PromptSetError(describe_problems(self.path, problems))
+        return row
+
+
+def open_prompts(path: str, *, limit: int | None = None) -> PromptSet:
+    """The set at a path or URL, its first `limit` rows. Reads the footers of its files, and no row.
+
+    Raises one PromptSetError with all that is wrong with files and columns.
+    """
+    prompts, problems = opened(path, limit)
+    if problems:
+        raise PromptSetError(describe_problems(path, [problem for _, problem in problems]))
+    return prompts
+
+
+def describe_problems(path: str, problems: Sequence[str]) -> str:
+    """The problems of a set as one message: the first 20, and how many more there are."""
+    lines = [f"prompt set {path!r} has {len(problems)} problem{'s' if len(problems) != 1 else ''}:"]
+    lines += [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
+    if len(problems) > SHOWN_PROBLEMS:
+        lines.append(f"  and {len(problems) - SHOWN_PROBLEMS} more")
+    return "\n".join(lines)
+
+
+def extra_columns(path: str) -> pa.Schema:
+    """`PromptSet.extra_columns` of the set at a path. Raises PromptSetError when it can't be read."""
+    return open_prompts(path).extra_columns
+
+
+# --- files ---
+
+
+def opened(path: str, limit: int | None) -> tuple[PromptSet, list[Problem]]:
+    """The set of those files that can be read, and what is wrong with the others; none beyond row `limit` is opened.
+
+    Raises PromptSetError when there are none at all.
+    """
+    files, problems, rows = list[PromptFile](), list[Problem](), 0
+    for file in read_footers(find_files(path)):
+        wrong = [file] if isinstance(file, str) else _column_problems(file.schema, file.path)
+        problems += [(rows, problem) for problem in wrong]
+        if not isinstance(file, str) and not wrong:
+            files.append(file)
+            rows += file.rows
+        if limit is not None and rows >= limit:
+            break
+    if not rows and not problems:
+        problems.append((0, f"{path}: holds no rows; a prompt set needs at least one"))
+    return PromptSet(path=path, files=tuple(files), limit=limit), problems
+
+
+def _decoded(column: pa.Field) -> pa.Field:
+    return column.with_type(column.type.value_type) if pat.is_dictionary(column.type) else column
+
+
+# --- columns ---
+
+
+def _is_text(type: pa.DataType) -> bool:
+    return bool(pat.is_string(type) or pat.is_large_string(type) or pat.is_string_view(type))
+
+
+def _is_targets(type: pa.DataType) -> bool:
+    if not (pat.is_list(type) or pat.is_large_list(type) or pat.is_fixed_size_list(type)):
+        return False
+    if not pat.is_struct(type.value_type):
+        return False
+    fields = {own.name: _decoded(own).type for own in type.value_type}
+    return _is_text(fields.get("noun", pa.null())) and bool(pat.is_integer(fields.get("count", pa.null())))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    accepts: Callable[[pa.DataType], bool]
+    name: str
+    remedy: str
+
+
+_TEXT = _Kind(_is_text, "string", "cast it to string")
+_KINDS = {
+    "id": _TEXT,
+    "prompt": _TEXT,
+    "targets": _Kind(_is_targets, "list<struct<noun: string, count: int>>", "cast it, or leave the column out"),
+    "negative_prompt": _TEXT,
+    "seed": _Kind(pat.is_integer, "int64", "cast it to an integer type (in pandas: .astype('Int64'))"),
+}
+
+
+def _column_problems(schema: pa.Schema, file: str) -> list[str]:
+    """What is wrong with a file's columns; its rows can be read only if nothing is."""
+    found = []
+    if "prompt" not in schema.names:
+        found.append(f"{file}: has no column 'prompt' (it has {schema.names}); name the column with the prompts so")
+    for name, times in Counter(schema.names).items():
+        if times > 1:
+            found.append(f"{file}, column {name!r}: there {times} times; keep one")
+        elif name in ROW_SCHEMA.names and name not in _KINDS:
+            found.append(f"{file}, column {name!r}: the output has a column of this name; rename it, e.g. 'my_{name}'")
+        elif name in _KINDS:
+            own = _decoded(schema.field(name)).type
+            nothing = pat.is_null(own) and name != "prompt"
+            if not nothing and not _KINDS[name].accepts(own):
+                kind = _KINDS[name]
+                found.append(f"{file}, column {name!r}: has type {own}, must be {kind.name}; {kind.remedy}")
+    return found

@@ -1,0 +1,237 @@
+"""A job's workers on Ray: gangs and encoders, started side by side, watched, replaced when lost; tasks beside them.
+
+Nothing here waits, so that a gang that loads or ends holds up no other: the driver waits for all references at once.
+All that the driver knows of Ray is here; a benchmark puts workers without processes in this class's place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayError
+
+from cluster.evaluation.verdicts import placed
+from cluster.job.judge import judge_config
+from cluster.observability.metrics import endpoints
+from cluster.planner import planned_gib
+from cluster.runtime.faults import Verdict, judge, reason
+from cluster.runtime.gang import ENDING, PLACING, STANDING, Gang, end_gangs
+from cluster.workers.encoder import EncoderSpec
+from cluster.workers.judge import JudgeSpec
+from cluster.workers.rank import GangSpec
+from cluster.workers.tasks import Output
+from numina.errors import GangError
+from pipelines.models.registry import place_free
+
+if TYPE_CHECKING:
+    from cluster.job.plan import JobPlan
+
+CORES_SEEN_SECONDS = 10.0  # how long the cluster's number of cores is taken for known: asking costs a millisecond
+
+
+class Fleet:
+    """The gangs and encoders of one job, by name."""
+
+    def __init__(self, plan: JobPlan):
+        self.plan = plan
+        self.gangs: dict[str, Gang] = {}
+        self.encoders: dict[str, Gang] = {}
+        self.judges: dict[str, Gang] = {}
+        self.waiting: dict[ObjectRef, Gang] = {}  # steps of starts and ends
+        self.false_starts: Counter[str] = Counter()  # gang → starts that failed since it last stood
+        self._spare, self._spare_until = 0.0, 0.0  # cores that gangs and encoders leave, and until when that holds
+
+    @property
+    def all(self) -> list[Gang]:
+        return [*self.gangs.values(), *self.encoders.values(), *self.judges.values()]
+
+    def start(self) -> None:
+        """Begins to start all; loading a model takes minutes."""
+        job = self.plan.job
+        cluster = job.cluster
+        patience: dict[str, Any] = {
+            "start_timeout": cluster.start_timeout,
+            "step_timeout": cluster.step_timeout,
+            "end_timeout": cluster.end_timeout,
+            "log_format": cluster.log_format,
+        }
+        shared: dict[str, Any] = patience | {
+            "model_path": place_free(job.model.path),
+            "model_revision": job.model.revision,
+            "dtype": self.plan.dtype,
+            "generation": job.generation,
+        }
+        spec = GangSpec(
+            device=self.plan.device,
+            methods=tuple(job.methods.values()),
+            parallel=job.parallel,
+            memory=job.memory,
+            cpus_per_rank=cluster.cpus_per_rank,
+            keep_latents=job.latents,
+            loras=tuple(replace(lora, path=place_free(lora.path)) for lora in job.model.loras),
+            planned_gib=planned_gib(self.plan),
+            **shared,
+        )
+        for number in range(job.parallel.gangs):
+            self._start(Gang(f"gang-{number}", spec))
+        if self.plan.encodes_apart:
+            encoder = EncoderSpec(cpus=cluster.encoder_cpus, gpus=cluster.encoder_gpus, **shared)
+            for number in range(cluster.encoders):
+                self._start(Gang(f"encoder-{number}", encoder))
+        if job.verifies:
+            verify = job.verify
+            judge = JudgeSpec(
+                judge=placed(judge_config(verify.judge, job.judge), verify.gpus),
+                output=Output.of(self.plan),
+                accept=verify.accept,
+                cpus=verify.cpus,
+                gpus=verify.gpus,
+                **patience,
+            )
+            for number in range(verify.judges):
+                self._start(Gang(f"judge-{number}", judge))
+
+    def watch(self) -> Iterator[tuple[Gang, GangError]]:
+        """Looks after what no reference tells, and yields gangs that stand and are silent, with the reason to replace
+        them. Raises GangError when none is left."""
+        for gang in self.all:
+            if gang.silent:
+                yield gang, GangError(f"{gang.name} gave no sign of life for {gang.spec.step_timeout:.0f} s")
+            elif gang.stage == ENDING and gang.overdue:
+                _log(gang).warning("%s: some of its processes live on after %.0f s", gang.name, gang.age)
+                self._begin_again(gang)
+            elif gang.stage == PLACING and gang.overdue:
+                # A job goes on with the gangs it has: a lost node may come back.
+                if not any(other.stage == STANDING for other in self._peers(gang).values()):
+                    self._give_up(gang, GangError(gang.lateness()))
+            elif gang.overdue:
+                self._false_start(gang, GangError(gang.lateness()))
+
+    def handle(self, reference: ObjectRef) -> None:
+        """A step of a start or an end is done, or failed. Raises GangError when no gang is left."""
+        gang = self.waiting.pop(reference)
+        if gang.stage == ENDING:  # done, or its node is gone, and the processes with it
+            if gang.gone(reference):
+                self._begin_again(gang)
+            return
+        try:
+            gang.heard(reference, ray.get(reference))
+        except RayError as error:
+            self._false_start(gang, error)
+            return
+        if gang.stage == STANDING:
+            del self.false_starts[gang.name]
+            took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in gang.seconds.items())
+            _log(gang).info("%s stands after %.1f s: %s", gang.name, gang.age, took)
+
+    def replace(self, gang: Gang) -> None:
+        """Ends a gang; when its processes are gone, a fresh one takes its place."""
+        self._forget(gang)
+        references = gang.kill()
+        self.waiting |= dict.fromkeys(references, gang)
+        if not references:
+            self._begin_again(gang)
+
+    def wait(self, references: Sequence[ObjectRef], timeout: float) -> list[ObjectRef]:
+        """Those of the references that are done, as soon as one is; none after `timeout` seconds."""
+        if not references:
+            time.sleep(timeout)
+            return []
+        ready: list[ObjectRef] = ray.wait(references, num_returns=1, timeout=timeout)[0]
+        return ready
+
+    def answer(self, reference: ObjectRef) -> Any:
+        """What a done reference holds. Raises what was raised where it was made."""
+        return ray.get(reference)
+
+    def put(self, value: Any) -> ObjectRef:
+        """A value that many calls are given, sent once."""
+        return ray.put(value)
+
+    def beside(self, stage: Any, cpus: float, *arguments: Any) -> ObjectRef:
+        """A task on any CPU of the cluster. It reserves no core where gangs took them all, or it would never run."""
+        if time.monotonic() > self._spare_until:
+            self._spare = ray.cluster_resources().get("CPU", 0.0) - reserved_cpus(self.plan)
+            self._spare_until = time.monotonic() + CORES_SEEN_SECONDS
+        return stage.options(num_cpus=cpus if self._spare >= 1 else 0).remote(*arguments)
+
+    def end(self) -> None:
+        """Ends all, and waits until their processes are gone."""
+        end_gangs(self.all)
+
+    def _start(self, gang: Gang) -> None:
+        self._peers(gang)[gang.name] = gang
+        self.waiting |= dict.fromkeys(gang.start(), gang)
+
+    def _begin_again(self, gang: Gang) -> None:
+        self._forget(gang)
+        gang.free()
+        if self._peers(gang).get(gang.name) is gang:
+            self._start(gang.fresh())
+
+    def _false_start(self, gang: Gang, error: BaseException) -> None:
+        """Another try with a fresh gang, unless the input is at fault; after the last one the job goes on without."""
+        self.false_starts[gang.name] += 1
+        if judge(error) is Verdict.REFUSED:
+            raise GangError(f"{gang.name} could not start: {reason(error)}") from error
+        if self.false_starts[gang.name] >= self.plan.job.cluster.attempts:
+            self._give_up(gang, error)
+        else:
+            _log(gang).warning("%s could not start, and is started again: %s", gang.name, reason(error))
+            self.replace(gang)
+
+    def _give_up(self, gang: Gang, error: BaseException) -> None:
+        peers = self._peers(gang)
+        if len(peers) == 1:
+            raise GangError(f"{gang.name} could not start: {reason(error)}") from error
+        _log(gang).error("%s could not start, the job goes on without it: %s", gang.name, reason(error))
+        del peers[gang.name]
+        self.replace(gang)
+
+    def _peers(self, gang: Gang) -> dict[str, Gang]:
+        others = {EncoderSpec: self.encoders, JudgeSpec: self.judges}
+        return others.get(type(gang.spec), self.gangs)
+
+    def _forget(self, gang: Gang) -> None:
+        self.waiting = {reference: owner for reference, owner in self.waiting.items() if owner is not gang}
+
+
+@contextmanager
+def ray_cluster(plan: JobPlan) -> Iterator[None]:
+    """Joins the job's Ray cluster; a local one is started for the job and ended with it."""
+    address = plan.job.cluster.address
+    options: dict[str, Any] = {}
+    if address == "local":
+        # One core more than the ranks take, at least: what runs beside them is short, and ranks sleep where they wait.
+        cores = max(reserved_cpus(plan) + 1, len(os.sched_getaffinity(0)))
+        options = {"num_cpus": cores, "include_dashboard": False}
+        if plan.job.cluster.metrics_port:
+            options["_metrics_export_port"] = plan.job.cluster.metrics_port
+    ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
+    logging.getLogger(__name__).info("metrics at %s", ", ".join(endpoints()))
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def reserved_cpus(plan: JobPlan) -> int:
+    """CPU cores that a job's gangs, encoders and judges take."""
+    cluster, parallel = plan.job.cluster, plan.job.parallel
+    encoders = cluster.encoders * cluster.encoder_cpus if plan.encodes_apart else 0
+    judges = plan.job.verify.judges * plan.job.verify.cpus if plan.job.verifies else 0
+    return parallel.gangs * parallel.ranks * cluster.cpus_per_rank + encoders + judges
+
+
+def _log(gang: Gang) -> logging.LoggerAdapter[logging.Logger]:
+    """Its lines say which gang they are about."""
+    return logging.LoggerAdapter(logging.getLogger(__name__), {"gang": gang.name})

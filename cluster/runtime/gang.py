@@ -1,0 +1,189 @@
+"""A gang: processes that start together, work together and end together, as Ray actors in one placement group.
+
+    placing ─► loading ─► (compiling) ─► standing ─► ending          a lost process takes its gang with it
+
+All ranks get the same calls in the same order; rank 0 answers. Nothing here waits: starting and ending give references
+to wait for, and the driver has other gangs to serve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from cluster.runtime.placement import amounts, bundles, node_sizes
+from cluster.workers.member import Arrival, Spec
+
+PLACING, LOADING, COMPILING, STANDING, ENDING = "placing", "loading", "compiling", "standing", "ending"
+PULSE_SECONDS = 1.0  # between two questions for a sign of life
+TITLE = "ray::"  # how Ray's worker processes call themselves
+
+
+class Gang:
+    """The driver's handle on one gang."""
+
+    def __init__(self, name: str, spec: Spec):
+        self.name = name
+        self.spec = spec
+        self.stage = PLACING
+        self.arrivals: list[Arrival] = []
+        self.seconds: dict[str, float] = {}  # what the start took, by name: the slowest rank's
+        self.bundles = bundles(spec, node_sizes())
+        self._began = time.monotonic()
+        self._awaited: dict[ObjectRef, str] = {}  # what the stage that begins or ends waits for
+        self._pulses: list[tuple[ObjectRef, float]] = []  # per rank: the question, and when it was asked
+        self._place: PlacementGroup = placement_group(self.bundles, strategy="PACK")
+        actor = ray.remote(concurrency_groups={"pulse": 1})(spec.actor)
+        size = spec.ranks // len(self.bundles)
+        self.ranks: list[ActorHandle] = [
+            actor.options(
+                num_cpus=spec.need["CPU"],
+                num_gpus=spec.need.get("GPU", 0),
+                max_restarts=0,
+                max_task_retries=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self._place, placement_group_bundle_index=rank // size
+                ),
+            ).remote(spec, rank, name)
+            for rank in range(spec.ranks)
+        ]
+
+    def start(self) -> list[ObjectRef]:
+        """Starts all ranks. Once every reference was handed to `heard`, the gang stands."""
+        arrivals = [rank.arrive.remote() for rank in self.ranks]
+        loads = [rank.load.remote(arrivals[0]) for rank in self.ranks]
+        last = [rank.warm_up.remote() for rank in self.ranks]
+        self._awaited = (
+            dict.fromkeys(arrivals, PLACING)
+            | dict.fromkeys(loads, LOADING)
+            | dict.fromkeys(last, COMPILING if self.spec.compiles else LOADING)
+        )
+        return list(self._awaited)
+
+    def heard(self, reference: ObjectRef, answer: Any) -> None:
+        """A step of the start is done."""
+        del self._awaited[reference]
+        if isinstance(answer, Arrival):
+            self.arrivals.append(answer)
+        else:
+            self.seconds |= {name: max(took, self.seconds.get(name, 0.0)) for name, took in answer.items()}
+        if self._awaited:
+            self.stage = next(iter(self._awaited.values()))
+        else:
+            self.stage = STANDING
+            self._pulses = [(rank.pulse.remote(), time.monotonic()) for rank in self.ranks]
+
+    @property
+    def age(self) -> float:
+        """Seconds since its start, or its end, began."""
+        return time.monotonic() - self._began
+
+    @property
+    def overdue(self) -> bool:
+        """Whether its start, or its end, takes longer than it may."""
+        limits = {STANDING: float("inf"), ENDING: self.spec.end_timeout}
+        return self.age > limits.get(self.stage, self.spec.start_timeout)
+
+    @property
+    def silent(self) -> bool:
+        """Whether a rank of a standing gang owes a sign of life for longer than a step may take."""
+        now = time.monotonic()
+        for rank, (question, asked) in enumerate(self._pulses):
+            if now - asked < PULSE_SECONDS:
+                continue
+            if ray.wait([question], timeout=0)[0]:
+                self._pulses[rank] = (self.ranks[rank].pulse.remote(), now)
+            elif now - asked > self.spec.step_timeout:
+                return True
+        return False
+
+    def call(self, method: str, *arguments: Any) -> None:
+        """The same call on every rank, whose end nobody waits for."""
+        for rank in self.ranks:
+            getattr(rank, method).remote(*arguments)
+
+    def make(self, method: str, *arguments: Any) -> tuple[ObjectRef, list[ObjectRef]]:
+        """The same call on every rank: what rank 0 makes, and every rank's receipt, rank 0's first.
+
+        No argument may be a reference that isn't there yet: it would hold up signs of life behind it.
+        """
+        answers = [getattr(rank, method).remote(*arguments) for rank in self.ranks]
+        return answers[0][0], [receipt for _, receipt in answers]
+
+    def kill(self) -> list[ObjectRef]:
+        """Ends all ranks, whatever they do; once the references are done their processes, and GPU memory, are gone."""
+        self.stage, self._began = ENDING, time.monotonic()
+        for rank in self.ranks:
+            ray.kill(rank)
+        self._awaited = {}
+        for node in {arrival.node for arrival in self.arrivals}:
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            pids = [arrival.pid for arrival in self.arrivals if arrival.node == node]
+            reference = end_processes.options(scheduling_strategy=there).remote(pids, self.spec.end_timeout)
+            self._awaited[reference] = ENDING
+        return list(self._awaited)
+
+    def gone(self, reference: ObjectRef) -> bool:
+        """Whether this was the last of `kill`'s references."""
+        del self._awaited[reference]
+        return not self._awaited
+
+    def free(self) -> None:
+        """Gives its place back, after its end."""
+        remove_placement_group(self._place)
+
+    def fresh(self) -> Gang:
+        """Another one like this."""
+        return Gang(self.name, self.spec)
+
+    def lateness(self) -> str:
+        """What an overdue gang waits for, in numbers."""
+        if self.stage != PLACING:
+            return f"{self.name} was still {self.stage} after {self.age:.0f} s; cluster.start_timeout gives it longer"
+        free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+        largest = max(node_sizes(), key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+        return (
+            f"{self.name} found no place within {self.age:.0f} s: it needs {len(self.bundles)} ×"
+            f" {amounts(self.bundles[0])}, each on one node; the cluster's largest node has {amounts(largest)}, and"
+            f" {amounts(free)} are free in all; use fewer ranks (parallel.ulysses, ring, cfg) or gangs"
+            " (parallel.gangs)"
+        )
+
+
+def end_gangs(gangs: Sequence[Gang]) -> None:
+    """Ends gangs side by side and waits until their processes are gone, no longer than `end_timeout`."""
+    references = [reference for gang in gangs for reference in gang.kill()]
+    if references:
+        ray.wait(references, num_returns=len(references), timeout=max(gang.spec.end_timeout for gang in gangs))
+    for gang in gangs:
+        gang.free()
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def end_processes(pids: Sequence[int], timeout: float) -> None:
+    """Kills Ray's workers of this node, also stopped ones, and returns when they are gone or time is up."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline and (living := [pid for pid in pids if _is_worker(pid)]):
+        for pid in living:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _is_worker(pid: int) -> bool:
+    """Whether it lives, and is no other process that was given the number since. A zombie has no title."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().startswith(TITLE)
+    except OSError:
+        return False

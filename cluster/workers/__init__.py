@@ -1,0 +1,1 @@
+"""What runs in Ray processes: ranks, encoders, judges, tasks, and the row they commit."""

@@ -1,0 +1,125 @@
+"""What all processes of gangs have in common: how they arrive, load and show that they are alive."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+
+from cluster.observability import logs
+from pipelines.base import GenerationConfig, Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec(ABC):
+    """How long a gang's processes may take, and what they need; by itself, a gang of one."""
+
+    start_timeout: float  # seconds until it stands
+    step_timeout: float  # seconds without a sign of life
+    end_timeout: float  # seconds until its processes are gone
+    log_format: str  # text | json
+
+    @property
+    @abstractmethod
+    def actor(self) -> type[Member]: ...
+
+    @property
+    @abstractmethod
+    def need(self) -> dict[str, float]:
+        """Ray resources of one rank."""
+
+    @property
+    def ranks(self) -> int:
+        return 1
+
+    @property
+    def together(self) -> Sequence[int]:
+        """How many neighbouring ranks must share a node, the best first; the last is the least that works."""
+        return (self.ranks,)
+
+    @property
+    def compiles(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AloneSpec(Spec):
+    """What a process beside the gangs takes. It is a gang of one: it starts, is watched and is replaced like others."""
+
+    cpus: int
+    gpus: float  # a share of one; 0: on the CPU
+
+    @property
+    def need(self) -> dict[str, float]:
+        return {"CPU": float(self.cpus)} | ({"GPU": self.gpus} if self.gpus else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(Spec):
+    """What processes that hold a part of the job's model are made of."""
+
+    model_path: str
+    model_revision: str | None = None  # of a hub id
+    dtype: str
+    generation: GenerationConfig
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Where a process is; and where its gang's ranks can meet, if it is the first one."""
+
+    rank: int
+    node: str  # Ray's id
+    pid: int
+    host: str
+    port: int | None
+
+
+class Member(ABC):
+    """One process of a gang."""
+
+    def __init__(self, spec: Any, rank: int, gang: str):
+        logs.set_up(spec.log_format, gang=gang)
+        self.spec = spec
+        self.rank = rank
+        self.meeting: dist.TCPStore | None = None
+
+    def arrive(self) -> Arrival:
+        """The first sign of a process. Rank 0 holds the port from here on."""
+        host, port = ray.util.get_node_ip_address(), None
+        if self.rank == 0 and self.spec.ranks > 1:
+            patience = timedelta(seconds=self.spec.start_timeout)
+            self.meeting = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience)
+            port = self.meeting.port
+        return Arrival(self.rank, ray.get_runtime_context().get_node_id(), os.getpid(), host, port)
+
+    @abstractmethod
+    def load(self, first: Arrival) -> dict[str, float]:
+        """Makes ready for work; what it took, in seconds by name."""
+
+    def warm_up(self) -> dict[str, float]:
+        """The last thing before work; what it took, in seconds by name."""
+        return {}
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Forgets what it holds of these clips."""
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # what is left after running out of memory is in pieces
+
+    @ray.method(concurrency_group="pulse")
+    def pulse(self) -> bool:
+        """Answered by a thread of its own while others compute: only a process that is stopped or gone is silent."""
+        return True
+
+
+def text_on(device: torch.device, text: Text) -> Text:
+    """A text on another device, by itself: a view would travel with all that it is a view of."""
+    away = None if text.unconditional is None else text.unconditional.to(device, copy=True)
+    return replace(text, conditional=text.conditional.to(device, copy=True), unconditional=away)

@@ -1,0 +1,96 @@
+"""The row that a finished clip becomes, and what of its layout is kept beside it."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cluster.job.config import config_hash
+from cluster.job.plan import JobPlan
+from cluster.job.tasks import ClipTask
+from pipelines.sampling.cache import cache_label
+from pipelines.sampling.clip import Clip
+
+if TYPE_CHECKING:
+    from numina.correct import Correction
+
+
+def row_of(plan: JobPlan, task: ClipTask, clip: Clip, correction: Correction | None, retries: int) -> dict[str, Any]:
+    """A finished clip's columns, without the names of its files. `correction` is None for a plain clip."""
+    job, generation, parallel = plan.job, plan.job.generation, plan.job.parallel
+    method = job.methods[task.strategy]
+    elsewhere = {"layout", "write"} | ({"encode"} if plan.encodes_apart else set())
+    busy = sum(seconds for stage, seconds in clip.timings.items() if stage not in elsewhere)
+    refinement = correction.refinement if correction else None
+    return {
+        "key": task.key,
+        "id": task.row.id,
+        "prompt": task.row.prompt,
+        "original_prompt": task.row.original_prompt,
+        "negative_prompt": task.row.negative_prompt,
+        "targets": task.row.targets,
+        "strategy": task.strategy,
+        "sample": task.sample,
+        "attempt": task.attempt,
+        "strength": task.strength,
+        "chain": task.chain,
+        "seed": task.seed,
+        "model": plan.model.name,
+        "model_revision": plan.model.revision,
+        "code_version": code_version(),
+        "config_hash": config_hash(job.row_config(task.strategy, plan.dtype, task.strength)),
+        "task_digest": task.digest,
+        "width": generation.width,
+        "height": generation.height,
+        "num_frames": generation.num_frames,
+        "fps": generation.fps,
+        "steps": generation.steps,
+        "guidance_scale": generation.guidance_scale,
+        "engine": plan.engine,
+        "ulysses": parallel.ulysses,
+        "ring": parallel.ring,
+        "cfg": parallel.cfg,
+        "cache": cache_label(method.identify.cache if method else None, generation.cache),
+        "identified": identified_counts(task, correction) if correction else None,
+        "guided": refinement is not None,
+        "shortfall": list(refinement.shortfall) if refinement else None,
+        "timings": clip.timings,
+        "gpu_seconds": busy * parallel.ranks if plan.device == "cuda" else None,
+        "retries": retries,
+        "peak_memory_bytes": clip.peak_memory_bytes,
+        "extra": task.row.extra,
+    }
+
+
+def layout_arrays(task: ClipTask, correction: Correction) -> dict[str, np.ndarray]:
+    """What a layout file holds: `labels` and, where corrected, `refined` int16 and `regions` int8 [nouns, F, H, W]."""
+    arrays: dict[str, np.ndarray] = {
+        "nouns": np.array([target.noun for target in task.row.targets]),
+        "labels": correction.identified.labels,
+    }
+    if correction.refinement is not None:
+        arrays["refined"] = correction.refinement.layout.labels
+        arrays["regions"] = correction.refinement.regions
+    return arrays
+
+
+def identified_counts(task: ClipTask, correction: Correction) -> list[dict[str, Any]]:
+    """The row column `identified`: per noun its count in every latent frame and in the clip."""
+    per_frame, per_clip = correction.identified.counts(), correction.identified.clip_counts()
+    return [
+        {"noun": target.noun, "frames": frames.tolist(), "count": int(count)}
+        for target, frames, count in zip(task.row.targets, per_frame, per_clip, strict=True)
+    ]
+
+
+def code_version() -> str:
+    """The installed version of numina; from a checkout that isn't installed, the one it would install as."""
+    try:
+        return version("numina-video")
+    except PackageNotFoundError:
+        project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+        return str(project["project"]["version"])

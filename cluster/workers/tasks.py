@@ -1,0 +1,142 @@
+"""What is done with clips beside the gangs, as Ray tasks on any CPU of the cluster: layout, writing, compaction."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import ray
+
+from cluster.dataset.store import Store
+from cluster.job.plan import JobPlan
+from cluster.job.tasks import ClipTask
+from cluster.workers.row import layout_arrays, row_of
+from numina.errors import InputError, OutputError
+from pipelines.sampling.clip import Clip, Identified
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from numina.config import MethodConfig
+    from numina.correct import Correction
+
+LAYOUT_CPUS = 0.5  # a layout task is short; two of them share a core
+WRITE_CPUS = 1.0
+COMPACT_CPUS = 0.5
+
+Spans = list[dict[str, Any]]  # the row column of this name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where a job's rows go, and what they are made of: all that a writing process needs to know."""
+
+    plan: JobPlan  # without the prompt set's files: there may be thousands
+    extra_columns: pa.Schema
+
+    @classmethod
+    def of(cls, plan: JobPlan) -> Self:
+        where = plan.job.output
+        job = replace(plan.job, output=where if "://" in where else os.path.abspath(where))  # workers start elsewhere
+        lean = replace(plan, job=job, prompts=replace(plan.prompts, files=()))
+        return cls(plan=lean, extra_columns=plan.prompts.extra_columns)
+
+    def store(self) -> Store:
+        """A holder of the output."""
+        job = self.plan.job
+        return Store(job.output, single_writer=job.single_writer, extra_columns=self.extra_columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """What the driver knows of a clip's row before its mp4 is there."""
+
+    task: ClipTask
+    correction: Correction | None  # None for a plain clip
+    timings: Mapping[str, float]  # of what was done outside the gang
+    spans: Spans
+    retries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """A committed row, as far as counts and metrics go."""
+
+    key: str
+    won: bool  # False: the row was there already, by another driver or an earlier try of this task
+    row: Mapping[str, Any]  # the columns of RECEIPT_COLUMNS
+
+
+RECEIPT_COLUMNS = ("strategy", "guided", "steps", "timings", "gpu_seconds")
+
+
+@ray.remote
+def lay_out(
+    identified: Sequence[Identified | InputError], tasks: Sequence[ClipTask], method: MethodConfig
+) -> list[tuple[Correction, float] | InputError]:
+    """Layout, refinement and plan of a batch's clips; and the seconds each took."""
+    from numina.correct import correct  # scikit-learn takes a second to import, and only layout tasks need it
+
+    answers: list[tuple[Correction, float] | InputError] = []
+    for seen, task in zip(identified, tasks, strict=True):
+        if isinstance(seen, InputError):
+            answers.append(seen)
+            continue
+        began = time.perf_counter()
+        correction = correct(seen.capture, task.row.targets, seen.spans, method)
+        answers.append((correction, time.perf_counter() - began))
+    return answers
+
+
+@ray.remote
+def write(clips: Sequence[Clip], drafts: Sequence[Draft], output: Output, began: float) -> list[Receipt]:
+    """Makes the clips' mp4s and commits their rows. Frames come here from the gang's node, and neither they nor the
+    videos go through the driver. `began` is when it was asked for, by the driver's clock."""
+    from pipelines.sampling.write import write_clips
+
+    store = store_of(output)
+    written = write_clips(clips, output.plan.job.generation, keep_frames=False)
+    return [_commit(store, output.plan, clip, draft, began) for clip, draft in zip(written, drafts, strict=True)]
+
+
+@ray.remote
+def compact(keys: Sequence[str], output: Output) -> list[str]:
+    """Gathers these rows into segments; their names."""
+    return store_of(output).compact(keys)
+
+
+def _commit(store: Store, plan: JobPlan, clip: Clip, draft: Draft, began: float) -> Receipt:
+    clip = replace(clip, timings={**clip.timings, **draft.timings})
+    file_name, digest = store.put_video(draft.task.key, clip.mp4)
+    row = row_of(plan, draft.task, clip, draft.correction, retries=draft.retries)
+    row |= {"file_name": file_name, "video_sha256": digest}
+    if draft.correction is not None:
+        row["layout_file"] = store.put_layout(draft.task.key, layout_arrays(draft.task, draft.correction))
+    if clip.latents is not None:
+        made_by = f"{plan.model.name}@{plan.model.revision}"
+        row["latents_file"] = store.put_latents(draft.task.key, clip.latents, made_by)
+    spent = {"stage": "write", "place": "cpu", "began": began, "seconds": clip.timings["write"]}
+    won = store.commit(row | {"spans": [*draft.spans, spent]})
+    return Receipt(key=draft.task.key, won=won, row={name: row[name] for name in RECEIPT_COLUMNS})
+
+
+_stores: dict[str, Store] = {}  # this process's, by where they are
+
+
+def store_of(output: Output) -> Store:
+    """This process's holder of the output.
+
+    Raises OutputError on a node that doesn't see the job's output: rows written there would be lost."""
+    root = output.plan.job.output
+    if root not in _stores:
+        store = output.store()
+        if store.run_config() is None:
+            raise OutputError(
+                f"output {store.root!r} isn't there on node {ray.util.get_node_ip_address()}, though the job began it: "
+                "give a folder that all nodes share, or an object store such as s3://bucket/folder"
+            )
+        _stores[root] = store
+    return _stores[root]

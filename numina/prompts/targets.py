@@ -1,0 +1,113 @@
+"""Which countable things a prompt asks for, and where it mentions them (arXiv 2604.08546 §3.1).
+
+Reads ordinary English captions by rule: a numeral or article opens a noun phrase ("three small red birds"), its head
+is the noun. No tagger, no model, so that the same prompt gives the same targets on every machine. Positions are
+character offsets into the prompt.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from numina.errors import PromptError
+from numina.prompts import lexicon
+from numina.prompts.nouns import forms, singular
+from numina.prompts.phrases import NounPhrase, Span, Word, counted_phrases, read_phrases
+
+MAX_COUNT = 20  # instances of one noun that a latent frame can be expected to hold apart
+
+
+@dataclass(frozen=True)
+class Target:
+    """A noun and how many of it the video shall show."""
+
+    noun: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Mention:
+    """One place where a prompt mentions a noun: the noun itself, and the phrase of its modifiers and it."""
+
+    noun: Span
+    phrase: Span
+
+
+def parse_targets(prompt: str) -> tuple[Target, ...]:
+    """Targets in the order of the prompt; () if it asks for nothing countable. A noun is one word, as in the prompt.
+
+    Numerals always count ("three cats on two sofas"), but for measures ("for two seconds"), limbs stood on and what
+    each of several has. "A" and "an" count for what takes part: no scenery ("on a grey background", "cross a street"),
+    event ("a picnic"), clothing or name of the picture itself ("a photo of"); living beings always do ("beside a
+    dog"). A noun that comes again is the same target, unless other modifiers make it another thing ("a red ball and a
+    blue ball": two) or the words say so ("another ball").
+    """
+    words, phrases = read_phrases(prompt)
+    targets: dict[str, Target] = {}
+    described: dict[str, set[tuple[str, ...]]] = {}
+    for phrase in counted_phrases(words, phrases):
+        noun, opening = words[phrase.noun].text, phrase.opening
+        modifiers = tuple(words[i].text for i in phrase.modifiers)
+        key, seen = singular(noun), described.setdefault(singular(noun), set())
+        if opening.count is None or (opening.known and targets):
+            continue
+        if key not in targets:
+            targets[key] = Target(noun=prompt[slice(*words[phrase.noun].span)], count=opening.count)
+        elif opening.more or (modifiers and () not in seen and modifiers not in seen):
+            targets[key] = replace(targets[key], count=targets[key].count + opening.count)
+        seen.add(modifiers)
+    return tuple(targets.values())
+
+
+def check_targets(prompt: str, targets: Sequence[Target], max_count: int = MAX_COUNT) -> None:
+    """Raise :class:`PromptError` unless every target can be asked of this prompt.
+
+    The prompt has text, there is a target, counts are from 1 to ``max_count``, no noun comes twice, all are mentioned.
+    """
+    if not prompt.strip():
+        raise PromptError(f"prompt {prompt!r} has no text: write what the video shall show")
+    if not targets:
+        raise PromptError(f"prompt {prompt!r} has no targets: name a count and a noun (three cats), or give targets")
+    seen: dict[str, str] = {}
+    for target in targets:
+        if not 1 <= target.count <= max_count:
+            raise PromptError(
+                f"{target.count} {target.noun!r} in prompt {prompt!r}: a count must be from 1 to {max_count}"
+            )
+        other = seen.setdefault(singular(target.noun.lower()), target.noun)
+        if other is not target.noun or sum(t.noun == target.noun for t in targets) > 1:
+            raise PromptError(f"targets {other!r} and {target.noun!r} of prompt {prompt!r} are one noun: merge them")
+        find_mentions(prompt, target.noun)
+
+
+def find_mentions(prompt: str, noun: str) -> tuple[Mention, ...]:
+    """Every mention of ``noun``, in singular or plural and any case, as whole words.
+
+    A phrase has the modifiers between the numeral (or article) and the noun, not the numeral itself; without a numeral,
+    plain adjectives before the noun. Raises :class:`PromptError` where there is no mention.
+    """
+    parts = noun.lower().split()
+    if not parts:
+        raise PromptError(f"noun {noun!r} for prompt {prompt!r} is empty: name what is to be counted")
+    last = "|".join(re.escape(form) for form in sorted(forms(parts[-1]), key=len, reverse=True))
+    pattern = r"\s+".join([*map(re.escape, parts[:-1]), f"(?:{last})"])
+    found = [match.span() for match in re.finditer(rf"(?<![\w-]){pattern}(?![\w-])", prompt, re.IGNORECASE)]
+    if not found:
+        raise PromptError(f"noun {noun!r} isn't in prompt {prompt!r}: use the prompt's own word for it")
+    words, phrases = read_phrases(prompt)
+    return tuple(Mention(noun=span, phrase=(_phrase_start(words, phrases, span), span[1])) for span in found)
+
+
+def _phrase_start(words: list[Word], phrases: list[NounPhrase], noun: Span) -> int:
+    """Where the phrase around a mention starts: after its numeral, or at its first plain adjective."""
+    first = next((i for i, word in enumerate(words) if word.span[1] > noun[0]), 0)
+    for phrase in phrases:
+        inside = [*phrase.modifiers, phrase.noun]
+        if first in inside and words[phrase.noun].span[1] >= noun[1]:
+            return min(words[inside[0]].span[0], noun[0])
+    start = noun[0]
+    for word, after in zip(reversed(words[:first]), reversed(words[1 : first + 1]), strict=True):
+        if word.text not in lexicon.ADJECTIVES or after.gap.strip(" ,"):
+            break
+        start = word.span[0]
+    return start

@@ -1,0 +1,117 @@
+"""Identification's look into a block: per frame the best self-attention head, per noun the best cross-attention head.
+
+Only what clustering needs leaves the ranks: three components per token and one map per noun, never all heads' maps.
+Whatever engine computes attention, what is seen are a rank's own rows: whole frames of keys come together here, by one
+exchange of rows for heads in the watched blocks alone. So a ring's ranks are captured as well as Ulysses ones.
+Names: B clips, F frames, n tokens of a frame, N heads, D head size, R ranks.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import inf
+
+import torch
+from torch import Tensor
+
+from numina.config import IdentifyConfig
+from numina.heads import cross_response, deviation, score_deviation, score_heads, select_response
+from numina.layout import Capture, combine_blocks
+from numina.prompts.tokens import TokenSpans
+from pipelines.attention.cross import processors
+from pipelines.base import Attention, GenerationConfig, Grid, Processor, VideoModel
+from pipelines.parallel.shard import Shard
+
+
+class BlockCapture:
+    """Collects what one block shows in one forward, for a batch; the same on every rank and any number of ranks."""
+
+    def __init__(self, grid: Grid, shard: Shard, spans: Sequence[Sequence[TokenSpans]], config: IdentifyConfig):
+        self.grid = grid
+        self.shard = shard
+        self.tokens = [[getattr(span, config.tokens) for span in clip] for clip in spans]
+        self.config = config
+        self.components: Tensor | None = None  # [B, F, H, W, 3]
+        self.self_heads: Tensor | None = None  # [B, F], the chosen head of each frame
+        self.responses: list[Tensor] = []  # per clip [nouns, F, H, W]
+        self.cross_heads: list[Tensor] = []  # per clip [nouns, F], -1 for the mean of all
+        self.phrases = [sorted({token for span in clip for token in span.phrase}) for clip in spans]
+        self.deviations: list[Tensor] = []  # per clip, of the phrases' scores
+
+    def see_self_attention(self, query: Tensor, key: Tensor) -> None:
+        """Own rows [B, n/R, N, D] → every rank scores its own heads on whole frames; winners' owners fill in theirs."""
+        own = self.shard.heads(query.shape[2])
+        query, key = (self._by_frame(self.shard.swap_rows_for_heads(x, self.grid.tokens)) for x in (query, key))
+        frames, size = query.shape[:2]
+        scores = torch.full((frames, size), -inf, device=query.device)  # of heads that only fill up the last ranks
+        components = query.new_zeros(frames, size, self.grid.height, self.grid.width, 3, dtype=torch.float32)
+        if real := own.stop - own.start:
+            scores[:, :real], components[:, :real] = score_heads(
+                query[:, :real], key[:, :real], (self.grid.height, self.grid.width), self.config
+            )
+        best = self.shard.gather(scores, dim=1).argmax(dim=1)  # [B·F]
+        mine = (best >= own.start) & (best < own.stop)
+        winners = components[torch.arange(frames, device=best.device), (best - own.start).clamp(0, size - 1)]
+        winners = torch.where(mine[:, None, None, None], winners, 0.0)
+        self.components = self.shard.sum(winners).unflatten(0, (-1, self.grid.frames))
+        self.self_heads = best.unflatten(0, (-1, self.grid.frames))
+
+    def _by_frame(self, x: Tensor) -> Tensor:
+        """[B, F·n, N, D] → [B·F, N, n, D]."""
+        return x.unflatten(1, (self.grid.frames, -1)).flatten(0, 1).transpose(1, 2)
+
+    def see_cross_attention(self, query: Tensor, key: Tensor) -> None:
+        """Own rows [B, n/R, N, D] against all text → every noun's map of the whole clip."""
+        present = self.shard.present(self.grid.tokens)
+        for clip_query, clip_key, tokens, phrases in zip(query, key, self.tokens, self.phrases, strict=True):
+            own = cross_response(clip_query, clip_key, tokens)  # [nouns, N, n/R]
+            maps = self.shard.gather_rows(own, dim=2, tokens=self.grid.tokens)
+            maps = maps.unflatten(2, (self.grid.frames, self.grid.height, self.grid.width))
+            responses, heads = select_response(maps, self.config.head)
+            self.responses.append(responses)
+            self.cross_heads.append(heads)
+            sums = self.shard.sum(score_deviation(clip_query[:present], clip_key, phrases))
+            self.deviations.append(deviation(sums))
+
+
+class ClipCapture:
+    """What identification keeps of a batch's clips at step t*."""
+
+    def __init__(
+        self,
+        model: VideoModel,
+        generation: GenerationConfig,
+        shard: Shard,
+        spans: Sequence[Sequence[TokenSpans]],
+        config: IdentifyConfig,
+    ):
+        self.model = model
+        self.config = config
+        grid = model.grid(generation)
+        self.seen = {block: BlockCapture(grid, shard, spans, config) for block in config.capture_blocks(model.depth)}
+
+    @contextmanager
+    def looking_on(self) -> Iterator[None]:
+        """Lets the capture look on in the reference blocks; what the blocks compute stays as it is."""
+        watched: dict[Attention, Processor] = {}
+        for block, seen in self.seen.items():
+            see_self = seen.see_self_attention if self.config.needs_self_attention else None
+            watched |= self.model.onlookers(block, seen.see_cross_attention, see_self)
+        # A watched block would be compiled anew for this one pass.
+        with processors(watched), torch.compiler.set_stance("force_eager"):
+            yield
+
+    def results(self) -> list[Capture]:
+        """One capture per clip, off the GPU."""
+        first, *_ = blocks = list(self.seen.values())
+        assert all(block.responses for block in blocks), "a captured block was never called"
+        components = None if first.components is None else first.components.float().cpu().numpy()
+        return [
+            Capture(
+                responses=combine_blocks(
+                    torch.stack([block.responses[clip] for block in blocks]).float().cpu().numpy(), self.config.combine
+                ),
+                components=None if components is None else components[clip],
+                deviation=float(torch.stack([block.deviations[clip] for block in blocks]).mean()),
+            )
+            for clip in range(len(first.responses))
+        ]

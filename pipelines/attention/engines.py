@@ -1,0 +1,198 @@
+"""Engines: who computes self-attention where a clip's tokens are spread over ranks, and the hooks that spread them.
+
+    single      one rank has the whole sequence
+    diffusers   its own Ulysses attention, on any device; ranks must divide the tokens
+    xfuser      xDiT's USP (Ulysses × ring) and its attention kernels, on GPUs; padding is left out of attention
+
+The model stays diffusers' own; what an engine changes is self-attention's processor alone. Ranks split tokens right
+after the patch embedding and gather them after the last projection, whatever the engine.
+"""
+
+import logging
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from numina.errors import ConfigError
+from pipelines.attention.cross import Rotary, project
+from pipelines.base import VideoModel
+from pipelines.parallel.shard import ParallelConfig, Shard
+from pipelines.parallel.support import resolve_engine
+
+AXES = ("cfg", "ring", "ulysses")  # slowest first: neighbouring ranks share heads, and may share a node
+
+
+def parallelize(model: VideoModel, config: ParallelConfig) -> Shard:
+    """Spreads a loaded model over the ranks of the initialised default process group; this rank's place in it.
+
+    Raises ConfigError where the group has another size than the config, or the engine isn't installed.
+    """
+    if config.sequence_ranks == 1 and config.attention != "auto":
+        _choose_kernel(model, config.attention)
+    if config.ranks == 1:
+        return Shard()
+    if dist.get_world_size() != config.ranks:
+        raise ConfigError(
+            f"parallel.cfg × ring × ulysses is {config.ranks} in a process group of {dist.get_world_size()} ranks;"
+            " start as many"
+        )
+    mesh = init_device_mesh(model.device.type, (config.cfg, config.ring, config.ulysses), mesh_dim_names=AXES)
+    shard = _place(mesh, config)
+    if config.sequence_ranks > 1:
+        split = TokenSplit(shard)
+        engine = resolve_engine(config.engine, model.device.type, config.sequence_ranks)
+        ATTENTIONS[engine](model, config, mesh, split)
+        split.attach(model.transformer)
+    return shard
+
+
+def _place(mesh: DeviceMesh, config: ParallelConfig) -> Shard:
+    return Shard(
+        rank=dist.get_rank() % config.sequence_ranks,
+        ranks=config.sequence_ranks,
+        group=mesh["ring", "ulysses"]._flatten().get_group() if config.sequence_ranks > 1 else None,
+        branch=dist.get_rank() // config.sequence_ranks if config.cfg > 1 else None,
+        pair=mesh["cfg"].get_group() if config.cfg > 1 else None,
+        gang=dist.group.WORLD,
+    )
+
+
+class TokenSplit:
+    """Hooks that give every rank its own rows of a Wan transformer's tokens, and all ranks the whole prediction.
+
+    The last ranks' rows past the clip's end are zeros. No block is hooked: compiled ones have one graph for all.
+    """
+
+    def __init__(self, shard: Shard):
+        self.shard = shard
+        self.tokens = 0  # of the clip that is in the model
+
+    def attach(self, transformer: Any) -> None:
+        transformer.patch_embedding.register_forward_hook(self._split_patches)
+        transformer.rope.register_forward_hook(self._split_tables)
+        transformer.proj_out.register_forward_hook(self._gather)
+
+    def _split_patches(self, module: Any, inputs: Any, patches: Tensor) -> Tensor:
+        """[B, C, F, h, w] → [B, C, n/R, 1, 1]: the model flattens what it gets."""
+        tokens = patches.flatten(2)
+        self.tokens = tokens.shape[2]
+        return self.shard.own(tokens, dim=2)[..., None, None]
+
+    def _split_tables(self, module: Any, inputs: Any, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return tuple(self.shard.own(table, dim=1) for table in tables)  # [1, n, 1, D]
+
+    def _gather(self, module: Any, inputs: Any, rows: Tensor) -> Tensor:
+        return self.shard.gather_rows(rows, dim=1, tokens=self.tokens)
+
+
+# --- diffusers ---
+
+
+def _choose_kernel(model: VideoModel, name: str) -> None:
+    """Sets the kernel of all attention. Raises ConfigError where diffusers knows none of that name, or can't run it."""
+    try:
+        model.transformer.set_attention_backend(name)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"parallel.attention is {name!r}: {error}; use auto") from error
+
+
+def _diffusers_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMesh, split: TokenSplit) -> None:
+    from diffusers import ContextParallelConfig
+    from diffusers.models._modeling_parallel import ParallelConfig as DiffusersParallelConfig
+
+    logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)  # "experimental feature"
+
+    def resolve(self: Any, chosen: Any) -> Any:
+        """As diffusers 0.42 does, but for the device: `rank % accelerator count` divides by zero on a CPU machine."""
+        resolved = DiffusersParallelConfig(context_parallel_config=chosen)
+        resolved.setup(dist.get_rank(), dist.get_world_size(), model.device, mesh=chosen.mesh)
+        self._parallel_config = resolved
+        return resolved
+
+    if config.attention != "auto":
+        _choose_kernel(model, config.attention)
+    transformer = model.transformer
+    transformer._resolve_parallel_config = MethodType(resolve, transformer)
+    chosen = ContextParallelConfig(ulysses_degree=config.ulysses, mesh=mesh["ring", "ulysses"])
+    transformer.enable_parallelism(config=chosen, cp_plan={})  # TokenSplit does what the plan would
+
+
+# --- xfuser ---
+
+
+class UspSelfAttention:
+    """Self-attention of the whole sequence by xDiT's USP: heads over Ulysses ranks, keys and values around the ring."""
+
+    def __init__(self, usp: Callable[..., Tensor], split: TokenSplit):
+        self.usp = usp
+        self.split = split
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Rotary | None = None,
+    ) -> Tensor:
+        query, key, value = (x.transpose(1, 2) for x in project(attn, hidden_states, None, rotary_emb))
+        output = self.usp(query, key, value, attention_kwargs=self._padding())  # [B, N, n/R, D]
+        output = output.transpose(1, 2).flatten(2).type_as(hidden_states)
+        return attn.to_out[1](attn.to_out[0](output))
+
+    def _padding(self) -> dict[str, int] | None:
+        """Leaves the keys past the clip's end out of attention; after the exchange of heads they are the last."""
+        tokens = self.split.tokens
+        return {"valid_kv_len": tokens} if tokens % self.split.shard.ranks else None
+
+
+def _xfuser_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMesh, split: TokenSplit) -> None:
+    try:
+        from xfuser import xFuserArgs
+        from xfuser.core import distributed as xdit
+        from xfuser.core.distributed import runtime_state
+        from xfuser.model_executor.layers.usp import USP
+    except ImportError as error:
+        raise ConfigError(
+            f"parallel.engine=xfuser can't be imported here ({error}); it needs an NVIDIA GPU and"
+            " `pip install numina-video[gpu]`; parallel.engine=diffusers runs without"
+        ) from error
+    for handler in logging.getLogger("xfuser").handlers:
+        handler.setLevel(logging.ERROR)  # it warns of the backend that it chose
+    if not xdit.model_parallel_is_initialized():
+        xdit.init_distributed_environment(dist.get_world_size(), dist.get_rank(), local_rank=model.device.index or 0)
+        xdit.initialize_model_parallel(
+            classifier_free_guidance_degree=config.cfg, ulysses_degree=config.ulysses, ring_degree=config.ring
+        )
+        # What `initialize_runtime_state` makes outside xDiT's own pipelines knows gangs of one rank only.
+        degrees = {"ulysses_degree": config.ulysses, "ring_degree": config.ring, "use_cfg_parallel": config.cfg == 2}
+        runtime_state._RUNTIME = runtime_state.RuntimeState(xFuserArgs(**degrees).create_config()[0])
+    _choose_xfuser_kernel(runtime_state.get_runtime_state(), config, model.transformer.dtype)
+    attention = UspSelfAttention(USP, split)
+    for block in model.blocks:
+        block.attn1.processor = attention
+
+
+def _choose_xfuser_kernel(state: Any, config: ParallelConfig, dtype: torch.dtype) -> None:
+    """By name; else xDiT's own choice, for half precision alone. Raises ConfigError for what can't run."""
+    name = config.attention
+    if name == "auto":
+        if dtype != torch.float32:
+            return
+        if config.ring > 1:
+            raise ConfigError(
+                "model.dtype=float32 has no ring attention kernel in xfuser; use bfloat16, or parallel.ring=1"
+            )
+        name = "sdpa"
+    try:
+        state.set_attention_backend(name)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"parallel.attention is {name!r}: {error}; use auto") from error
+
+
+ATTENTIONS = {"diffusers": _diffusers_attention, "xfuser": _xfuser_attention}

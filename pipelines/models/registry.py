@@ -1,0 +1,151 @@
+"""From a model's name to its adapter: `testbed` is the embedded counting model, others are folders or hub ids."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from numina.errors import ConfigError, ModelError
+from pipelines.base import ModelFacts, TextEncoder, VideoModel
+from pipelines.checkpoints.embedded import EMBEDDED
+from pipelines.checkpoints.files import SMALL_FILES, numbers
+from pipelines.checkpoints.hub import commit_of, fetch, is_repository
+from pipelines.checkpoints.lora import LoraConfig, fuse, with_loras
+from pipelines.models.families import FAMILIES, check_family, inspect
+from pipelines.parallel.shard import MemoryConfig
+
+FLOAT8 = "float8"  # the blocks' linear layers alone: see pipelines/checkpoints/quantize.py
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    FLOAT8: torch.bfloat16,
+}
+PARTS = sorted({part for family in FAMILIES.values() for part in family.parts})
+VARIANTS = "*.*.safetensors"  # half-precision copies and the like, such as model.fp16.safetensors
+GIB = 2**30
+
+
+def model_folder(path: str, revision: str | None = None, parts: Sequence[str] = PARTS) -> Path:
+    """The checkpoint folder that `model.path` and `model.revision` stand for; a hub's parts are downloaded, if need be.
+
+    Raises ConfigError for a hub id without a commit, ModelError for what can't be had or is of no known family: that is
+    found before gigabytes are fetched.
+    """
+    commit = commit_of(path, revision, "model")
+    if commit is None:
+        return EMBEDDED.get(path) or Path(path)
+    check_family(fetch(path, commit, ["model_index.json"]))
+    files = [f"{part}/*{suffix}" for part in parts for suffix in (*SMALL_FILES, ".safetensors")]
+    return fetch(path, commit, ["model_index.json", *files], but=VARIANTS)
+
+
+def place_free(path: str) -> str:
+    """A model's or LoRA's path as it means the same in every working directory."""
+    return path if path in EMBEDDED or is_repository(path) else os.path.abspath(path)
+
+
+def inspect_model(path: str, revision: str | None = None, loras: Sequence[LoraConfig] = ()) -> ModelFacts:
+    """What a checkpoint is, without loading it. Raises ModelError for what is missing."""
+    return _named(inspect(model_folder(path, revision)), path, loras)
+
+
+def load_model(
+    path: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    memory: MemoryConfig = MemoryConfig(),  # noqa: B008 - frozen
+    text_encoder: bool = True,
+    revision: str | None = None,
+    loras: Sequence[LoraConfig] = (),
+) -> VideoModel:
+    """Loads a checkpoint for this process's device; what it took is in the model's `loading`.
+
+    In a gang, every rank calls it at the same time, after its process group stands, and the first reads for all; LoRAs
+    are fused by each rank for itself. With `text_encoder=False` that part stays unread, and encoding is for
+    `load_text_encoder`. Raises ModelError for what is missing or doesn't fit, its device's memory included, ConfigError
+    where a device or a way of sharding can't be had.
+    """
+    device, folder = resolve_device(device), model_folder(path, revision)
+    adapter, precision = adapter_of(folder), DTYPES[resolve_dtype(dtype, device)]
+    if device.startswith("cuda"):
+        needed = weight_bytes(folder, precision, adapter.kinds.vae_dtype, memory, text_encoder)
+        check_room(needed, *torch.cuda.mem_get_info(device), what=path)
+    model = adapter.load(folder, dtype=precision, device=device, memory=memory, text_encoder=text_encoder)
+    for lora in loras:
+        fuse(model.pipeline, lora)
+    if dtype == FLOAT8:
+        from pipelines.checkpoints.quantize import quantize
+
+        quantize(model.blocks)
+    model.facts = _named(model.facts, path, loras)
+    loaded: VideoModel = model
+    return loaded
+
+
+def weight_bytes(
+    folder: Path, dtype: torch.dtype, vae_dtype: torch.dtype | None, memory: MemoryConfig, text_encoder: bool
+) -> int:
+    """What the weights of a checkpoint take of this rank's device; from its files' headers."""
+    parts = ["transformer", *(["text_encoder"] if text_encoder else [])]
+    held = sum(numbers(folder / part).total() for part in parts) * dtype.itemsize
+    if memory.shard != "none":
+        held = 0 if memory.shard == "zero3_offload" else held // (dist.get_world_size() if dist.is_initialized() else 1)
+    return held + numbers(folder / "vae").total() * (vae_dtype or dtype).itemsize
+
+
+def check_room(needed: int, free: int, total: int, *, what: str) -> None:
+    """Raises ModelError where weights take more bytes than a GPU has left; asked before they are read."""
+    if needed > free:
+        raise ModelError(
+            f"{what} needs {needed / GIB:.1f} GiB on every GPU for its weights alone, {(needed - free) / GIB:.1f} GiB"
+            f" more than the {free / GIB:.1f} that are free of {total / GIB:.1f} here; spread them over the gang's GPUs"
+            " with memory.shard=zero3, take the text encoder off them with memory.text_encoder=apart, or end what else"
+            " runs there; `numina plan` says what a clip takes on top"
+        )
+
+
+def adapter_of(folder: Path) -> Any:
+    """The adapter's class. It is imported here: diffusers takes seconds, and only ranks need it."""
+    module, _, name = FAMILIES[check_family(folder)].adapter.partition(":")
+    return getattr(import_module(module), name)
+
+
+def load_text_encoder(
+    path: str, *, dtype: str = "auto", device: str = "auto", revision: str | None = None
+) -> TextEncoder:
+    """Loads a checkpoint's tokenizer and text encoder alone; its encodings are the whole model's, bit for bit.
+
+    Raises ModelError for what is missing or doesn't fit, ConfigError where the device can't be had.
+    """
+    device, folder = resolve_device(device), model_folder(path, revision, ("tokenizer", "text_encoder"))
+    encoder: TextEncoder = adapter_of(folder).load_text_encoder(
+        folder, dtype=DTYPES[resolve_dtype(dtype, device)], device=device
+    )
+    return encoder
+
+
+def _named(facts: ModelFacts, path: str, loras: Sequence[LoraConfig]) -> ModelFacts:
+    """The embedded model by its name, a hub's by its id, another one by its folder's; LoRAs are in the revision."""
+    known = path in EMBEDDED or is_repository(path)
+    return replace(facts, name=path if known else facts.name, revision=with_loras(facts.revision, loras))
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is the GPU where there is one. Raises ConfigError where a GPU is asked for and there is none."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("model.device is cuda, but torch sees no GPU here; use model.device=cpu or auto")
+    return device
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    return dtype if dtype != "auto" else "bfloat16" if device.startswith("cuda") else "float32"

@@ -1,0 +1,1 @@
+"""How one clip is shared among ranks, and which combinations run."""

@@ -1,0 +1,1 @@
+"""Prompts rewritten so that their counts can't be missed, by rule or by a language model."""

@@ -1,0 +1,1 @@
+"""Two-phase denoising: identify, guide, and the clips that come of it."""

@@ -1,0 +1,217 @@
+"""Generation of count-accurate clips: one rank's part in a gang's work, and one clip in one process."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from numina.config import MethodConfig
+from numina.correct import correct
+from numina.errors import InputError
+from numina.guidance import GuidancePlan
+from numina.prompts.targets import Target, check_targets, parse_targets
+from numina.prompts.tokens import TokenSpans, locate_tokens
+from pipelines.base import GenerationConfig, Text, TextEncoder, VideoModel
+from pipelines.parallel.shard import ALONE, Shard
+from pipelines.parallel.support import check_cache
+from pipelines.sampling import denoise
+from pipelines.sampling.clip import Clip, Identified, Request, Timings
+from pipelines.sampling.warmup import warm_up
+from pipelines.sampling.write import write_clips
+
+
+@dataclass
+class _Held:
+    """An identified clip that waits for its layout: its place in the state to go on from, and its text."""
+
+    text: Text
+    seed: int
+    state: denoise.DenoiseState
+    place: int  # in the state's batch
+    timings: Timings = field(default_factory=dict)
+
+
+class ClipGenerator:
+    """One rank's part in generating clips, a batch at a time. All ranks of a gang get the same calls in the same order.
+
+    Identified clips are held under their key until `finish`, `guide` or `drop`. The gang's first rank returns what is
+    asked for, the others None. Where a prompt was encoded elsewhere, its `Text` is given along. Clips come with their
+    latents where these are kept.
+    """
+
+    def __init__(
+        self,
+        model: VideoModel,
+        generation: GenerationConfig,
+        shard: Shard = ALONE,
+        progress: denoise.Progress | None = None,
+        keep_latents: bool = False,
+    ):
+        self.model = model
+        self.generation = generation
+        self.shard = shard
+        self.progress = progress
+        self.keep_latents = keep_latents
+        if shard.gang is not None:
+            model.split_decoder(shard.gang)
+        self._held: dict[str, _Held] = {}
+
+    def warm_up(self, methods: Iterable[MethodConfig | None], batch: int = 1) -> dict[str, float]:
+        """Runs each kind of pass once, so that the first clip waits for no compiler; seconds by name."""
+        return warm_up(self.model, self.shard, self.generation, methods, batch)
+
+    def plain(self, requests: Sequence[Request], texts: Sequence[Text] | None = None) -> list[Clip] | None:
+        """Generation without NUMINA."""
+        self._check_cache(requests)
+        timings = [Timings() for _ in requests]
+        if texts is None:
+            texts = self._encode(requests, timings)
+        with stage(timings, "denoise", self.model):
+            state = denoise.start(self.model, [request.seed for request in requests], self.generation)
+            latents = self._finish(state, texts)
+        return self._clips(latents, timings)
+
+    def identify(
+        self, requests: Sequence[Request], method: MethodConfig, texts: Sequence[Text] | None = None
+    ) -> list[Identified | InputError] | None:
+        """Denoises to t*, keeps the clips under their keys, and returns what the reference block showed.
+
+        A request whose nouns have no tokens gets its error in place of an answer; the others aren't held up by it.
+        """
+        timings = [Timings() for _ in requests]
+        if texts is None:
+            texts = self._encode(requests, timings)
+        found = [_locate(text, request) for text, request in zip(texts, requests, strict=True)]
+        spans = {i: own for i, own in enumerate(found) if not isinstance(own, InputError)}
+        answers: list[Identified | InputError] = [own for own in found if isinstance(own, InputError)]
+        if not spans:
+            return answers if self.shard.leads else None
+        with stage([timings[i] for i in spans], "identify", self.model):
+            state, captures = denoise.identify(
+                self.model,
+                self.shard,
+                [texts[i] for i in spans],
+                list(spans.values()),
+                [requests[i].seed for i in spans],
+                self.generation,
+                method,
+                self.progress,
+            )
+        for place, i in enumerate(spans):
+            self._held[requests[i].key] = _Held(texts[i], requests[i].seed, state, place, timings[i])
+        if not self.shard.leads:
+            return None
+        for i, capture in zip(spans, captures, strict=True):
+            answers.insert(i, Identified(capture, spans[i], timings[i]))
+        return answers
+
+    def finish(self, keys: Sequence[str]) -> list[Clip] | None:
+        """Goes on from the kept state, for clips of one `identify`: their counts were right."""
+        self._check_cache(keys)
+        held = [self._held.pop(key) for key in keys]
+        timings = [clip.timings for clip in held]
+        with stage(timings, "denoise", self.model):
+            state = held[0].state.take([clip.place for clip in held])
+            latents = self._finish(state, [clip.text for clip in held])
+        return self._clips(latents, timings)
+
+    def guide(self, keys: Sequence[str], plans: Sequence[GuidancePlan]) -> list[Clip] | None:
+        """Starts again from the same noise under the plans, for clips of one `identify`."""
+        held = [self._held.pop(key) for key in keys]
+        timings = [clip.timings for clip in held]
+        with stage(timings, "guide", self.model):
+            texts, seeds = [clip.text for clip in held], [clip.seed for clip in held]
+            path = [earlier.take([clip.place for clip in held]) for earlier in held[0].state.path]
+            latents = denoise.guide(self.model, self.shard, texts, plans, seeds, self.generation, self.progress, path)
+        return self._clips(latents, timings)
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Forgets kept clips."""
+        for key in keys:
+            self._held.pop(key, None)
+
+    def _check_cache(self, clips: Sequence[object]) -> None:
+        check_cache("generation.cache", self.generation.cache, ranks=self.shard.ranks, batch=len(clips))
+
+    def _finish(self, state: denoise.DenoiseState, texts: Sequence[Text]) -> Tensor:
+        return denoise.finish(self.model, state, texts, self.generation, self.progress, self.shard)
+
+    def _encode(self, requests: Sequence[Request], timings: Sequence[Timings]) -> list[Text]:
+        with stage(timings, "encode", self.model):
+            return encode(self.model, requests, self.generation)
+
+    def _clips(self, latents: Tensor, timings: Sequence[Timings]) -> list[Clip] | None:
+        with stage(timings, "decode", self.model):
+            videos = self.model.decode(latents)
+        if videos is None or not self.shard.leads:
+            return None
+        peak = torch.cuda.max_memory_allocated(self.model.device) if self.model.device.type == "cuda" else None
+        kept = latents.float().cpu().numpy() if self.keep_latents else [None] * len(timings)
+        return [
+            Clip(video, b"", own, peak_memory_bytes=peak, latents=own_latents)
+            for video, own, own_latents in zip(videos.numpy(), timings, kept, strict=True)
+        ]
+
+
+def encode(encoder: TextEncoder, requests: Sequence[Request], generation: GenerationConfig) -> list[Text]:
+    """The requests' prompts, each with its own negative prompt or the config's."""
+    default = generation.negative_prompt
+    negative = [default if request.negative_prompt is None else request.negative_prompt for request in requests]
+    return encoder.encode([request.prompt for request in requests], negative, generation)
+
+
+def generate(
+    model: VideoModel,
+    prompt: str,
+    *,
+    targets: Sequence[Target] | None = None,
+    negative_prompt: str | None = None,
+    seed: int = 0,
+    generation: GenerationConfig,
+    method: MethodConfig | None,
+    progress: denoise.Progress | None = None,
+) -> Clip:
+    """One prompt to one clip in this process; `method=None` generates without NUMINA.
+
+    Targets are parsed from the prompt when None. Raises PromptError when a noun isn't in the prompt.
+    """
+    worker = ClipGenerator(model, generation, progress=progress)
+    if method is None:
+        return _written(worker.plain([Request("clip", prompt, negative_prompt, seed)]), generation)
+    targets = tuple(targets) if targets is not None else parse_targets(prompt)
+    check_targets(prompt, targets)
+    [identified] = worker.identify([Request("clip", prompt, negative_prompt, seed, tuple(targets))], method) or []
+    if isinstance(identified, InputError):
+        raise identified
+    correction = correct(identified.capture, targets, identified.spans, method)
+    clips = worker.finish(["clip"]) if correction.plan is None else worker.guide(["clip"], [correction.plan])
+    return replace(_written(clips, generation), correction=correction)
+
+
+def _written(clips: list[Clip] | None, generation: GenerationConfig) -> Clip:
+    assert clips is not None, "only ranks other than the first return nothing"
+    [clip] = write_clips(clips, generation)
+    return clip
+
+
+def _locate(text: Text, request: Request) -> tuple[TokenSpans, ...] | InputError:
+    try:
+        return locate_tokens(text.prompt, request.targets, text.offsets)
+    except InputError as error:
+        return error
+
+
+@contextmanager
+def stage(timings: Sequence[Timings], name: str, model: VideoModel) -> Iterator[None]:
+    """Adds a stage's seconds to its clips, in equal shares; a GPU is waited for, so that they are the stage's own."""
+    began = time.perf_counter()
+    with torch.inference_mode():
+        yield
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    share = (time.perf_counter() - began) / len(timings)
+    for own in timings:
+        own[name] = own.get(name, 0.0) + share

@@ -1,0 +1,54 @@
+"""Video files: uint8 frames to mp4 bytes and back, through PyAV."""
+
+import io
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+
+from numina.errors import InputError
+
+Video = UInt8[np.ndarray, "frames height width 3"]
+
+# The same frames give the same bytes: x264's output depends on the thread count, and on what its AVX-512 code finds in
+# memory. Without that, where a CPU has it, bytes are also those of CPUs that don't.
+ENCODER_THREADS = "1"
+CPU_FLAGS = Path("/proc/cpuinfo")
+
+
+@cache
+def encoder_options() -> dict[str, str]:
+    """What x264 is told beside crf."""
+    flags = CPU_FLAGS.read_text() if CPU_FLAGS.is_file() else ""
+    return {"preset": "medium", "threads": ENCODER_THREADS} | ({"x264-params": "asm=AVX2"} if "avx512" in flags else {})
+
+
+def encode_mp4(video: Video, *, fps: int, crf: int) -> bytes:
+    """H.264 in yuv420p, the index in front so that browsers start at once. Height and width must be even."""
+    _, height, width, _ = video.shape
+    with tempfile.TemporaryDirectory() as folder:  # moving the index to the front needs a file to read back
+        path = Path(folder) / "video.mp4"
+        with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+            options = {"crf": str(crf), **encoder_options()}
+            stream = container.add_stream("libx264", rate=fps, options=options)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for frame in video:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        return path.read_bytes()
+
+
+def decode_mp4(source: bytes | str | Path) -> Video:
+    """All frames of a video file. Raises InputError when there is none to be read."""
+    name = "the video" if isinstance(source, bytes) else str(source)
+    try:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), "r") as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except (av.FFmpegError, IndexError) as error:
+        raise InputError(f"{name} can't be decoded: {error}; generate it again") from error
+    if not frames:
+        raise InputError(f"{name} has no frames; generate it again")
+    return np.stack(frames)

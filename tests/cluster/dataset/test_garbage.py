@@ -1,0 +1,217 @@
+"""A clean-up removes what no row needs, and nothing else."""
+
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.dataset.garbage import KINDS, Collected, collect_garbage
+from cluster.dataset.leases import CLAIM_SECONDS
+from cluster.dataset.segments import SEGMENT_ROWS
+from cluster.dataset.store import Store
+from cluster.observability.status import status_of
+from numina.errors import OutputError, StorageError
+from tests.cluster.dataset.test_store import a_row, key_of, leaves
+
+CLEAN = dict.fromkeys(KINDS, 0)
+
+
+def littered(root: Path) -> Store:
+    """Ten rows in commits, some in two segments too; and one or more of everything that a clean-up removes."""
+    store = Store(str(root))
+    store.open_run({"steps": 50}, asked=12)
+    for number in range(10):
+        layout_file = store.put_layout(key_of(number), {"labels": np.arange(number)})
+        row = a_row(key_of(number), store, video=bytes([number]) * 5000, layout_file=layout_file)
+        if number % 2:
+            row["latents_file"] = store.put_latents(key_of(number), np.full((1, 1, 2, 2), number, np.float32), "a@1")
+        store.commit(row | {"task_digest": key_of(100 + number)})
+    store.compact(map(key_of, range(4)))
+    store.compact(map(key_of, range(2, 7)))
+    store.put_video(key_of(0), b"made a second time")
+    store.put_video(key_of(50), b"of a driver that died before its commit")
+    store.put_layout(key_of(50), {"labels": np.arange(3)})
+    store.put_latents(key_of(50), np.zeros((1, 1, 2, 2), np.float32), "a@1")
+    store.fail(key_of(1), {"error": "out of memory", "final": False})
+    store.fail(key_of(11), {"error": "out of memory"})
+    store.put_evaluation("exact", key_of(1), {"count_accuracy": 1.0})
+    (root / "videos" / key_of(3)[:2] / ".numina-0123").write_bytes(b"half a video")
+    dead = Store(str(root))
+    dead.claim([key_of(50)])
+    claim = root / f"leases/{dead.owner}.json"
+    claim.write_text(claim.read_text().replace('"machine": "', '"machine": "another '))
+    os.utime(claim, (1000.0, 1000.0))
+    return store
+
+
+def needed(store: Store) -> Counter[str]:
+    """What an output is about: its rows, its verdicts, its failures, and how often each named file is there."""
+    rows = store.rows().to_pylist()
+    for row in rows:
+        assert len(store.read(row["file_name"])) == 5000
+        store.read(row["layout_file"])
+        if row["latents_file"]:
+            store.read(row["latents_file"])
+    verdicts = store.evaluations("exact").to_pylist()
+    failed = [key for key in store.failures() if not store.is_committed(key) and key not in store.committed()]
+    return Counter([*map(str, rows), *map(str, verdicts), *failed])
+
+
+def test_what_no_row_needs_is_removed(tmp_path: Path) -> None:
+    """Rows, their files, verdicts and real failures stay; the count by kind is what was there; a resume knows all keys
+    and tasks from segments alone."""
+    store = littered(tmp_path)
+    before, index, config = needed(store), store.committed_index(), store.run_config()
+    collected = collect_garbage(store)
+    assert collected.files == {
+        "temporaries": 1,
+        "videos": 2,
+        "layouts": 1,
+        "latents": 1,
+        "failures": 1,
+        "claims": 1,
+        "commits": 10,
+        "segments": 3,  # two, and the one of the commits that were in neither
+    }
+    assert collected.bytes["videos"] == len(b"made a second time") + len(b"of a driver that died before its commit")
+    assert collected.segments_written == 2
+    assert needed(store) == before
+    assert store.committed_index() == index
+    assert store.run_config() == config
+    assert (status_of(store).done, status_of(store).failed, status_of(store).asked) == (10, 1, 12)
+    folders = Counter(name.split("/")[0] for name in leaves(tmp_path))
+    assert folders == {
+        "run.json": 1,
+        "runs": 1,
+        "videos": 10,
+        "layouts": 10,
+        "latents": 5,
+        "segments": 1,
+        "failures": 1,
+        "evaluations": 1,
+    }
+    assert not (tmp_path / "failures" / key_of(1)).exists()
+
+
+def test_a_second_clean_up_finds_nothing(tmp_path: Path) -> None:
+    """It leaves every file as it is; new rows after it are gathered and merged by the next."""
+    store = littered(tmp_path)
+    collect_garbage(store)
+    before = leaves(tmp_path)
+    assert collect_garbage(store) == Collected(files=CLEAN, bytes=CLEAN)
+    assert leaves(tmp_path) == before
+    store.commit(a_row(key_of(20), store))
+    collected = collect_garbage(store)
+    assert (collected.files["commits"], collected.files["segments"]) == (1, 2)
+    assert len(store.rows()) == 11
+
+
+def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
+    """It counts what a clean-up would remove; segments as they lie before commits are gathered."""
+    store = littered(tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in leaves(tmp_path)}
+    collected = collect_garbage(store, dry_run=True)
+    assert {name: (tmp_path / name).read_bytes() for name in leaves(tmp_path)} == before
+    real = collect_garbage(store)
+    assert collected.files | {"segments": 3} == real.files
+    assert collected.bytes | {"segments": 0} == real.bytes | {"segments": 0}
+    assert collected.segments_written == 0
+
+
+def test_a_living_driver_is_in_the_way(tmp_path: Path) -> None:
+    """It is named, with the remedy, and nothing is removed; one that runs here is alive however old its claim is."""
+    store, driver = littered(tmp_path), Store(str(tmp_path))
+    driver.claim([key_of(70)])
+    before = leaves(tmp_path)
+    for seconds_ago in (0.0, CLAIM_SECONDS * 10):
+        claim = tmp_path / f"leases/{driver.owner}.json"
+        made = claim.stat().st_mtime - seconds_ago
+        os.utime(claim, (made, made))
+        with pytest.raises(OutputError, match=rf"in use(.|\n)*process {os.getpid()}, since 20(.|\n)*stop it"):
+            collect_garbage(store)
+        with pytest.raises(OutputError, match="in use"):
+            collect_garbage(store, dry_run=True)
+    assert leaves(tmp_path) == before
+    driver.release()
+    assert collect_garbage(store).files["videos"] == 2
+
+
+def test_clean_ups_at_once_do_no_harm(tmp_path: Path) -> None:
+    """They stop for each other, or take each other's temporary files for a killed writer's and stop for that; rows and
+    files are as after one."""
+    store = littered(tmp_path)
+    before = needed(store)
+
+    def attempt(_: int) -> None:
+        with suppress(OutputError, StorageError):
+            collect_garbage(Store(str(tmp_path)))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(attempt, range(4)))
+    assert needed(store) == before
+    collect_garbage(store)
+    assert needed(store) == before
+    assert collect_garbage(store) == Collected(files=CLEAN, bytes=CLEAN)
+
+
+@pytest.mark.parametrize("folder", ["commits", "segments"])
+def test_a_torn_row_stops_it_before_anything_is_removed(tmp_path: Path, folder: str) -> None:
+    """Which files that row needs can't be known: the error names the file and the remedy."""
+    store = littered(tmp_path)
+    (torn,) = [name for name in leaves(tmp_path) if name.startswith(folder)][:1]
+    if folder == "commits":
+        torn = f"commits/{key_of(9)[:2]}/{key_of(9)}.parquet"  # in no segment
+    (tmp_path / torn).write_bytes((tmp_path / torn).read_bytes()[:-50])
+    before = leaves(tmp_path)
+    with pytest.raises(OutputError, match=rf"{torn} is torn(.|\n)*remove it"):
+        collect_garbage(store)
+    assert leaves(tmp_path) == before
+
+
+def test_a_row_committed_meanwhile_keeps_its_files(tmp_path: Path) -> None:
+    """Also of a writer that claims nothing: the commit is looked for once more before a video goes."""
+    store, late = littered(tmp_path), Store(str(tmp_path))
+    names = store.row_files.tables
+
+    def commit_after_reading(columns: list[str]) -> list[object]:
+        tables: list[object] = names(columns)
+        store.row_files.tables = names  # type: ignore[method-assign]
+        late.commit(a_row(key_of(60), late, video=b"6" * 5000, layout_file=late.put_layout(key_of(60), {})))
+        return tables
+
+    store.row_files.tables = commit_after_reading  # type: ignore[assignment,method-assign]
+    collect_garbage(store)
+    assert len(store.rows()) == 11
+    assert needed(store)
+
+
+def test_segments_are_merged_up_to_a_size(tmp_path: Path) -> None:
+    """Small ones are put together up to SEGMENT_ROWS rows, large ones are left; every row is there once."""
+    store = Store(str(tmp_path))
+    store.open_run({})
+    store.commit(a_row(key_of(0), store))
+    (row,) = store.row_files.tables()
+    sizes, start = [SEGMENT_ROWS, 6000, 3000, 2500, 400], 0
+    for size in sizes:
+        keys = [key_of(number) for number in range(start, start + size)]
+        many = row.take([0] * size)
+        store.row_files.write_segment([many.set_column(0, row.schema.field("key"), [keys])])
+        start += size
+    collected = collect_garbage(store)
+    assert (collected.files["commits"], collected.segments_written) == (1, 1)
+    rows = sorted(pq.read_metadata(path).num_rows for path in (tmp_path / "segments").iterdir())
+    assert rows == [5900, 6000, SEGMENT_ROWS]
+    assert len(store.committed()) == sum(sizes)
+
+
+def test_a_folder_that_is_no_output_is_left_alone(tmp_path: Path) -> None:
+    """Where no run.json is, nothing is looked for."""
+    (tmp_path / ".numina-mine").write_text("x")
+    with pytest.raises(OutputError, match=r"no run\.json"):
+        collect_garbage(Store(str(tmp_path)))
+    assert leaves(tmp_path) == {".numina-mine"}

@@ -1,0 +1,94 @@
+"""The verb `plan`: what it prints is readable and can be copied; impossible wishes end with status 2."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.cli.app import app
+from cluster.job.checks import check_combination
+from cluster.job.config import load_job
+from numina.errors import ConfigError, InputError
+from pipelines.models.families import inspect
+from tests.cluster.planner.conftest import WAN_14B, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The 14B job on a checkpoint of its shape, with the shipped prompts."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("models") / "Wan2.1-T2V-14B-Diffusers", WAN_14B)
+    return ["--config", "wan14b", f"model.path={folder}", "prompts=testbed:demo"]
+
+
+def plan(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["plan", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_cluster_gets_candidates_overrides_and_reasons(job: list[str]) -> None:
+    """The job on top, a line per candidate with how its time is known, what to copy, and why the first is the first."""
+    output = plan(*job, "--gpus", "8", "--gpu", "h100")
+    for text in ("Wan2.1-T2V-14B-Diffusers (40 blocks, 40 heads)", "32760 per clip", "8 × H100 80 GB SXM, 79 GiB"):
+        assert text in output
+    lines = output.splitlines()
+    [first] = [line.split() for line in lines if line.startswith("1 ")]
+    assert first == ["1", "8", "1", "1", "1", "none", "gang", "53.0", "471", "61.2", "measured"]
+    [second] = [line.split() for line in lines if line.startswith("2 ")]
+    assert second[1:3] == ["4", "2"]
+    assert second[10:12] == ["estimated", "from"]
+    assert "1: parallel.cfg=1 parallel.ulysses=1 parallel.gangs=8" in lines
+    assert "  gangs 8: 61.2 clips an hour with 1 GPU for each, " in output
+    assert "\x1b" not in output  # plain text where there is no terminal
+    assert max(len(line) for line in lines[: lines.index("why 1:")]) <= 120
+
+
+def test_its_overrides_make_a_supported_job(job: list[str]) -> None:
+    """Each candidate's line, added to the same command, is a job that loads and passes the checks of `run`."""
+    model = inspect(job[2].removeprefix("model.path="))
+    output = plan(*job, "--gpus", "16", "--nodes", "2", "--objective", "latency")
+    copied = [line.partition(": ")[2].split() for line in output.splitlines() if line[1:3] == ": "]
+    assert copied[0] == ["parallel.ulysses=8"]  # of two branches, as the job has it
+    for overrides in copied:
+        assert overrides != ["as", "configured"]
+        check_combination(load_job("wan14b", [*job[2:], *overrides]), model, "cuda")
+
+
+def test_overrides_of_degrees_and_memory_are_wishes(job: list[str]) -> None:
+    """What the command line names is held; what can't be is refused with the nearest."""
+    output = plan(*job, "--gpus", "8", "parallel.cfg=2", "memory.text_encoder=apart")
+    candidates = [line.split() for line in output.splitlines() if line[:2] in ("1 ", "2 ", "3 ", "4 ", "5 ")]
+    assert candidates
+    assert all((words[2], words[6]) == ("2", "apart") for words in candidates)
+    with pytest.raises(ConfigError, match=r"nearest on 8 GPUs: parallel\.ulysses=4"):
+        plan(*job, "--gpus", "8", "parallel.ulysses=3")
+
+
+def test_without_gpus_the_job_as_configured_is_described(job: list[str]) -> None:
+    """Its gangs, memory and time on the GPU that was measured."""
+    output = plan(*job)
+    assert "1 × 4 ranks (cfg 2 × ulysses 2 × ring 1), engine xfuser" in output
+    assert "32760 per clip, 16380 per rank" in output
+    assert "46.5 GiB at most on every GPU" in output
+    assert "forward: 1959 ms, estimated from one branch" in output
+
+
+def test_memory_that_is_not_there(job: list[str], tmp_path: Path) -> None:
+    """A named GPU that the configured job doesn't fit is refused; so is a cluster of them, if no way leads there."""
+    (tmp_path / "small.yaml").write_text("name: a 24 GiB GPU\nmemory_gib: 24\n")
+    small = ["--gpu", f"{tmp_path}/small.yaml"]
+    with pytest.raises(InputError, match=r"22.5 GiB more than the 24 .*what fits: memory.shard=zero3 \("):
+        plan(*job, *small)
+    assert "memory.shard=zero3" in plan(*job, *small, "--gpus", "8")
+    assert "doesn't fit: the job as configured needs" in plan(*job, "parallel.batch=16")
+
+
+def test_options_about_a_cluster_need_its_size(job: list[str]) -> None:
+    """An objective without GPUs would be ignored; an unknown one lists those there are."""
+    with pytest.raises(InputError, match="--gpus 8"):
+        plan(*job, "--objective", "latency")
+    with pytest.raises(InputError, match="those shipped: h100"):
+        plan(*job, "--gpus", "8", "--gpu", "h9000")
+    result = CliRunner().invoke(app, ["plan", *job, "--gpus", "8", "--objective", "speed"])
+    assert result.exit_code == 2
+    assert "latency" in result.output

@@ -1,0 +1,392 @@
+"""What a prompt set promises: any sensible Parquet is read, all that is wrong is told at once, before any work."""
+
+import datetime
+import decimal
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import cluster.prompts.files
+from cluster.prompts.check import check_prompts, read_prompts
+from cluster.prompts.promptset import describe_problems, extra_columns, open_prompts
+from cluster.prompts.write import make_prompts, write_targets
+from cluster.rows import TARGETS
+from numina.errors import PromptSetError
+from numina.prompts.targets import Target
+
+CATS = "three cats on a sofa"
+DOGS = "two dogs and four birds"
+
+
+def a_set(path: Path, table: dict[str, Any] | pa.Table, row_group_size: int = 2) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table if isinstance(table, pa.Table) else pa.table(table), path, row_group_size=row_group_size)
+    return str(path)
+
+
+def problems_of(path: str, max_count: int = 10) -> list[str]:
+    return check_prompts(path, max_count)[1]
+
+
+def targets_of(targets: Sequence[Target]) -> list[tuple[str, int]]:
+    return [(target.noun, target.count) for target in targets]
+
+
+def test_rows_come_in_order_with_their_targets(tmp_path: Path) -> None:
+    """Targets are the given ones, or parsed where null; missing columns are None; others are carried through."""
+    given = pa.array([None, [{"noun": "dogs", "count": 5}]], type=TARGETS)
+    path = a_set(tmp_path / "set.parquet", {"prompt": [CATS, DOGS], "targets": given, "source": ["web", None]})
+    first, second = read_prompts(path, max_count=10)
+    assert ("cats", 3) in targets_of(first.targets)
+    assert targets_of(second.targets) == [("dogs", 5)]
+    assert (first.index, first.id, first.negative_prompt, first.seed) == (0, None, None, None)
+    assert [first.extra, second.extra] == [{"source": "web"}, {"source": None}]
+
+
+@pytest.mark.parametrize(
+    "text", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+@pytest.mark.parametrize("integer", [pa.int8(), pa.int32(), pa.uint16(), pa.int64()])
+@pytest.mark.parametrize("make_list", [pa.list_, pa.large_list])
+def test_variants_of_types_are_accepted(tmp_path: Path, text: Any, integer: Any, make_list: Any) -> None:
+    """What pandas, polars, DuckDB and Spark write is read: large and dictionary strings, narrow integers."""
+    targets = make_list(pa.struct([("noun", text), ("count", integer)]))
+    plain = make_list(pa.struct([("noun", pa.string()), ("count", integer)]))
+    table = pa.table(
+        {
+            "id": pa.array(["a"]).cast(text),
+            "prompt": pa.array([CATS]).cast(text),
+            "seed": pa.array([7], type=integer),
+            "negative_prompt": pa.array(["blurry"]).cast(text),
+            "targets": pa.array(
+                [[{"noun": "cats", "count": 3}]], type=plain if pa.types.is_dictionary(text) else targets
+            ),
+        }
+    )
+    (row,) = read_prompts(a_set(tmp_path / "set.parquet", table), max_count=10)
+    assert (row.id, row.prompt, row.seed, row.negative_prompt) == ("a", CATS, 7, "blurry")
+    assert targets_of(row.targets) == [("cats", 3)]
+
+
+def test_columns_of_nulls_are_accepted(tmp_path: Path) -> None:
+    """A column that was never filled in (type null) is as good as absent, except the prompt's."""
+    nothing = pa.nulls(1)
+    table = {"id": nothing, "prompt": [CATS], "targets": nothing, "negative_prompt": nothing, "seed": nothing}
+    (row,) = read_prompts(a_set(tmp_path / "set.parquet", table), max_count=10)
+    assert (row.id, row.seed) == (None, None)
+    assert "column 'prompt': has type null" in problems_of(a_set(tmp_path / "b.parquet", {"prompt": nothing}))[0]
+
+
+def test_a_set_is_a_file_a_folder_or_a_glob(tmp_path: Path) -> None:
+    """Files are read in the order of their names, row numbers go on; marker files of Spark are passed over."""
+    a_set(tmp_path / "set/part-1.parquet", {"prompt": [DOGS], "id": ["b"]})
+    a_set(tmp_path / "set/part-0.parquet", {"prompt": [CATS], "id": ["a"]})
+    (tmp_path / "set/_SUCCESS").touch()
+    for path in (str(tmp_path / "set"), str(tmp_path / "set/part-*.parquet"), f"file://{tmp_path}/set"):
+        assert [(row.index, row.id) for row in read_prompts(path, max_count=10)] == [(0, "a"), (1, "b")]
+
+
+def test_a_limit_bounds_reading_and_checking(tmp_path: Path) -> None:
+    """A first look at a big set isn't kept from work by a row that it won't come to."""
+    path = a_set(tmp_path / "set.parquet", {"prompt": [CATS, DOGS, ""]})
+    assert len(list(read_prompts(path, max_count=10, limit=2))) == 2
+    with pytest.raises(PromptSetError):
+        read_prompts(path, max_count=10)
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"text": [CATS]}, ["no column 'prompt'", "'text'"]),
+        ({"prompt": [1]}, ["column 'prompt'", "int64", "string"]),
+        ({"prompt": [CATS], "id": [7]}, ["column 'id'", "int64", "cast it to string"]),
+        ({"prompt": [CATS], "seed": [7.0]}, ["column 'seed'", "double", "Int64"]),
+        ({"prompt": [CATS], "targets": ["cats"]}, ["column 'targets'", "string", "list<struct"]),
+        ({"prompt": [CATS], "targets": [[{"noun": "cats"}]]}, ["column 'targets'", "count: int"]),
+        ({"prompt": [CATS], "width": [3]}, ["column 'width'", "rename"]),
+        ({"prompt": [None, CATS]}, ["row 0", "column 'prompt'", "empty"]),
+        ({"prompt": [CATS, " "]}, ["row 1", "column 'prompt'", "empty"]),
+        ({"prompt": ["the sea at night"]}, ["row 0", "column 'prompt'", "the sea at night", "three cats"]),
+        ({"prompt": [CATS], "targets": [[{"noun": "dogs", "count": 2}]]}, ["row 0", "'targets'", "dogs", CATS]),
+        ({"prompt": [CATS], "targets": [[{"noun": "cats", "count": 0}]]}, ["row 0", "'targets'", "1 to 10"]),
+        ({"prompt": [CATS], "targets": [[{"noun": "cats", "count": 11}]]}, ["row 0", "'targets'", "11", "1 to 10"]),
+        ({"prompt": [CATS], "targets": [[{"noun": "cats", "count": None}, {"noun": "", "count": 1}]]}, ["both a noun"]),
+        ({"prompt": [CATS], "targets": pa.array([[]], type=TARGETS)}, ["row 0", "'targets'", "empty list", "null"]),
+        ({"prompt": [CATS], "id": ["a b"]}, ["row 0", "column 'id'", "'a b'", "A-Z"]),
+        ({"prompt": [CATS], "id": ["x" * 129]}, ["row 0", "column 'id'", "128"]),
+        ({"prompt": [CATS, DOGS], "id": ["a", "a"]}, ["row 1", "column 'id'", "'a'", "row 0"]),
+        ({"prompt": [CATS], "seed": [-1]}, ["row 0", "column 'seed'", "-1"]),
+        ({"prompt": [CATS, DOGS, CATS]}, ["row 2", "row 0", "same video", "seeds"]),
+        ({"prompt": pa.array([], type=pa.string())}, ["no rows"]),
+        ({"prompt": pa.array([CATS.encode() + b"\xff"]).view(pa.string())}, ["row 0", "UTF-8"]),
+    ],
+)
+def test_a_problem_says_where_what_and_how_to_mend_it(tmp_path: Path, table: dict[str, Any], said: list[str]) -> None:
+    """Each problem names the file, the row, the column, the value and the remedy."""
+    path = a_set(tmp_path / "set.parquet", table)
+    (problem,) = problems_of(path)
+    for part in ["set.parquet", *said]:
+        assert part in problem
+
+
+def test_equal_prompts_with_other_ids_or_seeds_are_other_videos(tmp_path: Path) -> None:
+    """The same prompt may come often, as long as its samples differ."""
+    table = {"prompt": [CATS] * 4, "id": ["a", "b", None, None], "seed": [None, None, 1, 2]}
+    assert check_prompts(a_set(tmp_path / "set.parquet", table), 10) == (4, [])
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    """One error for the whole set, over files, rows and columns; the first twenty are shown and the rest counted."""
+    a_set(tmp_path / "set/0.parquet", {"prompt": [CATS, ""], "id": ["a b", "c"], "seed": [-1, 1]})
+    a_set(tmp_path / "set/1.parquet", {"text": ["x"]})
+    (tmp_path / "set/2.parquet").write_bytes(b"PAR1 no more")
+    a_set(tmp_path / "set/3.parquet", {"prompt": [""] * 30})
+    with pytest.raises(PromptSetError) as error:
+        read_prompts(str(tmp_path / "set"), max_count=10)
+    lines = str(error.value).splitlines()
+    assert "has 35 problems" in lines[0]
+    assert len(lines) == 22
+    assert lines[-1].strip() == "and 15 more"
+    assert "2.parquet: can't be read as Parquet" in str(error.value)
+    assert describe_problems("a", ["x"]).startswith("prompt set 'a' has 1 problem:")
+
+
+def test_a_truncated_file_is_a_problem(tmp_path: Path) -> None:
+    """A file cut off or overwritten in the middle is an error that names it, also when its footer is whole."""
+    path = tmp_path / "set.parquet"
+    a_set(path, {"prompt": [f"three cats and number {n}" for n in range(5000)]}, row_group_size=500)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "can't be read as Parquet" in problems_of(str(path))[0]
+    path.write_bytes(whole[:4] + b"\xff" * (len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    assert "can't be read as Parquet" in problems_of(str(path))[-1]
+
+
+@pytest.mark.parametrize("path", ["nothing.parquet", "nothing-*.parquet", "empty", "nosuchfs://a/b.parquet"])
+def test_no_file_at_all_is_one_error(tmp_path: Path, path: str) -> None:
+    """A misspelt path, an empty folder, a glob without a match, an unknown filesystem."""
+    (tmp_path / "empty").mkdir()
+    path = path if "://" in path else str(tmp_path / path)
+    for reader in (lambda: read_prompts(path, max_count=10), lambda: extra_columns(path)):
+        with pytest.raises(PromptSetError, match=path.rsplit("/", 1)[-1].replace("*", r"\*")):
+            reader()
+
+
+def test_extra_columns_keep_type_and_value(tmp_path: Path) -> None:
+    """Times, decimals, nested values and nulls come out as they went in, through a row of the output too."""
+    extras = {
+        "when": pa.array([1_700_000_000_123_456_789], type=pa.timestamp("ns", tz="UTC")),
+        "price": pa.array([decimal.Decimal("1.50")], type=pa.decimal128(10, 2)),
+        "day": pa.array([datetime.date(2026, 1, 2)]),
+        "box": pa.array([{"a": [1, None]}], type=pa.struct([("a", pa.list_(pa.int8()))])),
+        "raw": pa.array([b"\x00\xff"]),
+        "label": pa.array(["x"]).dictionary_encode(),
+        "gone": pa.array([None], type=pa.float16()),
+    }
+    path = a_set(tmp_path / "set.parquet", {"prompt": [CATS], **extras})
+    schema = extra_columns(path)
+    (row,) = read_prompts(path, max_count=10)
+    for name, column in extras.items():
+        wanted = column.dictionary_decode() if name == "label" else column
+        assert schema.field(name).type == wanted.type
+        assert pa.array([row.extra[name]], type=schema.field(name).type).equals(wanted)
+
+
+def test_files_that_disagree_on_an_extra_column_are_refused(tmp_path: Path) -> None:
+    """One schema for all rows of the output: narrow types are widened, text and number can't be one column."""
+    a_set(tmp_path / "set/0.parquet", {"prompt": [CATS], "source": pa.array([1], type=pa.int8())})
+    a_set(tmp_path / "set/1.parquet", {"prompt": [DOGS], "source": pa.array([1], type=pa.int64())})
+    assert extra_columns(str(tmp_path / "set")).field("source").type == pa.int64()
+    a_set(tmp_path / "set/2.parquet", {"prompt": ["two birds"], "source": ["web"]})
+    with pytest.raises(PromptSetError, match="source"):
+        extra_columns(str(tmp_path / "set"))
+
+
+def test_targets_are_filled_in_and_all_else_kept(tmp_path: Path) -> None:
+    """The written set has the parsed targets, the given ones, and every other column as it was; twice is as once."""
+    given = pa.array([None, [{"noun": "dogs", "count": 5}]], type=TARGETS)
+    source = pa.table({"source": ["web", None], "prompt": [CATS, DOGS], "targets": given, "seed": pa.array([1, None])})
+    path = a_set(tmp_path / "set.parquet", source, row_group_size=1)
+    assert write_targets(path, str(tmp_path / "out.parquet")) == 2
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert written.schema.names == source.schema.names
+    assert written.drop_columns("targets").equals(source.drop_columns("targets"))
+    assert {"noun": "cats", "count": 3} in written["targets"].to_pylist()[0]
+    assert written["targets"].to_pylist()[1] == [{"noun": "dogs", "count": 5}]
+    write_targets(str(tmp_path / "out.parquet"), str(tmp_path / "out.parquet"))
+    assert pq.read_table(tmp_path / "out.parquet").equals(written)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.parquet", "set.parquet"]
+
+
+def test_targets_are_filled_in_over_files_and_row_groups(tmp_path: Path) -> None:
+    """Files whose columns differ become one: what one lacks is null there, narrow types are widened."""
+    labels = pa.array(["x", "y", "x", "z"]).dictionary_encode()
+    a_set(tmp_path / "set/0.parquet", {"prompt": [CATS, DOGS, CATS + "!", DOGS + "!"], "label": labels})
+    given = pa.array([[{"noun": "birds", "count": 2}]], type=TARGETS)
+    narrow = {"n": pa.array([1], pa.int8()), "targets": given, "prompt": ["two birds"]}
+    a_set(tmp_path / "set/1.parquet", narrow)
+    a_set(tmp_path / "set/2.parquet", {"prompt": ["two cats"], "n": pa.array([2], pa.int64())})
+    assert write_targets(str(tmp_path / "set"), str(tmp_path / "out.parquet")) == 6
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert written.schema.field("n").type == pa.int64()
+    assert written["n"].to_pylist() == [None] * 4 + [1, 2]
+    assert written["label"].to_pylist() == ["x", "y", "x", "z", None, None]
+    assert written["targets"].to_pylist()[4:] == [[{"noun": "birds", "count": 2}], [{"noun": "cats", "count": 2}]]
+    assert [row.prompt for row in read_prompts(str(tmp_path / "out.parquet"), max_count=10)][3:] == [
+        *(DOGS + "!", "two birds", "two cats")
+    ]
+
+
+def test_a_bad_set_is_not_written(tmp_path: Path) -> None:
+    """Problems keep `write_targets` from writing anything."""
+    with pytest.raises(PromptSetError):
+        write_targets(a_set(tmp_path / "set.parquet", {"prompt": [""]}), str(tmp_path / "out.parquet"))
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_made_set_reads_back_and_is_never_overwritten(tmp_path: Path) -> None:
+    """Rows from dicts become a set with our types; a second one of the same name is refused."""
+    path = str(tmp_path / "new/set.parquet")
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "prompt": CATS, "targets": (Target(noun="cats", count=3),), "source": "web"},
+        {"id": "b", "prompt": DOGS, "seed": 5},
+    ]
+    assert make_prompts(rows, path) == 2
+    first, second = read_prompts(path, max_count=10)
+    assert (first.extra, second.extra, second.seed) == ({"source": "web"}, {"source": None}, 5)
+    assert targets_of(first.targets) == [("cats", 3)]
+    with pytest.raises(PromptSetError, match="exists already"):
+        make_prompts(rows, path)
+    with pytest.raises(PromptSetError, match="can't be written"):
+        make_prompts([{"prompt": CATS, "seed": "seven"}], str(tmp_path / "other.parquet"))
+
+
+def test_a_set_is_opened_without_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are counted from footers. Blocks are parts of row groups, and no bigger than a block may be."""
+    monkeypatch.setattr(cluster.prompts.files, "BLOCK_ROWS", 3)
+    a_set(tmp_path / "set/0.parquet", {"prompt": [CATS] * 7}, row_group_size=5)
+    a_set(tmp_path / "set/1.parquet", {"prompt": [DOGS] * 2})
+    whole = open_prompts(str(tmp_path / "set"))
+    assert (whole.rows, [block.rows for block in whole.blocks]) == (9, [3, 2, 2, 2])
+    limited = open_prompts(str(tmp_path / "set"), limit=6)
+    assert (limited.rows, [(block.index, block.number, block.rows) for block in limited.blocks]) == (
+        6,
+        [(0, 0, 3), (3, 3, 2), (5, 5, 1)],
+    )
+    assert len(limited.files) == 1  # the second one isn't come to
+
+
+def test_blocks_are_read_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also backwards within a row group, and twice; only the columns that are asked for and there."""
+    monkeypatch.setattr(cluster.prompts.files, "BLOCK_ROWS", 3)
+    for name in ("0", "1"):
+        numbers = list(range(8))
+        a_set(tmp_path / f"set/{name}.parquet", {"prompt": [f"{name}-{n}" for n in numbers], "n": numbers}, 7)
+    prompts = open_prompts(str(tmp_path / "set"))
+    expected = [batch.column("prompt").to_pylist() for _, batch in prompts.read()]
+    assert list(chain(*expected)) == [f"{name}-{n}" for name in "01" for n in range(8)]
+    for order in ([5, 4, 3, 2, 1, 0], [2, 0, 2, 1, 5, 3]):
+        read = prompts.read([prompts.blocks[place] for place in order], ["prompt", "seed"])
+        for place, (_, batch) in zip(order, read, strict=True):
+            assert batch.schema.names == ["prompt"]
+            assert batch.column("prompt").to_pylist() == expected[place]
+
+
+def test_problems_of_later_files_are_told_on_opening(tmp_path: Path) -> None:
+    """All files and columns at once; not those beyond a limit."""
+    a_set(tmp_path / "set/0.parquet", {"prompt": [CATS, DOGS]})
+    a_set(tmp_path / "set/1.parquet", {"text": ["x"]})
+    (tmp_path / "set/2.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(PromptSetError, match=r"(?s)2 problems.*1\.parquet: has no column.*2\.parquet: can't be read"):
+        open_prompts(str(tmp_path / "set"))
+    assert open_prompts(str(tmp_path / "set"), limit=2).rows == 2
+
+
+# --- sets that aren't on a disk ---
+
+
+def start(command: list[str], port: int, folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A server process, when it answers."""
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return process
+        time.sleep(0.05)
+    process.kill()
+    raise TimeoutError(f"{command} doesn't answer")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder with a set, and the addresses at which it is served: by a plain HTTP server and from S3."""
+    s3fs = pytest.importorskip("s3fs")
+    folder = tmp_path_factory.mktemp("served")
+    rows = range(400)
+    noise = np.random.default_rng(0).bytes(400 * 20_000)  # 8 MB: more than a reader fetches at once
+    padding = [noise[row * 20_000 : (row + 1) * 20_000] for row in rows]
+    for name in ("part-0", "part-1"):
+        prompts = [f"three cats and number {name[-1]}{row}" for row in rows]
+        a_set(folder / f"set/{name}.parquet", {"prompt": prompts, "padding": padding}, row_group_size=150)
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        http, s3 = one.getsockname()[1], two.getsockname()[1]
+    secrets = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    settings = {**secrets, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}", "AWS_DEFAULT_REGION": "us-east-1"}
+    servers = [
+        start(["-m", "http.server", str(http), "--bind", "127.0.0.1"], http, folder, dict(os.environ)),
+        start(["-m", "moto.server", "-H", "127.0.0.1", "-p", str(s3)], s3, folder, os.environ | secrets),
+    ]
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in settings.items():
+                patch.setenv(name, value)
+            s3fs.S3FileSystem.clear_instance_cache()  # one of another test knows another server
+            bucket = s3fs.S3FileSystem()
+            bucket.mkdir("prompts")
+            for file in (folder / "set").iterdir():
+                bucket.put_file(str(file), f"prompts/set/{file.name}")
+            yield folder, {"http": f"http://127.0.0.1:{http}", "s3": "s3://prompts"}
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        for server in servers:
+            server.kill()
+            server.wait()
+
+
+@pytest.mark.parametrize("protocol", ["http", "s3"])
+@pytest.mark.parametrize("place", ["set/part-1.parquet", "set/", "set/part-*.parquet"])
+def test_a_set_is_read_from_where_it_lies(served: tuple[Path, dict[str, str]], protocol: str, place: str) -> None:
+    """A file, a folder or a glob, on S3 and on a plain HTTP server that can't send parts of files: as from a disk."""
+    folder, addresses = served
+    here, there = open_prompts(str(folder / place)), open_prompts(f"{addresses[protocol]}/{place}")
+    assert there.rows == here.rows
+    assert {bool(file.options) for file in there.files} == {protocol == "http"}  # read whole there, in parts from S3
+    expected = [batch for _, batch in here.read()]
+    assert all(batch.equals(other) for (_, batch), other in zip(there.read(), expected, strict=True))
+    backwards = there.read(reversed(there.blocks), ["prompt"])
+    prompts = [batch.column("prompt").to_pylist() for _, batch in backwards]
+    assert prompts == [batch.column("prompt").to_pylist() for batch in reversed(expected)]
+
+
+@pytest.mark.parametrize("protocol", ["http", "s3"])
+def test_a_set_that_isnt_there_is_an_error(served: tuple[Path, dict[str, str]], protocol: str) -> None:
+    """On object stores and web servers too the message names what was asked for."""
+    for place in ("set/part-7.parquet", "nothing/", "set/nothing-*.parquet"):
+        with pytest.raises(PromptSetError, match=place.replace("*", r"\*")):
+            open_prompts(f"{served[1][protocol]}/{place}")

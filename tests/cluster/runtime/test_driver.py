@@ -1,0 +1,425 @@
+"""The runtime on a real local Ray: every video once, whatever is lost on the way."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.exceptions import RayTaskError
+from safetensors.numpy import load
+
+import cluster.runtime.driver
+import cluster.runtime.gang
+import cluster.workers.tasks
+from cluster.dataset.store import Store
+from cluster.job.config import JobConfig
+from cluster.job.names import tasks_of
+from cluster.prompts.write import make_prompts
+from cluster.runtime.driver import Driver, JobProgress, prepare, run_job
+from cluster.runtime.flight import Call, Flight
+from cluster.workers.row import row_of
+from cluster.workers.tasks import Receipt
+from numina.errors import ConfigError, GangError, ModelError, OutputError, PromptSetError
+from pipelines.models.registry import load_model
+from pipelines.sampling.clip import Clip
+from pipelines.sampling.generate import generate
+from pipelines.video.mp4 import decode_mp4, encode_mp4
+from tests.cluster.conftest import PROMPTS, processes
+
+Job = Callable[..., JobConfig]
+PLAIN = ["strategies=[baseline]"]
+
+
+def files(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_job_commits_every_video_once_and_resumes_for_nothing(tiny_job: Job, tmp_path: Path) -> None:
+    """Two prompts × two strategies on a gang of two: four rows with their files; run again, nothing is generated."""
+    job = tiny_job()
+    outcome = run_job(prepare(job))
+    assert (outcome.total, outcome.done, outcome.generated, outcome.failed) == (4, 4, 4, 0)
+
+    rows = Store(job.output).rows().to_pylist()
+    assert {(row["id"], row["strategy"]) for row in rows} == {
+        (id, strategy) for id in ("pair", "single") for strategy in ("baseline", "numina")
+    }
+    for row in rows:
+        video = decode_mp4(tmp_path / "out" / row["file_name"])
+        assert video.shape == (row["num_frames"], row["height"], row["width"], 3)
+        assert row["source"] == "test"  # the set's own column is carried
+        assert row["ulysses"] == 2
+        assert row["latents_file"] is None
+        places = ["gang-0", "cpu", "gang-0", "cpu"] if row["strategy"] == "numina" else ["gang-0", "cpu"]
+        assert [span["place"] for span in row["spans"]] == places
+        assert len(bytes.fromhex(row["task_digest"])) == 16
+        if row["strategy"] == "numina":
+            layout = np.load(tmp_path / "out" / row["layout_file"])
+            assert layout["labels"].shape == (len(row["targets"]), 5, 4, 4)
+            assert [noun["noun"] for noun in row["identified"]] == [target["noun"] for target in row["targets"]]
+            assert row["guided"] == ("refined" in layout)
+    assert {row["seed"] for row in rows if row["id"] == "single"} == {7}
+
+    before = files(tmp_path / "out" / "videos")
+    again = run_job(prepare(tiny_job("parallel.ulysses=1")))  # other degrees may resume
+    assert (again.done, again.generated) == (4, 0)
+    assert files(tmp_path / "out" / "videos") == before
+
+
+@pytest.mark.slow
+def test_a_killed_rank_costs_time_but_no_row(joining_job: Job) -> None:
+    """SIGKILL of one rank in mid-job: a fresh gang takes over, every row is there, nothing failed.
+
+    The batch that was lost with it is tried again clip by clip.
+    """
+    job = joining_job("generation.steps=30", "samples=2", "parallel.batch=2")
+    killed: list[int] = []
+
+    def kill_one_rank(progress: JobProgress) -> None:
+        if progress.generated and not killed:
+            rank = processes("Rank")[0]
+            killed.append(rank.pid)
+            rank.kill()
+
+    outcome = run_job(prepare(job), kill_one_rank)
+    assert killed
+    assert (outcome.done, outcome.failed) == (8, 0)
+    assert len(Store(job.output).rows()) == 8
+    assert max(row["retries"] for row in Store(job.output).rows().to_pylist()) >= 1
+
+
+@pytest.mark.slow
+def test_a_stopped_gang_of_one_is_noticed_and_replaced(joining_job: Job) -> None:
+    """A process that is there and does nothing, which no other rank waits for: its gang is replaced within
+    `step_timeout` and a few seconds, its processes are gone, and every row is there."""
+    job = joining_job(*PLAIN, "parallel.ulysses=1", "cluster.step_timeout=4", "generation.steps=20")
+    stopped: list[int] = []
+    times: dict[str, float] = {}
+
+    def stop_one_rank(progress: JobProgress) -> None:
+        state = progress.gangs.get("gang-0", "")
+        if "denoise" in state and not stopped:
+            rank = processes("Rank")[-1]
+            stopped.append(rank.pid)
+            rank.suspend()
+            times["stopped"] = time.monotonic()
+        elif stopped and state in ("ending", "placing"):
+            times.setdefault("noticed", time.monotonic())
+        if stopped and state == "placing":
+            assert stopped[0] not in [process.pid for process in processes("Rank")]
+
+    outcome = run_job(prepare(job), stop_one_rank)
+    assert (outcome.done, outcome.failed) == (2, 0)
+    assert times["noticed"] - times["stopped"] < 4 + 10
+    assert sorted(row["retries"] for row in Store(job.output).rows().to_pylist()) == [0, 1]
+
+
+def test_a_gang_that_dies_while_it_starts_is_started_again(joining_job: Job) -> None:
+    """One lost start costs nothing but time; a gang that never stands ends the job, with the reason."""
+    job = joining_job(*PLAIN, "parallel.ulysses=1", "limit=1", "cluster.attempts=2")
+    starts = 0
+
+    def kill_while_loading(until: int) -> Callable[[JobProgress], None]:
+        def kill(progress: JobProgress) -> None:
+            nonlocal starts
+            if progress.gangs.get("gang-0") == "loading" and starts < until and (ranks := processes("Rank")):
+                starts += 1
+                ranks[0].kill()
+                ranks[0].wait()
+
+        return kill
+
+    with pytest.raises(GangError, match="gang-0 could not start: ActorDiedError"):
+        run_job(prepare(job), kill_while_loading(until=2))
+    assert starts == 2
+    starts = 0
+    outcome = run_job(prepare(job), kill_while_loading(until=1))
+    assert (outcome.done, starts) == (1, 1)
+
+
+class ShortOfMemory(cluster.workers.rank.Rank):
+    """Runs out of GPU memory at its first clip."""
+
+    short = True
+
+    @ray.method(num_returns=2)
+    def plain(self, *arguments: Any) -> Any:
+        if self.short:
+            self.short = False
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 97 GiB")
+        return super().plain(*arguments)
+
+
+def test_a_gang_of_one_survives_a_lack_of_memory(joining_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clip is tried again in the same process: a fresh one would run out of memory again, and out of attempts."""
+    monkeypatch.setattr(cluster.runtime.gang, "Rank", ShortOfMemory)
+    outcome = run_job(prepare(joining_job(*PLAIN, "parallel.ulysses=1", "limit=1", "cluster.attempts=2")))
+    assert (outcome.done, outcome.failed) == (1, 0)
+
+
+def test_a_lost_writer_costs_no_clip(joining_job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A writing process that is killed is replaced, and finds the frames in the object store; where writing fails
+    with an error the clip is made again. The gang has its next clip meanwhile."""
+    tries = tmp_path / "tries"
+    tries.touch()
+
+    @ray.remote
+    def write(*arguments: Any) -> list[Receipt]:
+        number = tries.stat().st_size
+        with tries.open("a") as file:
+            file.write(".")
+        if number == 0:
+            os._exit(1)
+        if number == 2:
+            raise OSError("no space left on device")
+        receipts: list[Receipt] = cluster.workers.tasks.write._function(*arguments)
+        return receipts
+
+    monkeypatch.setattr(cluster.runtime.driver, "write", write)
+    job = joining_job(*PLAIN, "parallel.ulysses=1")
+    outcome = run_job(prepare(job))
+    assert (outcome.done, outcome.failed) == (2, 0)
+    assert tries.stat().st_size == 4
+    rows = Store(job.output).rows().to_pylist()
+    assert sorted(row["retries"] for row in rows) == [0, 1]
+    assert all(row["timings"]["write"] > 0 for row in rows)
+
+
+def test_latents_are_kept_where_asked(joining_job: Job) -> None:
+    """They decode to the frames that the mp4 was made of, and an output may have rows with them and without."""
+    job = joining_job(*PLAIN, "parallel.ulysses=1", "limit=1", "latents=true", "generation.crf=0")
+    assert prepare(job).identity() == prepare(joining_job("generation.crf=0")).identity()
+    assert run_job(prepare(job)).generated == 1
+    store = Store(job.output)
+    [row] = store.rows().to_pylist()
+    kept, model = load(store.read(row["latents_file"])), load_model(job.model.path, device="cpu")
+    frames = model.decode(torch.from_numpy(kept["latents"])[None])[0].numpy()
+    same = encode_mp4(frames, fps=job.generation.fps, crf=0)
+    assert np.array_equal(decode_mp4(same), decode_mp4(store.read(row["file_name"])))
+    alone = generate(model, row["prompt"], seed=row["seed"], generation=job.generation, method=None)
+    assert np.abs(frames.astype(int) - alone.video).max() <= 1
+    assert alone.latents is None
+
+
+def test_a_prompt_set_grows_and_only_new_rows_are_made(joining_job: Job) -> None:
+    """`limit` for a first look, then the rest: no video is made twice."""
+    assert run_job(prepare(joining_job("limit=1", "parallel.ulysses=1", "strategies=[baseline]"))).generated == 1
+    rest = run_job(prepare(joining_job("parallel.ulysses=1", "strategies=[baseline]")))
+    assert (rest.done, rest.generated) == (2, 1)
+
+
+def test_another_configuration_in_the_same_output_is_refused(tiny_job: Job, tmp_path: Path) -> None:
+    """The error shows what differs, and nothing is written."""
+    Store(tiny_job().output).open_run(prepare(tiny_job()).identity())
+    before = files(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"steps: 4 there, 5 now"):
+        run_job(prepare(tiny_job("generation.steps=5")))
+    assert files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["parallel.ulysses=3"], ConfigError, r"4 heads; nearest that works: parallel\.ulysses=2"),
+        (["parallel.cfg=2", "generation.guidance_scale=1"], ConfigError, r"two branches.*: parallel\.cfg=1"),
+        (["memory.shard=zero3", "parallel.ulysses=1"], ConfigError, r"this gang has one.*: memory\.shard=none"),
+        (["model.path=/nowhere"], ModelError, r"/nowhere has no model_index\.json"),
+        (["prompts=/nowhere.parquet"], PromptSetError, "/nowhere.parquet"),
+        (["max_count=2"], PromptSetError, r"row 0.*circles"),
+        (["generation.cache=magcache"], ConfigError, r"generation\.cache=magcache doesn't run on 2 ranks"),
+        (
+            ["variants.a.identify.cache=first_block", "parallel.ulysses=1", "parallel.batch=2"],
+            ConfigError,
+            r"method\.identify\.cache=first_block .* parallel\.batch=1",
+        ),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(
+    tiny_job: Job, tmp_path: Path, overrides: list[str], error: type[Exception], message: str
+) -> None:
+    """Degrees, caches, model and prompts are checked without Ray, and without an output folder."""
+    with pytest.raises(error, match=message):
+        prepare(tiny_job(*overrides))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_poison_prompt_is_recorded_and_the_job_goes_on(joining_job: Job) -> None:
+    """A prompt that the model can't take (its noun is cut off) fails with its reason; the others are made."""
+    job = joining_job("parallel.ulysses=1", "strategies=[numina]")
+    long = " ".join(["red"] * 30)
+    path = str(Path(job.output).parent / "poison.parquet")
+    make_prompts(
+        [
+            {"id": "long", "prompt": f"{long} and three circles", "targets": [{"noun": "circles", "count": 3}]},
+            {"id": "good", "prompt": "two red circles", "targets": [{"noun": "circles", "count": 2}]},
+        ],
+        path,
+    )
+    outcome = run_job(prepare(joining_job("parallel.ulysses=1", "strategies=[numina]", f"prompts={path}")))
+    assert (outcome.done, outcome.failed) == (1, 1)
+    [records] = Store(job.output).failures().values()
+    assert "circles" in records[0]["error"]
+    assert "cut off" in records[0]["error"]
+    resumed = run_job(prepare(joining_job("parallel.ulysses=1", "strategies=[numina]", f"prompts={path}")))
+    assert (resumed.generated, resumed.failed) == (0, 1)
+    again = ["parallel.ulysses=1", "strategies=[numina]", f"prompts={path}", "retry_failed=true"]
+    assert run_job(prepare(joining_job(*again))).failed == 1
+    [records] = Store(job.output).failures().values()
+    assert len(records) == 2  # tried once more, and said so
+
+
+# --- batches ---
+
+
+def numbered(job: Job, number: int, *overrides: str) -> Driver:
+    """A driver, not running, over `number` prompts; `ids` says which tasks a batch has."""
+    path = str(Path(job().output).parent / f"{number}.parquet")
+    make_prompts([{"id": str(index), "prompt": "two red circles"} for index in range(number)], path)
+    plan = prepare(job(f"prompts={path}", *overrides))
+    nothing: Any = SimpleNamespace(tasks=lambda shuffle: iter(()))
+    driver = Driver(plan, Store(plan.job.output), nothing, JobProgress(), lambda progress: None)
+    driver.pending.extend(tasks_of(plan))
+    return driver
+
+
+def batches(driver: Driver) -> list[str]:
+    """All batches that a gang would be given, as their strategy and ids."""
+    found = []
+    while driver.pending:
+        batch = driver._next_batch()
+        [strategy] = {task.strategy for task in batch}
+        found.append(f"{strategy} {' '.join(task.row.id or '' for task in batch)}")
+    return found
+
+
+def test_a_batch_is_of_one_strategy(tiny_job: Job) -> None:
+    """Prompts stay in their order, strategies take turns, and the last batches hold what is left."""
+    expected = ["baseline 0 1 2", "numina 0 1 2", "baseline 3 4", "numina 3 4"]
+    assert batches(numbered(tiny_job, 5, "parallel.batch=3")) == expected
+    assert batches(numbered(tiny_job, 2)) == ["baseline 0", "numina 0", "baseline 1", "numina 1"]
+
+
+def test_a_failed_batch_is_tried_again_clip_by_clip(tiny_job: Job) -> None:
+    """Whatever failed once goes alone, after what didn't; after the last attempt it is recorded, and only it."""
+    driver = numbered(tiny_job, 5, "parallel.batch=2", "strategies=[baseline]", "cluster.attempts=3")
+
+    def fail_next() -> None:
+        flight = Flight(driver._next_batch(), gang=None, stage="denoise")
+        driver.flights.append(flight)
+        driver._fail(flight, GangError("lost"))
+
+    fail_next()
+    assert [task.row.id for task in driver.pending] == ["2", "3", "4", "0", "1"]
+    waiting = list(driver.pending)
+    assert batches(driver) == ["baseline 2 3", "baseline 4", "baseline 0", "baseline 1"]
+    driver.pending.extend(sorted(waiting, key=lambda task: task.row.id != "2"))  # 2 3 4 0 1: a failed one in the window
+    driver.pending.rotate(2)
+    assert batches(driver) == ["baseline 0", "baseline 1", "baseline 2 3", "baseline 4"]
+    driver.pending.extend(waiting[3:])
+    for _ in range(3):
+        fail_next()
+    assert [task.row.id for task in driver.pending] == ["1"]
+    [records] = driver.store.failures().values()
+    assert (records[0]["row"], records[0]["stage"]) == (0, "denoise")
+    assert "lost" in records[0]["error"]
+    assert driver.progress.failed == 1
+
+
+@pytest.mark.parametrize(("ranks", "replaced"), [(1, False), (2, True)])
+def test_what_a_failed_call_costs(tiny_job: Job, monkeypatch: pytest.MonkeyPatch, ranks: int, replaced: bool) -> None:
+    """Where one of several ranks ran out of memory they may be out of step: the gang is replaced. The batch that failed
+    is blamed, another one in the gang goes back, and one that is being written stays."""
+    driver = numbered(tiny_job, 3, "strategies=[baseline]")
+    lost: list[Any] = []
+    monkeypatch.setattr(driver.fleet, "replace", lost.append)
+    gang: Any = SimpleNamespace(name="gang-0", spec=SimpleNamespace(ranks=ranks), call=lambda *arguments: None)
+    stages = ("write", "denoise", "denoise")
+    written, failed, queued = [Flight(driver._next_batch(), gang, stage) for stage in stages]
+    driver.flights = [written, failed, queued]
+    driver._handle_error(Call(failed, gang), RayTaskError("plain", "", torch.OutOfMemoryError("97 GiB")))
+    assert lost == [gang] * replaced
+    assert driver.flights == ([written] if replaced else [written, queued])
+    assert sorted(task.row.id for task in driver.pending) == (["1", "2"] if replaced else ["1"])
+    assert [driver.attempts[flight.keys[0]] for flight in (written, failed, queued)] == [0, 1, 0]
+
+
+def test_the_same_video_is_asked_for_once(tiny_job: Job) -> None:
+    """A variant with numina's settings, or a seed that two rows' samples share: two tasks of one key would collide."""
+    path = str(Path(tiny_job().output).parent / "near.parquet")
+    make_prompts([{"id": str(seed), "prompt": "two red circles", "seed": seed} for seed in (3, 4)], path)
+    given = ["samples=2", "strategies=[numina]", "method.guide.add=6", "variants.grid.guide.add=[5,6]"]
+    plan = prepare(tiny_job(f"prompts={path}", *given))
+    tasks = list(tasks_of(plan))
+    assert [(task.row.id, task.seed) for task in tasks[::2]] == [("3", 3), ("3", 4), ("4", 5)]
+    assert [task.strategy for task in tasks] == ["numina", "grid:add=5"] * 3
+    assert len({task.key for task in tasks}) == 6
+
+
+def test_gpu_seconds_are_those_of_all_ranks(tiny_job: Job) -> None:
+    """What a gang's GPUs did, times its ranks; neither layouts nor mp4s nor texts that were made elsewhere."""
+    seconds = {"encode": 1.0, "identify": 2.0, "layout": 4.0, "guide": 8.0, "decode": 16.0, "write": 32.0}
+    clip = Clip(np.zeros((0, 64, 64, 3), np.uint8), b"", seconds)
+    for place, busy in (("gang", 27.0), ("apart", 26.0)):
+        plan = prepare(tiny_job("parallel.cfg=2", f"memory.text_encoder={place}"))
+        row = row_of(replace(plan, device="cuda"), next(tasks_of(plan)), clip, None, retries=0)
+        assert row["gpu_seconds"] == busy * 4
+        assert (row["engine"], row["cfg"], row["ulysses"], row["ring"]) == ("xfuser", 2, 2, 1)
+        assert row_of(plan, next(tasks_of(plan)), clip, None, retries=0)["gpu_seconds"] is None  # on CPUs
+
+
+@pytest.mark.slow
+def test_rows_depend_on_neither_gangs_nor_degrees_nor_batch(joining_job: Job) -> None:
+    """Two gangs of one rank and one clip per forward; one gang of two ranks and two clips; two ranks with a branch
+    each and prompts encoded apart, by an encoder that is lost on the way: the same rows and videos.
+
+    Strategies are mixed; a prompt whose noun is cut off fails in all, and costs its batch mate nothing.
+    """
+    path = str(Path(joining_job().output).parent / "mixed.parquet")
+    long = {"id": "long", "prompt": f"{'red ' * 30}circles", "targets": [{"noun": "circles", "count": 3}]}
+    make_prompts([PROMPTS[0], long, PROMPTS[1]], path)
+    killed: list[int] = []
+
+    def kill_the_encoder(progress: JobProgress) -> None:
+        if progress.generated and not killed:
+            [encoder] = processes("Encoder")
+            killed.append(encoder.pid)
+            encoder.kill()
+
+    made = []
+    for parallel, report in (
+        (["parallel.gangs=2", "parallel.ulysses=1"], lambda progress: None),
+        (["parallel.ulysses=2", "parallel.batch=2"], lambda progress: None),
+        (
+            ["parallel.cfg=2", "parallel.ulysses=1", "memory.text_encoder=apart", "cluster.clips_in_flight=1"],
+            kill_the_encoder,
+        ),
+    ):
+        job = joining_job(*parallel, f"prompts={path}", f"output={joining_job().output}-{len(made)}")
+        outcome = run_job(prepare(job), report)
+        assert (outcome.generated, outcome.failed) == (5, 1)  # without NUMINA the long prompt is a prompt like any
+        assert len([name for name in outcome.gangs if name.startswith("gang")]) == job.parallel.gangs
+        store = Store(job.output)
+        [[record]] = store.failures().values()
+        assert (record["row"], record["stage"]) == (1, "identify")
+        assert "cut off" in record["error"]
+        rows = {row["key"]: row for row in store.rows().to_pylist()}
+        assert all((row["cfg"], row["ulysses"]) == (job.parallel.cfg, job.parallel.ulysses) for row in rows.values())
+        made.append({key: (row, decode_mp4(store.read(row["file_name"]))) for key, row in rows.items()})
+    assert killed
+    one, *others = made
+    assert not any(row["retries"] for row, _ in (*one.values(), *others[0].values()))
+    for other in others:
+        assert other.keys() == one.keys()
+        for key, (row, video) in other.items():
+            expected, expected_video = one[key]
+            for name in ("id", "strategy", "seed", "identified", "guided", "shortfall", "config_hash"):
+                assert row[name] == expected[name], name
+            assert row["timings"]["encode"] > 0
+            assert np.abs(video.astype(int) - expected_video).mean() < 0.5

@@ -1,0 +1,81 @@
+"""A job's gangs as a whole: how many lost starts it takes until one is given up, and when that ends the job."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ray.exceptions import RayError, RayTaskError
+
+from cluster.job.config import JobConfig
+from cluster.runtime.driver import prepare
+from cluster.runtime.fleet import Fleet
+from cluster.runtime.gang import ENDING, LOADING, PLACING, STANDING
+from numina.errors import GangError, ModelError
+
+Job = Callable[..., JobConfig]
+
+
+class FakeGang:
+    """A gang without processes."""
+
+    spec: Any = None
+    silent = False
+
+    def __init__(self, name: str, stage: str, *, overdue: bool = False):
+        self.name, self.stage, self.overdue = name, stage, overdue
+
+    def lateness(self) -> str:
+        return f"{self.name} is late"
+
+    def kill(self) -> list[Any]:
+        self.stage = ENDING
+        return []
+
+    def free(self) -> None:
+        pass
+
+    def start(self) -> list[Any]:
+        return []
+
+    def fresh(self) -> "FakeGang":
+        return FakeGang(self.name, LOADING)
+
+
+def fleet_of(job: JobConfig, *gangs: FakeGang) -> Any:
+    fleet: Any = Fleet(prepare(job))
+    fleet.gangs = {gang.name: gang for gang in gangs}
+    return fleet
+
+
+def test_a_job_goes_on_without_a_gang_that_never_stands(tiny_job: Job) -> None:
+    """Every lost start is followed by another, up to `attempts`; then the others go on; the last one ends the job."""
+    fleet = fleet_of(tiny_job("cluster.attempts=3"), FakeGang("gang-0", STANDING), FakeGang("gang-1", LOADING))
+    for _ in range(2):
+        fleet._false_start(fleet.gangs["gang-1"], RayError("lost"))
+        assert fleet.gangs["gang-1"].stage == LOADING
+    fleet._false_start(fleet.gangs["gang-1"], RayError("lost"))
+    assert list(fleet.gangs) == ["gang-0"]
+    fleet.plan = prepare(tiny_job("cluster.attempts=1"))
+    with pytest.raises(GangError, match="gang-0 could not start: RayError: lost"):
+        fleet._false_start(fleet.gangs["gang-0"], RayError("lost"))
+
+
+def test_what_no_new_process_would_mend_ends_the_job_at_once(tiny_job: Job) -> None:
+    """A model that can't be loaded: the reason is the model's, after one start."""
+    fleet = fleet_of(tiny_job(), FakeGang("gang-0", LOADING), FakeGang("gang-1", LOADING))
+    with pytest.raises(GangError, match="gang-1 could not start: ModelError: no file holds blocks"):
+        fleet._false_start(fleet.gangs["gang-1"], RayTaskError("load", "", ModelError("no file holds blocks")))
+
+
+def test_a_gang_waits_for_a_place_as_long_as_another_one_works(tiny_job: Job) -> None:
+    """A lost node may come back; without a gang at work, a place is waited for no longer than `start_timeout`."""
+    working, homeless = FakeGang("gang-0", STANDING), FakeGang("gang-1", PLACING, overdue=True)
+    fleet = fleet_of(tiny_job(), working, homeless)
+    assert list(fleet.watch()) == []
+    assert homeless.stage == PLACING
+    working.stage = LOADING
+    assert list(fleet.watch()) == []
+    assert list(fleet.gangs) == ["gang-0"]
+    working.stage, working.overdue = PLACING, True
+    with pytest.raises(GangError, match="gang-0 is late"):
+        list(fleet.watch())

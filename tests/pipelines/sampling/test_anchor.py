@@ -1,0 +1,76 @@
+"""Anchored guidance: while a clip's layout forms, nothing is decided anew where nothing is edited."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from numina.config import GuideConfig, IdentifyConfig, MethodConfig
+from numina.errors import ConfigError
+from numina.guidance import GuidancePlan
+from numina.prompts.tokens import locate_tokens
+from numina.regions import Region
+from pipelines.models.wan import WanModel
+from pipelines.parallel.shard import Shard
+from pipelines.sampling import denoise
+from tests.pipelines.conftest import GENERATION, PROMPT, TARGETS
+
+GUIDE = GuideConfig(overwrite="none", schedule="constant", until=1.0, anchor=0)
+METHOD = MethodConfig(identify=IdentifyConfig(source="peaks", head="mean", step=0.5), guide=GUIDE)
+
+
+def test_held_to_the_plain_clip_outside_the_edits_up_to_the_captured_step(tiny_model: WanModel) -> None:
+    """Up to t* the latents outside are the plain clip's, bit for bit, with the sampler's history; inside they differ;
+    after t* the clip goes its own way. Two clips of a batch, only the second guided."""
+    texts = tiny_model.encode([PROMPT] * 2, [""] * 2, GENERATION)
+    spans = [locate_tokens(text.prompt, TARGETS, text.offsets) for text in texts]
+    seeds = [1, 2]
+    state, _ = denoise.identify(tiny_model, Shard(), texts, spans, seeds, GENERATION, METHOD)
+    assert len(state.path) == state.step
+
+    regions = np.zeros((2, 5, 4, 4), dtype=np.int8)
+    regions[0, :, 0, :2] = Region.REMOVE
+    plan = GuidancePlan(regions, tuple(span.noun for span in spans[1]), GUIDE)
+    path = [earlier.take([1]) for earlier in state.path]
+    seen: list[torch.Tensor] = []
+    original = denoise.DenoiseState.hold_to
+
+    def hold_to(own: denoise.DenoiseState, other: denoise.DenoiseState, free: torch.Tensor) -> None:
+        original(own, other, free)
+        ours, theirs = dict(own._tensors()), dict(other._tensors())
+        assert ours.keys() == theirs.keys()
+        assert len(ours) > 1
+        outside = ~free.expand_as(own.latents)
+        assert all(torch.equal(ours[name][outside], theirs[name][outside]) for name in ours)
+        seen.append((own.latents - other.latents)[~outside].abs().max())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(denoise.DenoiseState, "hold_to", hold_to)
+        anchored = denoise.guide(tiny_model, Shard(), texts[1:], [plan], seeds[1:], GENERATION, path=path)
+    assert len(seen) == state.step
+    assert seen[-1] > 0
+    plain = denoise.finish(tiny_model, state.take([1]), texts[1:], GENERATION)
+    loose = denoise.guide(tiny_model, Shard(), texts[1:], [plan], seeds[1:], GENERATION)
+    outside = torch.ones_like(plain, dtype=torch.bool)
+    outside[..., : plain.shape[3] // 4, : plain.shape[4] // 2] = False
+    change, without = ((clip - plain)[outside].abs().mean() for clip in (anchored, loose))
+    assert 0 < change < without
+
+
+def test_a_plan_that_edits_nothing_is_the_plain_clip(tiny_model: WanModel) -> None:
+    """Held everywhere up to t*, unguided after it: what identification would have gone on to."""
+    method = replace(METHOD, guide=replace(GUIDE, until=0.5))
+    texts = tiny_model.encode([PROMPT], [""], GENERATION)
+    spans = [locate_tokens(texts[0].prompt, TARGETS, texts[0].offsets)]
+    state, _ = denoise.identify(tiny_model, Shard(), texts, spans, [1], GENERATION, method)
+    plan = GuidancePlan(np.zeros((2, 5, 4, 4), dtype=np.int8), tuple(span.noun for span in spans[0]), method.guide)
+    path = state.path
+    guided = denoise.guide(tiny_model, Shard(), texts, [plan], [1], GENERATION, path=path)
+    torch.testing.assert_close(guided, denoise.finish(tiny_model, state, texts, GENERATION), atol=1e-5, rtol=1e-5)
+
+
+def test_a_coarser_schedule_has_no_path_to_hold_to() -> None:
+    """The plain clip's states at the steps left out don't exist."""
+    with pytest.raises(ConfigError, match=r"anchor = 2 .*stride = 2"):
+        MethodConfig(identify=IdentifyConfig(stride=2), guide=GuideConfig(anchor=2))

@@ -1,0 +1,211 @@
+"""Decoding spread over ranks: real processes with gloo give the pixels that one process gives."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from diffusers import AutoencoderKLWan
+
+from numina.errors import ModelError
+from pipelines.models.registry import load_model
+from pipelines.video import decode
+from pipelines.video.decode import decode_pixels, split_decoder
+
+TINY = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
+TINY |= {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 2.0, 0.5, 1.0]}
+RESIDUAL = TINY | {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12}  # as Wan2.2's
+RESIDUAL |= {"decoder_base_dim": 6, "scale_factor_spatial": 16}
+
+
+@dataclass(frozen=True)
+class Case:
+    vae: str = "tiny"
+    rows: int = 8  # latent; 8 pixels each, 16 of the residual VAE
+    clips: int = 1
+    frames: int = 2  # latent: 4k - 3 of pixels
+    dtype: torch.dtype = torch.float32
+
+    def latents(self, channels: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.rows)
+        return torch.randn(self.clips, channels, self.frames, self.rows, 4, generator=generator)
+
+
+SPLIT = {
+    "even": Case(),
+    "uneven": Case(rows=15),
+    "thin": Case(rows=7),
+    "one frame": Case(frames=1),
+    "17 frames": Case(frames=5),
+    "two clips": Case(clips=2, rows=9, frames=3),
+    "residual": Case(vae="residual", rows=7, frames=3),
+    "embedded": Case(vae="testbed", rows=10, frames=3),
+    "half": Case(dtype=torch.bfloat16, rows=6),
+}
+TOO_THIN = Case(rows=3)  # for 4 ranks; 2 can share it
+CASES = {**SPLIT, "too thin": TOO_THIN}
+ALONE = ("uneven", "too thin")  # decoded by each rank with diffusers' own method too, after the split
+
+
+def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    if name == "testbed":
+        model: Any = load_model("testbed", device="cpu")
+        return model.pipeline.vae.to(dtype)
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(**(RESIDUAL if name == "residual" else TINY)).eval().requires_grad_(False)
+    vae.decoder.conv_out.weight.mul_(3)  # the whole range of greys, some of it clamped
+    return vae.to(dtype)
+
+
+def reference(vae: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """diffusers' own decode: floats [B, 3, frames, height, width] and what they are as pixels."""
+    latents = latents.to(vae.dtype)
+    mean, std = (
+        torch.tensor(values, dtype=vae.dtype).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    floats = vae.decode(latents * std + mean, return_dict=False)[0]
+    pixels = ((floats.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return floats, pixels.permute(0, 2, 3, 4, 1)
+
+
+def work(rank: int, folder: Path) -> None:
+    """All cases over 4 ranks, then over the last 2 of them: a gang need not begin with the process group's first."""
+    torch.set_num_threads(1)
+    vaes = {(case.vae, case.dtype): build(case.vae, case.dtype) for case in CASES.values()}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=4)
+    pair = dist.new_group([2, 3])
+    for group in (dist.group.WORLD, pair) if rank > 1 else (dist.group.WORLD,):
+        found = decode_all(vaes, group)
+        torch.save(found, folder / f"{dist.get_rank(group)} of {dist.get_world_size(group)}.pt")
+    dist.barrier()  # who leaves while others still talk to it may take them, or itself, down
+    dist.destroy_process_group()
+
+
+def decode_all(vaes: dict[tuple[str, torch.dtype], Any], group: Any) -> dict[str, Any]:
+    """All cases on one rank, each decoded twice in a row; the ranks but the first are given wrong latents."""
+    rank = dist.get_rank(group)
+    found: dict[str, Any] = {}
+    for vae in 2 * list(vaes.values()):  # a second call changes nothing
+        split_decoder(vae, group)
+    for name, case in CASES.items():
+        vae = vaes[case.vae, case.dtype]
+        latents = case.latents(vae.config.z_dim) + rank
+        bands: list[torch.Tensor] = []
+        with pytest.MonkeyPatch.context() as patch:
+            pixels_of = decode.to_pixels
+            patch.setattr(
+                decode, "to_pixels", lambda frames, seen=bands, to=pixels_of: seen.append(frames) or to(frames)
+            )
+            first = decode_pixels(vae, latents)
+        found[name] = {
+            "pixels": first,
+            "again": decode_pixels(vae, latents),
+            "band": torch.cat(bands, dim=2).clamp(-1, 1) if bands else None,
+            "alone": reference(vae, latents) if name in ALONE else None,
+            "shared": {id(own) for own in decode._SPLITS[vae].decoder.parameters()}
+            == {id(own) for own in vae.decoder.parameters()},
+        }
+    return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Convolutions this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all ranks found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, (folder,), nprocs=4)
+    return folder
+
+
+@pytest.fixture(params=[2, 4])
+def together(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]]:
+    """What each of 2 and of 4 ranks found, by case."""
+    ranks = request.param
+    return [torch.load(folder / f"{rank} of {ranks}.pt", weights_only=False) for rank in range(ranks)]
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_ranks_decode_what_one_process_decodes(together: list[dict[str, Any]], name: str) -> None:
+    """The first rank's latents, decoded: floats within 1e-5, and fewer than one byte of 1,000 is a grey level apart.
+
+    Twice in a row, whatever was decoded between. bfloat16 rounds at every layer, so a few grey levels may differ.
+    """
+    case, half = SPLIT[name], SPLIT[name].dtype == torch.bfloat16
+    vae = build(case.vae, case.dtype)
+    floats, pixels = reference(vae, case.latents(vae.config.z_dim))
+    found = [rank[name] for rank in together]
+    assert pixels.float().std() > 20, "pixels that are all alike would prove nothing"
+
+    bands = [own["band"] for own in found]
+    scale = floats.shape[-2] // case.rows
+    assert {len(band.shape) for band in bands} == {5}
+    assert max(band.shape[-2] for band in bands) == scale * -(-case.rows // len(together))  # nobody decodes more
+    torch.testing.assert_close(torch.cat(bands, dim=-2), floats, atol=0.05 if half else 1e-5, rtol=0)
+
+    first = found[0]["pixels"]
+    assert (first.shape, first.dtype, first.device.type) == (pixels.shape, torch.uint8, "cpu")
+    apart = (first.int() - pixels.int()).abs()
+    assert apart.max() <= (6 if half else 1)
+    assert half or apart.count_nonzero() < apart.numel() / 1000
+    assert torch.equal(found[0]["again"], first)
+
+
+def test_only_the_first_rank_has_pixels(together: list[dict[str, Any]]) -> None:
+    """The others return None, split or not."""
+    for rank, found in enumerate(together):
+        for name, own in found.items():
+            assert (own["pixels"] is None) == (own["again"] is None) == (rank > 0), f"rank {rank}, {name}"
+
+
+def test_rows_too_few_for_the_ranks_are_decoded_whole(together: list[dict[str, Any]]) -> None:
+    """3 latent rows over 4 ranks: the first decodes them alone, to the bit, and the others nothing; 2 ranks share."""
+    bands = [found["too thin"]["band"] for found in together]
+    if len(together) == 2:
+        assert [band.shape[-2] for band in bands] == [16, 8]
+    else:
+        assert [band is None for band in bands] == [False, True, True, True]
+        assert bands[0].shape[-2] == 24
+        own = together[0]["too thin"]
+        assert torch.equal(own["pixels"], own["alone"][1])
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_split_vae_still_decodes_alone(together: list[dict[str, Any]], name: str) -> None:
+    """`vae.decode` of a rank is what it was before the split and waits for nobody; no weight is held twice."""
+    vae = build(CASES[name].vae)
+    latents = CASES[name].latents(vae.config.z_dim)
+    for rank, found in enumerate(together):
+        torch.testing.assert_close(found[name]["alone"][0], reference(vae, latents + rank)[0], atol=1e-5, rtol=0)
+        assert found[name]["shared"], f"weights of rank {rank}"
+
+
+@pytest.mark.parametrize("vae", ["tiny", "residual", "testbed"])
+def test_one_process_decodes_as_diffusers_does(vae: str) -> None:
+    """Bit-equal pixels, of a batch and of a single frame, in float32 and in bfloat16."""
+    for case in (Case(vae, clips=2, frames=3), Case(vae, frames=1), Case(vae, rows=2, dtype=torch.bfloat16)):
+        own = build(vae, case.dtype)
+        latents = case.latents(own.config.z_dim)
+        kept = latents.clone()
+        pixels = decode_pixels(own, latents)
+        assert pixels is not None
+        assert torch.equal(pixels, reference(own, latents)[1])
+        assert torch.equal(latents, kept)
+
+
+def test_a_foreign_decoder_is_refused() -> None:
+    """What distvae has no split for is an error that says so, before anything is changed."""
+    with pytest.raises(ModelError, match="Linear can't be split over ranks"):
+        split_decoder(torch.nn.Linear(1, 1), None)

@@ -7,7 +7,7 @@ ARGS ?=
 # A machine without an NVIDIA GPU takes PyTorch's CPU build (its local version sorts above PyPI's CUDA build).
 TORCH_INDEX := $(shell nvidia-smi -L >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: install demo test test-system faults lint lock clean
+.PHONY: install demo test test-system faults lint settings lock clean
 
 install: $(VENV)/.installed
 
@@ -39,6 +39,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy numina pipelines cluster
+
+# configs/README.md, from the comments of the config classes.
+settings: install
+	$(BIN)/python -m cluster.job.reference > configs/README.md.new
+	mv configs/README.md.new configs/README.md
 
 # The pins that `install` uses. torch is pinned without its build: which one is taken depends on the machine.
 lock: install

@@ -22,37 +22,46 @@ TokenSet = Literal["noun", "phrase", "first"]  # all mentions of the noun, with 
 class IdentifyConfig:
     """Where attention is read and how it becomes instances (arXiv 2604.08546 §3.2)."""
 
-    step: float = 0.4  # t*, share of the native schedule (published: step 20 of 50)
-    stride: int = 1  # every how many steps one is run, up to t* (published: 1); above 1 the plain clip changes a little
-    block: float = 0.5  # l*, share of the depth (published: block 15 of 30)
-    blocks: int = 1  # how many blocks are read, evenly from l* to the last; 0: all of these (ours; published: l* alone)
-    combine: Literal["mean", "steadiest"] = "mean"  # of several blocks: their mean, or the one steadiest over frames
-    cache: str = "none"  # step cache up to t* (pipelines/sampling/cache.py); the captured step is always computed
-    source: Literal["clusters", "peaks"] = "clusters"  # clusters: self-attention PCA + mean shift (published)
-    tokens: TokenSet = "noun"  # whose response is read: the noun's tokens (published) or its whole phrase's
-    head: Literal["peak_frame", "peak_clip", "mean"] = "peak_frame"  # cross-attention head of a noun (published: peak)
+    step: float = 0.4  # [share of the native schedule] t*, where attention is read (published: step 20 of 50)
+    # [steps] up to t*, run every stride-th step (published: 1); above 1 the plain clip changes a little
+    stride: int = 1
+    block: float = 0.5  # [share of the depth] l*, the first block that is read (published: block 15 of 30)
+    # [blocks] that are read, spread evenly from l* to the last; 0: all of these (ours; published: l* alone)
+    blocks: int = 1
+    # several blocks are combined by their mean, or only the block that is steadiest over frames is used (ours)
+    combine: Literal["mean", "steadiest"] = "mean"
+    cache: str = "none"  # step cache up to t* (pipelines/README.md); the step at t* is always computed (ours)
+    # instances come from clusters (PCA and mean shift of self-attention; published) or from peaks of cross-attention
+    # (ours)
+    source: Literal["clusters", "peaks"] = "clusters"
+    # text tokens whose response is read: the noun (published), its whole phrase, or its first mention (released code)
+    tokens: TokenSet = "noun"
+    # cross-attention head of a noun: highest peak per frame (published), highest peak of the clip, or the mean of all
+    # heads
+    head: Literal["peak_frame", "peak_clip", "mean"] = "peak_frame"
 
     contrast_weight: float = 1.0  # α, weight of S1, the spread of a head's grey image (published)
     structure_weight: float = 1.0  # β, weight of S2, the variance of block sums (published)
     edge_weight: float = 0.1  # γ, weight of S3, the mean Sobel magnitude (published)
-    structure_blocks: int = 8  # g, blocks per side for S2 (published)
+    structure_blocks: int = 8  # [blocks per side] g, the grid of S2 (published)
 
-    bandwidth_quantile: float = 0.2  # mean shift: quantile for the estimated bandwidth (published)
-    focus: float = 0.05  # ρ, share of the peak response above which a token is in focus (published)
-    dbscan_eps: float = 3.0  # tokens, DBSCAN radius on the focus mask (published)
-    dbscan_min_samples: int = 5  # tokens, DBSCAN density on the focus mask (published)
-    min_focus: float = 0.2  # τ, share of a cluster that must lie in the focus mask (published)
+    bandwidth_quantile: float = 0.2  # [quantile, 0 to 1] of distances, for mean shift's bandwidth (published)
+    focus: float = 0.05  # [share of the peak response] ρ, above which a token is in the focus mask (published)
+    dbscan_eps: float = 3.0  # [tokens] radius of DBSCAN on the focus mask (published)
+    dbscan_min_samples: int = 5  # [tokens] density of DBSCAN on the focus mask (published)
+    min_focus: float = 0.2  # [share of a cluster] τ, that must lie in the focus mask (published)
     connected: bool = False  # split clusters into connected components (ours; published: no)
 
-    absence: float = 0.0  # peaks: share of the strongest noun's peak response below which a noun isn't there (ours)
-    threshold: float = 0.5  # peaks: share of the clip's peak response that an instance's own peak must reach (ours)
-    prominence: float = 0.2  # peaks: share of a peak by which the response must fall before the next one (ours)
-    extent: float = 0.2  # peaks: share of the clip's peak response down to which the surroundings belong (ours)
-    exclusive: bool = True  # a token belongs to one noun at most; False: each noun is read alone (released code)
-    min_area: int = 1  # tokens, smaller pieces are specks and dropped; 1 keeps all on such a grid (published)
-    tracks: bool = False  # link instances over frames, decide once per clip (ours; published: per frame)
-    link_distance: float = 3.0  # tokens, the farthest an instance's centroid may move between two latent frames (ours)
-    min_presence: float = 0.5  # share of the frames in which a track must be seen, else it is dropped (ours)
+    absence: float = 0.0  # [share of the strongest noun's peak] peaks: below it a noun is absent (ours)
+    threshold: float = 0.5  # [share of the clip's peak] peaks: that an instance's own peak must reach (ours)
+    prominence: float = 0.2  # [share of a peak] peaks: by which the response must fall before the next instance (ours)
+    extent: float = 0.2  # [share of the clip's peak] peaks: down to which the surroundings belong to an instance (ours)
+    exclusive: bool = True  # a token belongs to at most one noun; false: each noun is read on its own (released code)
+    min_area: int = 1  # [tokens] smaller pieces are dropped; 1: keep all (published)
+    tracks: bool = False  # link instances over frames and decide once per clip (ours; published: per frame)
+    # [tokens] tracks: farthest move of an instance's centroid between two latent frames (ours)
+    link_distance: float = 3.0
+    min_presence: float = 0.5  # [share of the frames] tracks: in which a track must be seen, or it is dropped (ours)
 
     def __post_init__(self) -> None:
         _share(self, "step", "block", "bandwidth_quantile", "focus", "min_focus", "threshold", "extent", "min_presence")
@@ -93,14 +102,16 @@ class IdentifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RefineConfig:
-    """How a layout is brought to the asked counts (arXiv 2604.08546 §3.3)."""
+    """How a layout is changed to the asked counts (arXiv 2604.08546 §3.3)."""
 
-    disc_radius: float = 5.0  # r, tokens, radius of an added disc where there is no instance to copy (published)
-    center_weight: float = 1.0  # λc, cost per squared token of distance from the noun's own centre (published)
-    temporal_weight: float = 8.0  # λt, cost per squared token of movement between latent frames (published)
-    max_move: float = 2.0  # tokens per axis an added track may move between latent frames (ours; per frame: any)
-    margin: int = 1  # tokens kept free around an added instance, so that it stays countable (ours); 0: may touch
-    placement: Literal["room", "released"] = "room"  # room: never on another instance; released: the authors' code
+    disc_radius: float = 5.0  # [tokens] r, radius of an added disc if there is no instance to copy (published)
+    center_weight: float = 1.0  # [cost per squared token] λc, for the distance from the noun's own centre (published)
+    temporal_weight: float = 8.0  # [cost per squared token] λt, for movement between latent frames (published)
+    max_move: float = 2.0  # [tokens per axis] that an added track may move between latent frames (ours)
+    # [tokens] kept free around an added instance, so that it can be counted; 0: instances may touch (ours)
+    margin: int = 1
+    # room: never on another instance (ours); released: as in the authors' code
+    placement: Literal["room", "released"] = "room"
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "disc_radius", "center_weight", "temporal_weight", "max_move", "margin")
@@ -111,20 +122,25 @@ class RefineConfig:
 class GuideConfig:
     """How cross-attention is biased while the clip is generated again (arXiv 2604.08546 §3.4)."""
 
-    remove: float = 10.0  # s, × δ off the scores of removed instances (published)
-    add: float = 0.8  # k, × δ onto the scores of added instances (published)
-    keep: float = 0.0  # κ, × δ onto the scores of kept instances (ours; published: none)
-    elsewhere: float = 0.0  # β, × δ off the scores of every row without an instance of the noun (ours; published: none)
-    other: float = 0.0  # o, × δ off the other nouns' scores where an instance is added (ours; published: none)
-    overwrite: Literal["none", "head", "global"] = "head"  # copies take their reference's mean score (published: head)
-    tokens: TokenSet = "noun"  # whose columns are biased: the noun's tokens (published) or its whole phrase's
-    schedule: Literal["tanh", "constant"] = "tanh"  # δ over the steps (published: tanh)
-    unit: Literal["score", "deviation"] = "score"  # of the strengths: scores, or standard deviations of scores (ours)
-    strength: float = 1.75  # δ while on, for the constant schedule (ours: the tanh schedule's first value)
-    until: float = 1.0  # share of the native schedule up to which steps are guided (published: all)
-    anchor: int | None = (
-        None  # tokens around edits beyond which a clip is held to the plain one up to t* (ours; null: not)
-    )
+    remove: float = 10.0  # [strength, × δ] s, subtracted from the scores of removed instances (published)
+    add: float = 0.8  # [strength, × δ] k, added to the scores of added instances (published)
+    keep: float = 0.0  # [strength, × δ] κ, added to the scores of kept instances (ours; published: none)
+    # [strength, × δ] β, subtracted from a noun's scores wherever it has no instance (ours; published: none)
+    elsewhere: float = 0.0
+    # [strength, × δ] o, subtracted from the other nouns' scores where an instance is added (ours; published: none)
+    other: float = 0.0
+    # copies take the mean score of their reference: per head (published), global (released code), or none (ours)
+    overwrite: Literal["none", "head", "global"] = "head"
+    # text tokens whose scores are biased: the noun (published), its whole phrase, or its first mention (released code)
+    tokens: TokenSet = "noun"
+    schedule: Literal["tanh", "constant"] = "tanh"  # δ over the steps: tanh (published), or constant (ours)
+    # of the strengths: score (published), or deviation: standard deviations of the model's own scores (ours)
+    unit: Literal["score", "deviation"] = "score"
+    # [score or deviation] δ of the constant schedule (ours; the tanh schedule starts at this value)
+    strength: float = 1.75
+    until: float = 1.0  # [share of the native schedule] up to which steps are guided (published: all)
+    # [tokens] from an edit, beyond which the clip is held to the plain one up to t*; null: nowhere (ours)
+    anchor: int | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "remove", "add", "keep", "elsewhere", "other", "strength")
@@ -139,10 +155,12 @@ class GuideConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """The whole method: the three stages, the name of the preset they came from, and the frame they are given for."""
+    """The method: its preset, the frame that its lengths are given for, and its three stages."""
 
-    preset: str = "paper"  # a label for reports; the values below are what counts
-    grid: int = 1560  # tokens of the frame that all lengths and areas are given for (30 × 52: 480p); 0: never scaled
+    preset: str = "paper"  # the name of the file in configs/method/ that the values below start from
+    # [tokens] of the frame that lengths and areas are given for; they scale with the clip's (1560: 30 × 52 at 480p);
+    # 0: never
+    grid: int = 1560
     identify: IdentifyConfig = field(default_factory=IdentifyConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     guide: GuideConfig = field(default_factory=GuideConfig)

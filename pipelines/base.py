@@ -29,18 +29,21 @@ LARGE_SHIFT = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """What a clip looks like and how it is sampled. All of it enters a row's key."""
+    """The clip's size, and how it is sampled. All of it enters a row's key."""
 
-    height: int = 480  # pixels
-    width: int = 832  # pixels
-    num_frames: int = 81  # 4k + 1, as causal video VAEs need
-    fps: int = 16  # frames per second of the mp4; Wan2.1's own rate
-    steps: int = 50  # denoising steps; Wan2.1's default
-    guidance_scale: float = 5.0  # classifier-free guidance; 1 turns the unconditional pass off
-    flow_shift: float | None = None  # schedule shift; null: the model's own at this size (Wan2.1: 3 at 480p, 5 at 720p)
-    negative_prompt: str = ""  # used where a row has none
-    cache: str = "none"  # step cache of plain, continued and guided denoising (see pipelines/sampling/cache.py)
-    crf: int = 18  # x264 quality of the mp4, 0 (lossless) to 51
+    height: int = 480  # [pixels] of the video; a multiple of the model's stride, 16 or 32
+    width: int = 832  # [pixels] of the video; a multiple of the model's stride, 16 or 32
+    num_frames: int = 81  # [frames] of the video: 4k + 1 (CogVideoX 8k + 1), as the VAE requires
+    fps: int = 16  # [frames/s] of the mp4; Wan2.1's own rate
+    steps: int = 50  # [steps] of denoising; Wan2.1's default
+    guidance_scale: float = 5.0  # weight of classifier-free guidance; 1: no unconditional pass
+    # shift of the noise schedule; null: the model's own at this size (Wan2.1: 3 at 480p, 5 at 720p)
+    flow_shift: float | None = None
+    negative_prompt: str = ""  # used for rows that have none
+    # step cache of plain, continued and guided denoising (pipelines/README.md): none, taylorseer, magcache,
+    # first_block or cfg_cache
+    cache: str = "none"
+    crf: int = 18  # x264's quality of the mp4, from 0 (lossless) to 51 (worst)
 
     def __post_init__(self) -> None:
         if self.num_frames < 1 or self.num_frames % 4 != 1:

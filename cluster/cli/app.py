@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from cluster.cli.config import config
 from cluster.cli.evaluate import compare, evaluate
 from cluster.cli.export import export
 from cluster.cli.prompts import prompts_app
@@ -27,6 +28,7 @@ app.add_typer(prompts_app, name="prompts")
 app.add_typer(models_app, name="models")
 app.add_typer(testbed_app, name="testbed")
 
+app.command()(config)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(export)

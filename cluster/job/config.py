@@ -8,16 +8,17 @@ import difflib
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from cluster.job.settings import settings_of
 from cluster.job.strategy import (
     ACCEPTED,
     ENHANCEMENT,
@@ -45,13 +46,16 @@ DEFAULT_PRESET = "closed"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which checkpoint, and how it is held."""
+    """The checkpoint, and the numbers and device that it runs on."""
 
-    path: str = "testbed"  # a diffusers folder, a hub id OWNER/NAME, or `testbed` for the embedded counting model
-    revision: str | None = None  # of a hub id: a commit, 40 hex digits
-    loras: list[LoraConfig] = field(default_factory=list)  # added to the transformer's weights, once
-    dtype: str = "auto"  # auto (bfloat16 on a GPU, float32 on a CPU) | float32 | bfloat16 | float16 | float8 (blocks)
-    device: str = "auto"  # auto (a GPU where there is one) | cuda | cpu
+    path: str = "testbed"  # a folder in diffusers' layout, a hub id OWNER/NAME, or testbed: the embedded counting model
+    revision: str | None = None  # the commit of a hub id: 40 hex digits; null for a local folder
+    # LoRAs that are fused into the transformer's weights when the model is loaded
+    loras: list[LoraConfig] = field(default_factory=list)
+    # of weights and activations: auto (bfloat16 on GPUs, float32 on CPUs), float32, bfloat16, float16, or float8 (the
+    # blocks' linear layers, by torchao)
+    dtype: str = "auto"
+    device: str = "auto"  # auto (a GPU if there is one), cuda or cpu
 
     def __post_init__(self) -> None:
         _one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float8"))
@@ -60,24 +64,24 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """The Ray cluster that a job runs on, and how patient it is."""
+    """The Ray cluster that a job runs on, its time limits and its helper processes."""
 
-    address: str = "local"  # local (a Ray of its own, ended with the job) | auto | HOST:PORT
-    cpus_per_rank: int = 1  # CPU cores reserved for one rank
-    clips_in_flight: int = 2  # per gang: one denoises while another's layout is computed
-    attempts: int = 3  # tries of one clip before it is recorded as failed
-    clip_timeout: float = 3600.0  # seconds that a batch may keep a gang busy in one phase; then its gang is replaced
-    grace: float = 600.0  # seconds to finish what is under way after SIGTERM, SIGINT or SIGUSR2
-    log_format: str = "text"  # text | json: one object a line, with the gang and the clip's key
-    start_timeout: float = 600.0  # seconds until a gang must stand: placed, model loaded and compiled
-    step_timeout: float = (
-        120.0  # seconds that a rank may be silent, or waited for by the others, before its gang is lost
-    )
-    end_timeout: float = 10.0  # seconds to wait until a lost gang's processes are gone, with the GPU memory they hold
-    metrics_port: int = 0  # where the local Ray serves Prometheus; 0: a free one, told in the log
-    encoders: int = 1  # text encoders beside the gangs, with memory.text_encoder=apart
-    encoder_cpus: int = 1  # CPU cores reserved for one encoder; UMT5-XXL on CPUs wants many
-    encoder_gpus: float = 0.0  # share of a GPU reserved for one encoder; 0 encodes on CPUs
+    # the Ray cluster: local (started and stopped with the job), auto (the running one) or HOST:PORT
+    address: str = "local"
+    cpus_per_rank: int = 1  # [CPU cores] reserved for one rank
+    clips_in_flight: int = 2  # [batches] that a gang holds at once: it denoises one while another's layout is computed
+    attempts: int = 3  # [attempts] at one clip before it is recorded as failed
+    clip_timeout: float = 3600.0  # [s] that one phase of a batch may take; after that its gang is replaced
+    grace: float = 600.0  # [s] to finish the clips in progress after SIGTERM, SIGINT or SIGUSR2
+    log_format: str = "text"  # text, or json: one object per line, with the gang and the clip's key
+    start_timeout: float = 600.0  # [s] for a gang to start: placement, loading and compiling the model
+    # [s] that a rank may be silent, or keep the other ranks waiting, before its gang counts as lost
+    step_timeout: float = 120.0
+    end_timeout: float = 10.0  # [s] to wait for a lost gang's processes to end and free their GPU memory
+    metrics_port: int = 0  # port on which a local Ray serves Prometheus metrics; 0: a free port, given in the log
+    encoders: int = 1  # [processes] that encode prompts, if memory.text_encoder=apart
+    encoder_cpus: int = 1  # [CPU cores] reserved for one encoder; UMT5-XXL on CPUs needs many
+    encoder_gpus: float = 0.0  # [share of a GPU, 0 to 1] reserved for one encoder; 0: it runs on CPUs
 
     def __post_init__(self) -> None:
         for name in ("cpus_per_rank", "clips_in_flight", "attempts", "encoders", "encoder_cpus"):
@@ -95,21 +99,27 @@ class ClusterConfig:
 class JobConfig:
     """Everything that `numina run` needs to know."""
 
-    prompts: str = "testbed:demo"  # Parquet file, folder or glob, on any fsspec filesystem; testbed:demo is shipped
-    output: str = "out/dataset"  # folder or URL of the dataset
-    strategies: list[str] = field(default_factory=lambda: ["numina"])  # parts joined by +, see cluster/job/strategy.py
-    variants: dict[str, Any] = field(default_factory=dict)  # more strategies: name → changes of `method`; lists: a grid
+    # the prompt set: a Parquet file, a folder or a glob, local or on any fsspec filesystem; testbed:demo is shipped
+    prompts: str = "testbed:demo"
+    output: str = "out/dataset"  # the dataset: a folder or a URL such as s3://bucket/folder
+    # how clips are made and selected: a generator plus an optional selector, joined by + (cluster/README.md)
+    strategies: list[str] = field(default_factory=lambda: ["numina"])
+    # more generators: a name and its changes of method; a list of values spans a grid
+    variants: dict[str, Any] = field(default_factory=dict)
     search: SearchConfig = field(default_factory=SearchConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
-    judge: dict[str, Any] = field(default_factory=dict)  # changes of the judges' settings, e.g. {path: /models/dino}
-    samples: int = 1  # videos per prompt and strategy
-    seed: int = 0  # of rows that have none, together with their id or prompt
-    limit: int | None = None  # first rows only, for a first look
-    shard: str = "0/1"  # INDEX/COUNT: every COUNT-th row from row INDEX on, for array jobs; keys don't depend on it
-    max_count: int = 20  # the largest count that a target may ask for
-    latents: bool = False  # keep each clip's latents, lossless, beside its video; rows that are there stay as they are
+    judge: dict[str, Any] = field(default_factory=dict)  # changes of the judge's settings, e.g. {path: /models/dino}
+    samples: int = 1  # [clips] per prompt and strategy
+    seed: int = 0  # used with a row's id or prompt to derive the seed of a row that has none
+    limit: int | None = None  # [rows] use only the first rows of the prompt set; null: all
+    # INDEX/COUNT: use every COUNT-th row, starting at row INDEX; for array jobs, doesn't change keys
+    shard: str = "0/1"
+    max_count: int = 20  # the largest count that a target may have
+    # keep each clip's latents beside its video, lossless; rows that are done already stay as they are
+    latents: bool = False
     retry_failed: bool = False  # try clips again that were recorded as failed
-    single_writer: bool = False  # allow filesystems without an atomic create-if-absent
+    # allow a filesystem without atomic create-if-absent; then only one driver may write to the output
+    single_writer: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -315,23 +325,12 @@ def load_yaml(name: str | Path) -> DictConfig:
 
 
 def _unknown_key(key: str) -> ConfigError:
-    known = list(_keys(JobConfig))
+    known = [setting.key for setting in settings_of(JobConfig)]
     leaves = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
     leaf = key.rsplit(".", 1)[-1]
     close = difflib.get_close_matches(key, [*known, *leaves], n=1, cutoff=0.5) or [leaf] * (leaf in leaves)
     hint = f"did you mean {leaves.get(close[0], close[0])!r}?" if close else f"known keys: {', '.join(known)}"
     return ConfigError(f"unknown configuration key {key!r}; {hint}")
-
-
-def _keys(config: type, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all keys of a nested dataclass."""
-    hints = get_type_hints(config)
-    for item in fields(config):
-        yield prefix + item.name
-        listed = get_args(hints[item.name])
-        kind = listed[0] if listed else hints[item.name]
-        if isinstance(kind, type) and is_dataclass(kind):
-            yield from _keys(kind, f"{prefix}{item.name}{'[]' if listed else ''}.")
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> None:

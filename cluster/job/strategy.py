@@ -30,9 +30,9 @@ frames is forgiven. 1 asks for every noun in every frame."""
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """Of the strategy `seed_search`."""
+    """The selector `seed_search`: make several clips of each sample, keep the best one."""
 
-    seeds: int = 5  # clips of a prompt, of which a judge's best is kept
+    seeds: int = 5  # [clips] per sample, of which the judge's best one is kept
 
     def __post_init__(self) -> None:
         if self.seeds < 2:
@@ -41,16 +41,17 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Of the strategy `verified`: judge the clip, try again until the counts hold or the attempts are spent."""
+    """The selector `verified`: judge each clip, make another one until one is accepted or no attempt is left."""
 
-    judge: str = "counter"  # a judge of configs/judge/, or a file of its form
-    accept: float = ACCEPT  # CountAcc from which a clip is accepted, in (0, 1]
-    attempts: int = 4  # clips of a prompt at most
-    retry: str = "next_seed"  # next_seed | stronger: the same seed, guided more
-    strengthen: float = 1.5  # factor on the guidance from one attempt to the next, where a retry is stronger
-    cpus: int = 1  # CPU cores reserved for one judge
-    gpus: float = 0.0  # share of a GPU reserved for one judge; 0 judges on CPUs
-    judges: int = 1  # processes that judge, beside the gangs
+    judge: str = "counter"  # the name of a judge in configs/judge/, or a YAML file of the same form
+    accept: float = ACCEPT  # [CountAcc, above 0 to 1] from which a clip is accepted
+    attempts: int = 4  # [clips] per sample, at most
+    # the next attempt: next_seed (another seed) or stronger (the same seed with stronger guidance)
+    retry: str = "next_seed"
+    strengthen: float = 1.5  # [factor] on the guidance from one attempt to the next, if retry is stronger
+    cpus: int = 1  # [CPU cores] reserved for one judge
+    gpus: float = 0.0  # [share of a GPU, 0 to 1] reserved for one judge; 0: it runs on CPUs
+    judges: int = 1  # [processes] that judge clips while the gangs work
 
     def __post_init__(self) -> None:
         if self.retry not in RETRIES:

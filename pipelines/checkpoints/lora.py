@@ -23,12 +23,13 @@ KEY = "model.loras"
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Where a LoRA is, and how much of it."""
+    """A LoRA's file, and its scale."""
 
-    path: str  # a safetensors file, a folder, or a hub id
-    scale: float = 1.0  # 1 as it was trained
-    revision: str | None = None  # of a hub id: a commit, 40 hex digits
-    file: str | None = None  # in the folder or repository; null: its only one, or pytorch_lora_weights.safetensors
+    path: str  # a safetensors file, a folder with one, or a hub id OWNER/NAME
+    scale: float = 1.0  # [factor] on the LoRA's change; 1: as it was trained
+    revision: str | None = None  # the commit of a hub id: 40 hex digits; null for a local path
+    # its name in the folder or repository; null: the only one, or pytorch_lora_weights.safetensors
+    file: str | None = None
 
     def __post_init__(self) -> None:
         if not isfinite(self.scale):

@@ -20,20 +20,24 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """Who judges, and how; `configs/judge/*.yaml` hold such. Plain types only, for `OmegaConf.structured`."""
+    """The judge of `verified`, `numina evaluate` and `numina compare`; presets are in `configs/judge/`.
 
-    kind: str  # counter (the embedded model's) | grounding-dino | owlv2 | clip
-    name: str  # its folder in an output's evaluations/
-    path: str | None = None  # a folder in transformers' layout, or a hub id OWNER/NAME; None for the counter
-    revision: str | None = None  # of a hub id: the commit, 40 hex digits
-    box_threshold: float = 0.32  # score from which a box counts, in [0, 1] (published: .32)
-    text_threshold: float = 0.25  # grounding-dino: score that a box's noun must reach, in [0, 1] (published: .25)
-    every: int = 1  # every k-th frame is judged, the first always (published: 1)
-    batch: int = 8  # frames of one forward pass
-    duplicates: float | None = None  # IoU above which boxes of one noun are one object; None keeps all (published)
-    tracks: bool = False  # link boxes over frames and count a clip's unique objects (ours)
-    dtype: str = "auto"  # auto (float16 on a GPU, float32 on a CPU) | float32 | bfloat16 | float16
-    device: str = "auto"  # auto (a GPU where there is one) | cpu | cuda | cuda:1 …
+    Plain types only, for `OmegaConf.structured`.
+    """
+
+    kind: str  # counter (the embedded model's), grounding-dino, owlv2 or clip
+    name: str  # the folder of its verdicts in an output's evaluations/
+    path: str | None = None  # a folder in transformers' layout, or a hub id OWNER/NAME; null for the counter
+    revision: str | None = None  # the commit of a hub id: 40 hex digits; null for a local folder
+    box_threshold: float = 0.32  # [score, 0 to 1] from which a box counts (published: 0.32)
+    text_threshold: float = 0.25  # [score, 0 to 1] that a box's noun must reach; grounding-dino only (published: 0.25)
+    every: int = 1  # [frames] judge every k-th frame, starting with the first (published: 1)
+    batch: int = 8  # [frames] per forward pass
+    # [IoU, 0 to 1] above which two boxes of one noun are one object; null: keep all boxes (published)
+    duplicates: float | None = None
+    tracks: bool = False  # link boxes over frames and count each object of the clip once (ours)
+    dtype: str = "auto"  # auto (float16 on GPUs, float32 on CPUs), float32, bfloat16 or float16
+    device: str = "auto"  # auto (a GPU if there is one), cpu, cuda, or one GPU such as cuda:1
 
     def __post_init__(self) -> None:
         _one_of("kind", self.kind, KINDS)

@@ -26,16 +26,20 @@ from pipelines.parallel.support import ENGINES, SHARDINGS
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How many ranks work on one clip, and how many such gangs run beside each other."""
+    """How many ranks work on one clip (a gang), and how many gangs run side by side."""
 
-    engine: str = "auto"  # single | diffusers | xfuser | auto (single for one sequence rank, xfuser on GPUs)
-    cfg: int = 1  # 2: the conditional and the unconditional branch on different ranks
-    ulysses: int = 1  # ranks that share a sequence by spreading its attention heads; they must divide them
-    ring: int = 1  # ranks that share a sequence by passing keys and values on; for slow links between nodes
-    gangs: int = 1  # gangs side by side, each on prompts of its own
-    batch: int = 1  # clips per forward; pays for small models, a large one fills its GPU with one clip
-    attention: str = "auto"  # kernel, by the engine's own name (xfuser: cudnn, flash_3 …; others: native, flash …)
-    compile: bool = False  # torch.compile of the repeated blocks: some 20 % faster steps after a minute's warm-up
+    # what computes attention: single, diffusers, xfuser, or auto (single for one sequence rank; else xfuser on GPUs,
+    # diffusers on CPUs)
+    engine: str = "auto"
+    cfg: int = 1  # [ranks] for the two branches of classifier-free guidance: 1, or 2 to run them on different ranks
+    ulysses: int = 1  # [ranks] that share a sequence by its attention heads; must divide the number of heads
+    ring: int = 1  # [ranks] that share a sequence by passing keys and values on; for slow links between nodes
+    gangs: int = 1  # [gangs] that run side by side, each on its own prompts
+    batch: int = 1  # [clips] per forward pass; pays for small models or clips, a large clip fills its GPU alone
+    # attention kernel by the engine's own name (xfuser: cudnn, flash_3, …; others: native, flash, …), or auto
+    attention: str = "auto"
+    # compile the repeated blocks with torch.compile: faster steps after about a minute of warm-up
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -57,10 +61,14 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """What a rank's memory must hold."""
+    """Which weights each rank keeps in its memory."""
 
-    shard: str = "none"  # none | zero3 (weights spread over the gang's ranks) | zero3_offload (and kept in host memory)
-    text_encoder: str = "gang"  # gang | apart (in processes of its own: a gang's GPUs needn't hold UMT5-XXL's 11 GB)
+    # weights: none (whole on every rank), zero3 (spread over the gang's ranks) or zero3_offload (and kept in host
+    # memory)
+    shard: str = "none"
+    # gang (on the gang's ranks) or apart (in its own processes, so that the gang's GPUs don't hold its weights; 11 GB
+    # for UMT5-XXL)
+    text_encoder: str = "gang"
 
     def __post_init__(self) -> None:
         if self.shard not in SHARDINGS:

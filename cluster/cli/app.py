@@ -1,4 +1,4 @@
-"""`numina`: a verb per stage of a dataset's life.
+"""Make count-accurate text-to-video datasets on many GPUs.
 
 Exit status: 0 done, 1 something failed, 2 wrong input, 3 stopped before it was done.
 """
@@ -22,21 +22,22 @@ from cluster.observability import logs
 from numina.errors import InputError, NuminaError, OutputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-models_app = typer.Typer(no_args_is_help=True, help="Look at checkpoints.")
-testbed_app = typer.Typer(no_args_is_help=True, help="The embedded counting model.")
-app.add_typer(prompts_app, name="prompts")
-app.add_typer(models_app, name="models")
-app.add_typer(testbed_app, name="testbed")
+PREPARE, RUN, LOOK, USE = "Prepare", "Run", "Look at results", "Export and clean up"  # panels of `numina --help`
 
-app.command()(config)
-app.command()(evaluate)
-app.command()(compare)
-app.command()(export)
+models_app = typer.Typer(no_args_is_help=True, help="Check model checkpoints.")
+testbed_app = typer.Typer(no_args_is_help=True, help="Retrain the embedded counting model.")
+app.add_typer(prompts_app, name="prompts", rich_help_panel=PREPARE)
+app.add_typer(models_app, name="models", rich_help_panel=PREPARE)
+app.add_typer(testbed_app, name="testbed", rich_help_panel=USE)
+
+app.command(rich_help_panel=PREPARE)(config)
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 3  # exit status
 
-Config = Annotated[str | None, typer.Option("--config", "-c", help="A job's YAML file, or the name of a shipped one.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value overrides, e.g. parallel.ulysses=4 limit=8")]
+Config = Annotated[
+    str | None, typer.Option("--config", "-c", help="A job's YAML file, or the name of a shipped one such as demo.")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides key=value, e.g. parallel.ulysses=4 limit=8")]
 
 
 CANDIDATES_SHOWN = 5  # by `plan`
@@ -44,9 +45,9 @@ CANDIDATES_SHOWN = 5  # by `plan`
 # The verbs import what they need when they are called: `numina --help` shouldn't wait for torch and Ray.
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def run(config: Config = None, overrides: Overrides = None) -> None:
-    """Run a job, or resume it: the same command twice does the work once."""
+    """Run a job, or resume it: the same command again does only the work that is left."""
     from cluster.job.config import load_job
     from cluster.runtime.driver import prepare, run_job
 
@@ -59,26 +60,30 @@ def run(config: Config = None, overrides: Overrides = None) -> None:
     now = f"{outcome.generated} generated now ({outcome.guided} guided)" if outcome.generated else idle
     tell(f"{outcome.done} of {outcome.total} videos in {output}: {now}, {outcome.failed} failed")
     if outcome.accepted or outcome.rejected:
-        tell(f"{outcome.accepted} samples verified now, {outcome.rejected} rejected: no attempt was accepted")
+        tell(
+            f"{outcome.accepted} samples accepted now, {outcome.rejected} rejected: none of their attempts was accepted"
+        )
     if outcome.failed:
-        tell(f"failures are recorded in {output}/failures; retry_failed=true tries them again")
+        tell(f"failures are recorded in {output}/failures; add retry_failed=true to try these clips again")
     if outcome.stopped:
-        tell(f"stopped with {outcome.left} left: the same command goes on")
+        tell(f"stopped with {outcome.left} videos left; the same command continues")
         raise typer.Exit(STOPPED)
     if outcome.failed:
         raise typer.Exit(FAILED)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def generate(
     prompt: str,
-    config: Annotated[str, typer.Option("--config", "-c", help="A job's YAML file, or a shipped one.")] = "testbed",
-    output: Annotated[Path, typer.Option("--output", "-o", help="The mp4 to write.")] = Path("video.mp4"),
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    plain: Annotated[bool, typer.Option("--plain", help="Without NUMINA.")] = False,
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="A job's YAML file, or the name of a shipped one.")
+    ] = "testbed",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The mp4 file to write.")] = Path("video.mp4"),
+    seed: Annotated[int, typer.Option(help="The seed of the noise.")] = 0,
+    plain: Annotated[bool, typer.Option("--plain", help="Generate without NUMINA.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """One prompt to one mp4, in this process."""
+    """Generate one mp4 from one prompt, without Ray."""
     from cluster.api import generate as generate_clip
 
     with step_progress() as progress:
@@ -89,22 +94,24 @@ def generate(
     say(f"{output}: {len(clip.video)} frames, {clip.summary()}")
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARE)
 def plan(
     config: Config = None,
     overrides: Overrides = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs of a cluster to plan for; else the job as configured.")] = None,
-    gpu: Annotated[
-        str | None, typer.Option(help="Their kind: a table of configs/measured/, or a file of its form.")
+    gpus: Annotated[
+        int | None, typer.Option(help="Number of GPUs to plan for; without it, the job is shown as configured.")
     ] = None,
-    nodes: Annotated[int, typer.Option(help="Nodes that these GPUs are in, alike.")] = 1,
+    gpu: Annotated[
+        str | None, typer.Option(help="The kind of GPU: a file in configs/measured/, by name or by path.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Number of nodes; each has the same number of GPUs.")] = 1,
     objective: Annotated[
-        Literal["throughput", "latency"], typer.Option(help="Most clips an hour, or one clip soonest.")
+        Literal["throughput", "latency"], typer.Option(help="Most clips per hour, or the shortest time for one clip.")
     ] = "throughput",
 ) -> None:
-    """What a job takes of a cluster, and how to run it there, without touching a GPU.
+    """Show what a job needs, and the best way to run it on a cluster; needs no GPU.
 
-    Overrides of parallel.* and memory.* are wishes that a plan for --gpus holds to; what the YAML says of them isn't.
+    With --gpus, values of parallel.* and memory.* on the command line are kept; those in the job's YAML are not.
     """
     from cluster.cli.tables import candidate_table, facts_table, print_configured
     from cluster.job.config import load_job
@@ -114,7 +121,7 @@ def plan(
     job, table = load_job(config, overrides or []), load_gpu(gpu or DEFAULT_GPU)
     if gpus is None:
         if nodes != 1 or objective != "throughput":
-            raise InputError("--nodes and --objective are about a cluster; say how large it is, e.g. --gpus 8")
+            raise InputError("--nodes and --objective need the number of GPUs; add e.g. --gpus 8")
         print_configured(Planner(prepare(job), table), refuse=gpu is not None)
         return
     planner = Planner(prepare_for_gpus(job), table)
@@ -132,9 +139,9 @@ def plan(
         say(f"  {reason}")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def status(output: str) -> None:
-    """How far an output is, from storage alone."""
+    """Show how much of an output is done; reads storage only."""
     from cluster.dataset.store import Store
     from cluster.observability.status import status_of
 
@@ -149,28 +156,31 @@ def status(output: str) -> None:
         say(f"last commit {duration(max(0, ago))} ago")  # storage has a clock of its own
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def report(
     output: str,
     to: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Another page to write, NAME.html, with its data in NAME/.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The page to write, NAME.html; its data goes to NAME/. Default: in the output."
+        ),
     ] = None,
 ) -> None:
-    """Write a static page of all clips: videos beside their layouts and counts, search, filters and plots."""
+    """Write a static HTML page of all clips: videos, layouts, counts, search, filters and plots."""
     from cluster.report import build_report
 
     page = build_report(output, to)
     say(f"report: {to or Path(output) / page.name}")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def trace(
     output: str,
     to: Annotated[Path, typer.Option("--output", "-o", help="The JSON file to write.")] = Path("trace.json"),
-    key: Annotated[str | None, typer.Option(help="Of one clip alone.")] = None,
-    last: Annotated[int, typer.Option(min=1, help="Of so many clips, the last committed ones.")] = 1000,
+    key: Annotated[str | None, typer.Option(help="Trace only the clip with this key.")] = None,
+    last: Annotated[int, typer.Option(min=1, help="Trace at most this many clips, the latest ones.")] = 1000,
 ) -> None:
-    """Write when and where each clip's stages ran, for https://ui.perfetto.dev."""
+    """Write when and where each clip's stages ran, as a file for https://ui.perfetto.dev."""
     import json
 
     from cluster.dataset.store import Store
@@ -182,12 +192,12 @@ def trace(
     say(f"{to}: {traced['otherData']['clips']} clips; open it in https://ui.perfetto.dev")
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def gc(
     output: str,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be removed.")] = False,
 ) -> None:
-    """Remove what no row needs and gather small files, while no job is at work on the output."""
+    """Remove files that no row needs, and merge small files. Run it only when no job uses the output."""
     from cluster.cli.tables import garbage_table
     from cluster.dataset.garbage import collect_garbage
     from cluster.dataset.store import Store
@@ -196,17 +206,22 @@ def gc(
     if store.run_config() is None:
         raise OutputError(f"{store.root!r} has no run.json; give an output of `numina run`")
     collected = collect_garbage(store, dry_run=dry_run)
-    console.print(garbage_table(collected, "would go" if dry_run else "removed"))
+    console.print(garbage_table(collected, "to remove" if dry_run else "removed"))
     if collected.segments_written:
         say(f"{collected.segments_written} segments written")
 
 
+app.command(rich_help_panel=RUN)(compare)
+app.command(rich_help_panel=LOOK)(evaluate)
+app.command(rich_help_panel=USE)(export)
+
+
 @models_app.command("check")
 def models_check(
-    path: Annotated[str, typer.Argument(help="A diffusers folder, a hub id OWNER/NAME, or testbed.")],
-    revision: Annotated[str | None, typer.Option(help="Of a hub id: a commit, 40 hex digits.")] = None,
+    path: Annotated[str, typer.Argument(help="A folder in diffusers' layout, a hub id OWNER/NAME, or testbed.")],
+    revision: Annotated[str | None, typer.Option(help="The commit of a hub id, 40 hex digits.")] = None,
 ) -> None:
-    """What a checkpoint holds and would run as, or all that is wrong with it; a hub's is downloaded."""
+    """Show what a checkpoint holds and how it would run, or all that is wrong with it; downloads a hub id."""
     from cluster.cli.tables import part_table, two_columns
     from cluster.planner.checkpoint import parts_of, what_it_is, would_run_as
     from pipelines.models.registry import inspect_model
@@ -222,7 +237,7 @@ def models_check(
 @testbed_app.command("train")
 def testbed_train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint and the training log.")],
-    seed: Annotated[int, typer.Option(help="Of the initial weights and the world's scenes.")] = 0,  # noqa: PT028
+    seed: Annotated[int, typer.Option(help="The seed of the initial weights and the training scenes.")] = 0,  # noqa: PT028
 ) -> None:
     """Retrain the embedded counting model from scratch, on one GPU."""
     from pipelines.testbed.train import train

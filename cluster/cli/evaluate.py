@@ -1,4 +1,4 @@
-"""`numina evaluate` and `numina compare`: judges' verdicts, and what they come to."""
+"""`numina evaluate` and `numina compare`: judges' verdicts and their summaries."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ from cluster.observability import logs
 if TYPE_CHECKING:
     from cluster.dataset.store import Store
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="The judge's settings, e.g. path=/models/dino every=4")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="The judge's settings, e.g. path=/models/dino every=4.")]
 STRATEGIES_SHOWN = 3  # beside each other, prompt by prompt
-Workers = Annotated[int, typer.Option(min=1, help="Judges at work; more than one run on Ray.")]
+Workers = Annotated[int, typer.Option(min=1, help="Number of judge processes; more than one run on Ray.")]
 
 
 def evaluate(
     output: str,
     overrides: Overrides = None,
     judge: Annotated[
-        str, typer.Option(help="A judge of configs/judge/: counter, grounding-dino, published, owlv2, clip; or a file.")
+        str,
+        typer.Option(
+            help="A judge in configs/judge/ (counter, grounding-dino, published, owlv2, clip), or a YAML file."
+        ),
     ] = "counter",
     workers: Workers = 1,
-    gpus: Annotated[float, typer.Option(help="Share of a GPU for each judge on Ray.")] = 0.0,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster to judge on: auto, HOST:PORT.")] = None,
-    against: Annotated[str | None, typer.Option(help="Another output of the same prompts, judged alike.")] = None,
+    gpus: Annotated[float, typer.Option(help="Share of a GPU for each judge process on Ray.")] = 0.0,
+    address: Annotated[str | None, typer.Option(help="An existing Ray cluster: auto or HOST:PORT.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Another output of the same prompts, judged with the same settings.")
+    ] = None,
 ) -> None:
-    """Judge what the videos of a dataset show; print asked, identified and detected counts, and each strategy's sums.
+    """Count the objects in a dataset's videos, and summarize the counts by strategy.
 
-    Verdicts go to the output's evaluations/, and what they come to, to evaluations/summary.json and .parquet.
+    Verdicts go to the output's evaluations/, summaries to evaluations/summary.json and summary.parquet. Missing videos
+    score 0 and are listed.
     """
     from cluster.dataset.store import Store
     from cluster.evaluation.evaluate import evaluate as judge_all
@@ -51,15 +57,19 @@ def evaluate(
 
 
 def compare(
-    config: Annotated[str, typer.Option("--config", "-c", help="A job's YAML file, or a shipped one.")] = "comparison",
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value overrides of the job")] = None,
-    clip: Annotated[str | None, typer.Option(help="A folder with CLIP's weights, for the columns TC and CLIP.")] = None,
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="A job's YAML file, or the name of a shipped one.")
+    ] = "comparison",
+    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides key=value of the job.")] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="A folder with CLIP's weights; fills the columns TC and CLIP.")
+    ] = None,
     workers: Workers = 1,
 ) -> None:
-    """Run a grid of strategies or of settings, judge it, and print its table: one command, resumed like any job.
+    """Run several strategies or settings, judge them, and print one table; resumes like `run`.
 
-    `--config comparison` compares strategies, `--config ablation` the method's settings one by one. The judge is the
-    job's verify.judge with the job's `judge` settings; temporal consistency and CLIP score need --clip.
+    --config comparison compares strategies; --config ablation compares the method's settings one by one. The judge is
+    the job's verify.judge with its `judge` settings. Temporal consistency (TC) and CLIP score need --clip.
     """
     from cluster.dataset.store import Store
     from cluster.evaluation.evaluate import evaluate as judge_all
@@ -78,7 +88,7 @@ def compare(
     with job_progress() as report:
         outcome = run_job(plan, report)
     if outcome.stopped:
-        say(f"stopped with {outcome.left} left: the same command goes on")
+        say(f"stopped with {outcome.left} videos left; the same command continues")
         raise typer.Exit(3)
     store = Store(job.output, single_writer=True)
     for judge in judges:
@@ -86,7 +96,7 @@ def compare(
             judge_all(store, judge, judged, workers=workers)
     show_strategies(store)
     if outcome.failed:
-        say(f"{outcome.failed} failed, see {store.root}/failures; retry_failed=true tries them again")
+        say(f"{outcome.failed} failed, see {store.root}/failures; add retry_failed=true to try these clips again")
         raise typer.Exit(1)
 
 
@@ -122,7 +132,7 @@ def show_strategies(store: Store) -> None:
             for other, difference in own.against.items():
                 say(f"CountAcc {own.strategy} − {other}: {difference_text(difference)}")
     for pair, share in summary.agreement.items():
-        say(f"agreement of {pair}: {share:.3f} of all counts per frame and noun")
+        say(f"agreement of {pair}: {share:.3f} of all counts by frame and noun")
     say(f"summary: {store.root}/{write_summary(store, summary)[0]}")
 
 

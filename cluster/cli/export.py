@@ -1,4 +1,4 @@
-"""`numina export`: a dataset in the forms that trainers and evaluators read."""
+"""`numina export`: a dataset in the formats that trainers and evaluators read."""
 
 from typing import Annotated, Literal
 
@@ -10,20 +10,27 @@ SHOWN_LOST = 20
 
 
 def export(
-    output: Annotated[str, typer.Argument(help="An output of `numina run`.")],
-    to: Annotated[Literal["hf", "webdataset", "countbench", "vbench"], typer.Option(help="The form.")],
-    folder: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="A new folder or URL.")],
-    strategy: Annotated[str | None, typer.Option(help="Clips that this one keeps; all strategies' otherwise.")] = None,
-    judge: Annotated[str | None, typer.Option(help="Whose verdicts go along, where there are several.")] = None,
+    output: Annotated[str, typer.Argument(help="An output of numina run.")],
+    to: Annotated[Literal["hf", "webdataset", "countbench", "vbench"], typer.Option(help="The format.")],
+    folder: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="A new folder or URL to write to.")],
+    strategy: Annotated[
+        str | None, typer.Option(help="Export the clips that this strategy keeps. Default: all clips.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="The judge whose verdicts are exported, if there are several.")
+    ] = None,
     only: Annotated[
-        Literal["all", "judged", "accepted"], typer.Option(help="Clips that were judged, or accepted.")
+        Literal["all", "judged", "accepted"],
+        typer.Option(help="Export all clips, only judged ones, or only accepted ones."),
     ] = "all",
-    shard_clips: Annotated[int, typer.Option(help="Clips in a tar of webdataset, at most.")] = 1000,
-    license: Annotated[str, typer.Option(help="Of the dataset card: an identifier of the hub's.")] = "other",
+    shard_clips: Annotated[int, typer.Option(help="Largest number of clips in one tar file of webdataset.")] = 1000,
+    license: Annotated[
+        str, typer.Option(help="The license in the dataset card: an identifier of the Hugging Face hub.")
+    ] = "other",
 ) -> None:
-    """Copy a dataset's clips to a folder for Hugging Face's datasets, WebDataset, CountBench's or VBench's evaluator.
+    """Copy a dataset's clips in the format of Hugging Face datasets, WebDataset, CountBench or VBench.
 
-    The same command again copies what isn't there yet. Videos that are lost are named; the exit status is then 1.
+    The same command again copies only what is missing. Lost videos are listed, and the exit status is then 1.
     """
     from cluster.dataset.store import Store
     from cluster.export import ExportConfig

@@ -9,7 +9,7 @@ import typer
 from cluster.cli.terminal import bar, say
 from numina.errors import InputError
 
-prompts_app = typer.Typer(no_args_is_help=True, help="Make, import, enhance and check prompt sets.")
+prompts_app = typer.Typer(no_args_is_help=True, help="Make, import, check and enhance prompt sets.")
 
 World = Literal["captions", "testbed"]
 Writers = Literal["rules", "testbed", "endpoint", "local"]
@@ -17,18 +17,18 @@ SHOWN_NOUNS = 12
 SHOWN_NOTES = 10
 
 Output = Annotated[str, typer.Argument(metavar="OUT", help="The Parquet file to write.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace a different set that is there.")]
-MaxCount = Annotated[int, typer.Option(help="The largest count that a target may ask for.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file with other rows.")]
+MaxCount = Annotated[int, typer.Option(help="The largest count that a target may have.")]
 Key = TypeVar("Key", str, int)
 
 
 @prompts_app.command("check")
 def prompts_check(
-    prompts: Annotated[str, typer.Argument(metavar="SET")],
-    write: Annotated[str | None, typer.Option(help="Write the set with its targets filled in.")] = None,
+    prompts: Annotated[str, typer.Argument(metavar="SET", help="A Parquet file, folder or glob, or testbed:demo.")],
+    write: Annotated[str | None, typer.Option(help="Write the set with its targets filled in to this file.")] = None,
     max_count: MaxCount = 20,
 ) -> None:
-    """Check a prompt set, print the targets found in every row."""
+    """Check a prompt set and print the targets of every row."""
     from cluster.job.plan import prompt_path
     from cluster.prompts.check import read_prompts
     from cluster.prompts.write import write_targets
@@ -43,13 +43,17 @@ def prompts_check(
 
 @prompts_app.command("import")
 def prompts_import(
-    source: Annotated[str, typer.Argument(help="txt, csv or jsonl, or a folder of prompts.txt and noun_counts.jsonl.")],
+    source: Annotated[
+        str, typer.Argument(help="A txt, csv or jsonl file, or a folder with prompts.txt and noun_counts.jsonl.")
+    ],
     output: Output,
-    counts: Annotated[str | None, typer.Option(help="The jsonl with the counts of each line of a txt.")] = None,
+    counts: Annotated[
+        str | None, typer.Option(help="A jsonl file with the counts for each line of a txt file.")
+    ] = None,
     max_count: MaxCount = 20,
     force: Force = False,
 ) -> None:
-    """Make a prompt set of a benchmark's or a list's prompts; nothing is written when a line has a problem."""
+    """Convert a list of prompts or a benchmark to a prompt set; writes nothing if a line has a problem."""
     from cluster.prompts.importing import import_prompts
 
     with bar("importing prompts") as read:
@@ -67,16 +71,20 @@ def prompts_import(
 @prompts_app.command("make")
 def prompts_make(
     output: Output,
-    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Prompts to make.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of everything.")] = 0,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Number of prompts to make.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of all random choices.")] = 0,
     world: Annotated[
-        World, typer.Option(help="`captions` of common things, or `testbed`: what the embedded model never saw.")
+        World,
+        typer.Option(help="captions: everyday objects; testbed: scenes that the embedded model was not trained on."),
     ] = "captions",
     counts: Annotated[str | None, typer.Option(help="Counts to ask for, e.g. 1-8 or 2,4,6.")] = None,
-    per_prompt: Annotated[str | None, typer.Option(help="Numbers of nouns in a prompt, e.g. 1-3.")] = None,
-    nouns: Annotated[str | None, typer.Option(help="Nouns, comma-separated, or a file with one a line.")] = None,
+    per_prompt: Annotated[str | None, typer.Option(help="Number of nouns in a prompt, e.g. 1-3.")] = None,
+    nouns: Annotated[
+        str | None, typer.Option(help="Nouns, separated by commas, or a file with one noun per line.")
+    ] = None,
     templates: Annotated[
-        str | None, typer.Option(help="A file with one a line: sentences with {targets}, maybe {place} and {time}.")
+        str | None,
+        typer.Option(help="A file with one sentence per line, with {targets} and optionally {place} and {time}."),
     ] = None,
     force: Force = False,
 ) -> None:
@@ -90,7 +98,7 @@ def prompts_make(
         from cluster.prompts.testbed import SCHEMA, unseen_prompts
 
         if nouns or templates:
-            raise InputError("--nouns and --templates are for --world captions: the embedded model has its own words")
+            raise InputError("--nouns and --templates need --world captions: the embedded model has a fixed vocabulary")
         written = promptwrite.write_set(output, SCHEMA, [unseen_prompts(number, seed, **numbers)], force=force)
     else:
         given: dict[str, Any] = {name: value for name, value in (numbers | words).items() if value is not None}
@@ -101,21 +109,28 @@ def prompts_make(
 
 @prompts_app.command("enhance")
 def prompts_enhance(
-    prompts: Annotated[str, typer.Argument(metavar="SET")],
+    prompts: Annotated[str, typer.Argument(metavar="SET", help="A Parquet file, folder or glob, or testbed:demo.")],
     output: Output,
     by: Annotated[
         Writers,
-        typer.Option("--with", help="Rules; the embedded model's; a chat endpoint; a local language model."),
+        typer.Option(
+            "--with",
+            help="How to rewrite: by rules, by the embedded model's rules, by a chat endpoint, or by a local model.",
+        ),
     ] = "rules",
-    url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible endpoint, e.g. http://host:8000/v1.")] = None,
-    model: Annotated[str | None, typer.Option(help="The endpoint's name of a model, or a local folder.")] = None,
-    at_once: Annotated[int, typer.Option(min=1, help="Requests that an endpoint has at once.")] = 8,
+    url: Annotated[
+        str | None, typer.Option(help="The URL of an OpenAI-compatible endpoint, e.g. http://host:8000/v1.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model's name at the endpoint, or the folder of a local model.")
+    ] = None,
+    at_once: Annotated[int, typer.Option(min=1, help="Number of simultaneous requests to the endpoint.")] = 8,
     max_count: MaxCount = 20,
     force: Force = False,
 ) -> None:
-    """Add a column `enhanced_prompt`, which the strategy prompt_enhancement generates with.
+    """Add a column `enhanced_prompt`, used by the strategy prompt_enhancement.
 
-    A model's answers are kept in OUT.answers.jsonl as they come: the same command again asks for what is missing.
+    A model's answers are saved in OUT.answers.jsonl as they arrive; the same command again requests only missing ones.
     """
     from cluster.job.plan import prompt_path
     from cluster.prompts.enhance import enhance_set
@@ -154,7 +169,7 @@ def _numbers(option: str, text: str | None) -> tuple[int, ...] | None:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise InputError(f"{option} {text!r} isn't a list of numbers; write e.g. 1-8 or 2,4,6")
+            raise InputError(f"{option} {text!r} isn't a list of numbers; write for example 1-8 or 2,4,6")
         numbers += range(int(first), int(last if dash else first) + 1)
     return tuple(numbers)
 

@@ -173,7 +173,7 @@ def strategy_table(judge: "JudgeSummary", cost_unit: str) -> Table:
             f"{own.accepted} of {own.accepted + own.rejected}",
             "–" if own.cost_per_accepted is None else f"{own.cost_per_accepted:.1f}",
         )
-    table.caption = f"cost of an accepted clip in {cost_unit}; TC, CLIP: as a judge of kind clip saw them"
+    table.caption = f"cost of one: of an accepted clip, in {cost_unit}; TC, CLIP: by a judge of kind clip"
     return table
 
 

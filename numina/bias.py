@@ -310,7 +310,7 @@ def _check(plans: Sequence[GuidancePlan], rows: slice, text_tokens: int) -> None
         beyond = _special_tokens(plan)[_special_tokens(plan) >= text_tokens].tolist()
         if beyond:
             raise ValueError(
-                f"text tokens {beyond} of a plan, but the text has {text_tokens}: encode it as it was located"
+                f"text tokens {beyond} of a plan, but the text has {text_tokens}: encode the prompt of the plan"
             )
 
 

@@ -170,7 +170,7 @@ class MethodConfig:
         if self.guide.anchor is not None and self.identify.stride > 1:
             raise ConfigError(
                 f"method.guide.anchor = {self.guide.anchor} holds clips to the plain one at every step, but"
-                f" method.identify.stride = {self.identify.stride} leaves steps out: use stride 1, or anchor null"
+                f" method.identify.stride = {self.identify.stride} skips steps: use stride 1, or anchor null"
             )
 
     def scaled_to(self, tokens: int) -> "MethodConfig":

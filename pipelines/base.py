@@ -133,8 +133,8 @@ class ModelFacts:
         """Raises ConfigError where identification is to leave steps out, and the sampler can't: a flow's can."""
         if stride > 1 and self.shift is None:
             raise ConfigError(
-                f"method.identify.stride is {stride} and leaves steps out, which {self.sampler} of {self.name} can't;"
-                " use stride 1"
+                f"method.identify.stride is {stride} and skips steps, which {self.sampler} of {self.name} doesn't"
+                " support; use stride 1"
             )
 
     def times(self, generation: GenerationConfig) -> tuple[float, ...]:

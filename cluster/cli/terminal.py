@@ -102,7 +102,7 @@ def picture(now: JobProgress) -> RenderableType:
             table.add_row(Text(f"  {name}", style="dim"), Text(state))
         lines.append(table)
     if now.draining:
-        lines.append(Text("stopping: finishing what is under way", style="yellow"))
+        lines.append(Text("stopping: finishing clips in progress", style="yellow"))
     return Group(*lines)
 
 
@@ -153,7 +153,7 @@ def in_words(now: JobProgress) -> str:
     if not now.total:
         return f"{now.checked} prompts checked"
     parts = [f"{now.done} of {now.total} videos, {now.failed} failed", _pace(now), by_state(now.gangs)]
-    return "; ".join(filter(None, parts)) + ("; stopping: finishing what is under way" if now.draining else "")
+    return "; ".join(filter(None, parts)) + ("; stopping: finishing clips in progress" if now.draining else "")
 
 
 # --- both ---

@@ -46,7 +46,7 @@ def collect_garbage(store: Store, *, dry_run: bool = False) -> Collected:
     its files aren't known.
     """
     if store.run_config() is None:
-        raise OutputError(f"{store.root!r} has no run.json, so it is no output of a job: give the folder of one")
+        raise OutputError(f"{store.root!r} has no run.json, so it is no output of `numina run`: give the folder of one")
     work = _CleanUp(store, dry_run=dry_run)
     work.look()
     named = work.named_files()

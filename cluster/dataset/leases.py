@@ -113,8 +113,8 @@ class Claims:
         if shown:
             raise OutputError(
                 f"output {self._files.root!r} is in use, and {why}:\n" + "\n".join(shown) + "\n"
-                "wait for its end or stop it; "
-                f"the claim of a process that died on another machine ends by itself after {CLAIM_SECONDS:.0f} s"
+                "wait until it ends, or stop it; "
+                f"the claim of a process that died on another machine expires after {CLAIM_SECONDS:.0f} s"
             )
 
     def _others(self) -> list[str]:

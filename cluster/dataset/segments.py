@@ -94,8 +94,8 @@ class RowFiles:
             except FileNotFoundError as error:
                 gone = error
         raise StorageError(
-            f"files of {self._files.root!r} vanish while they are read ({gone}): "
-            "give the command again when nothing removes files there"
+            f"files of {self._files.root!r} were removed while they were read ({gone}): "
+            "run the command again when no clean-up is running"
         )
 
     def tables(self, columns: Sequence[str] | None = None) -> list[pa.Table]:
@@ -244,7 +244,7 @@ def packed(tables: Iterable[pa.Table], column: str) -> bytes:
     chunks = [chunk.drop_null() for table in tables if column in table.column_names for chunk in table[column].chunks]
     digests = b"".join(binascii.unhexlify(_text(chunk)) for chunk in chunks)
     if len(digests) != 16 * sum(map(len, chunks)):
-        raise OutputError(f"the column {column!r} holds what isn't 32 hex digits: another format, give another output")
+        raise OutputError(f"the column {column!r} has values that aren't 32 hex digits; give an output of `numina run`")
     return digests
 
 

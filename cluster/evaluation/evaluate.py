@@ -92,7 +92,7 @@ def _on_ray(
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, InputError) else error from error
     except RayActorError as error:
-        raise GangError(f"judges' processes die ({error}); the same command goes on") from error
+        raise GangError(f"judge processes died ({error}); the same command continues") from error
     finally:
         ray.shutdown()
 

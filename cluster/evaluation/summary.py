@@ -190,7 +190,7 @@ def compare_outputs(one: Store, other: Store, judge: str) -> list[tuple[str, str
         compared.append(
             (
                 label,
-                f"{only} prompts in one alone" if only else "",
+                f"{only} prompts are in only one output" if only else "",
                 len(shared),
                 metrics.paired_difference(first, second),
             )
@@ -327,7 +327,7 @@ def _scores(store: Store, judge: str) -> dict[str, dict[Any, float]]:
     """CountAcc per strategy and prompt."""
     rows, verdicts = store.rows().to_pylist(), {row["key"]: row for row in store.evaluations(judge).to_pylist()}
     if not verdicts:
-        raise InputError(f"{store.root!r} has no verdicts of {judge!r}: give `numina evaluate {store.root}` first")
+        raise InputError(f"{store.root!r} has no verdicts of {judge!r}: run `numina evaluate {store.root}` first")
     found = {}
     for strategy in strategies_of(store, rows):
         some = outcomes(strategy, rows, verdicts, accepted_from(store))

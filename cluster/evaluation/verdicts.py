@@ -71,8 +71,8 @@ def check_settings(store: Store, judge: Judge, kept: Sequence[Row]) -> None:
     settings = canonical_json(judge.settings)
     if other := next((row["settings"] for row in kept if row["settings"] not in (None, settings)), None):
         raise OutputError(
-            f"{store.root}/evaluations/{judge.config.name} was judged with {other}, now it is {settings}:"
-            " put the settings back, or give these a name of their own with name=…"
+            f"{store.root}/evaluations/{judge.config.name} was judged with {other}, but now it is {settings}:"
+            " use the same settings again, or another name with name=…"
         )
 
 

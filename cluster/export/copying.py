@@ -34,7 +34,7 @@ def read_video(store: Store, source: str, sha256: str) -> bytes:
     except FileNotFoundError:
         raise LostVideoError("missing") from None
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise LostVideoError("damaged: it isn't what was committed")
+        raise LostVideoError("damaged: it differs from what was committed")
     return data
 
 

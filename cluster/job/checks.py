@@ -34,7 +34,7 @@ def check_submitted(job: JobConfig) -> None:
             "give an absolute path that all nodes share, or a URL"
         )
     if job.cluster.address == "local":
-        raise ConfigError("cluster.address is 'local', a second Ray inside the submitted job; give auto")
+        raise ConfigError("cluster.address is 'local', which starts a second Ray in the submitted job; give auto")
 
 
 def check_combination(job: JobConfig, model: ModelFacts, device: str) -> None:

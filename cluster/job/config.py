@@ -131,7 +131,8 @@ class JobConfig:
         for name, variant in self.variants.items():
             if name in PARTS or "+" in name or not isinstance(variant, MethodConfig):
                 raise ConfigError(
-                    f"variants.{name} takes another name than {', '.join(PARTS)}, without +, and a mapping of `method`"
+                    f"variants.{name} must be a mapping of `method`, under a name without + that is none of"
+                    f" {', '.join(PARTS)}"
                 )
         if not (self.strategies or self.variants) or len(set(self.strategies)) < len(self.strategies):
             raise ConfigError(f"strategies is {self.strategies}; give each at most once, e.g. [baseline, numina]")
@@ -201,8 +202,7 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) ->
     try:
         given: Any = OmegaConf.merge(load_yaml(config) if config else {}, *map(_override, overrides))
         if missing := OmegaConf.missing_keys(given):
-            asked = ", ".join(f"{key}=…" for key in sorted(missing))
-            raise ConfigError(f"config {str(config)!r} leaves {asked} to you; give a value on the command line")
+            raise ConfigError(f"config {str(config)!r} needs {', '.join(map(_needed, sorted(missing)))}")
         preset = OmegaConf.select(given, "method.preset", default=DEFAULT_PRESET)
         method = {"method": load_yaml(_preset_file(preset))}
         variants = given.pop("variants", None) or OmegaConf.create({})
@@ -216,6 +216,12 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) ->
         raise ConfigError(f"{where}{str(error).splitlines()[0]}") from error
     assert isinstance(job, JobConfig)
     return job
+
+
+def _needed(key: str) -> str:
+    """A key without a value, and what its value means."""
+    meaning = next((own.meaning for own in settings_of(JobConfig) if own.key == key), "give a value")
+    return f"{key}=… ({meaning})"
 
 
 def dotlist(overrides: Sequence[str]) -> dict[str, Any]:
@@ -262,7 +268,7 @@ def _variants(variants: Any, method: Any, given: Any) -> dict[str, Any]:
         for label, point in _grid(changes):
             full = f"{name}:{label}" if label else name
             if full in methods:
-                raise ConfigError(f"variants has {full!r} twice, a row could not say which it is; rename {name}")
+                raise ConfigError(f"variants has {full!r} twice; rows are told apart by this name: rename {name}")
             try:
                 methods[full] = OmegaConf.merge(base, point)
             except (ConfigAttributeError, ConfigKeyError) as error:
@@ -317,7 +323,7 @@ def load_yaml(name: str | Path) -> DictConfig:
     except (YAMLError, UnicodeDecodeError) as error:
         line = f" in line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
         raise ConfigError(
-            f"{path} isn't YAML{line} ({_problem(error)}); mend it, or start from a shipped one"
+            f"{path} isn't YAML{line} ({_problem(error)}); correct it, or start from a shipped one"
         ) from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path} holds no mapping; a job is YAML like the ones in {config_folder()}")

@@ -110,8 +110,8 @@ def parse_strategy(name: str, generators: Collection[str], search: SearchConfig,
     selecting = [part for part in parts if part in (SEED_SEARCH, VERIFIED)]
     if len(set(parts)) < len(parts) or len(generating) > 1 or len(selecting) > 1:
         raise ConfigError(
-            f"strategies holds {name!r}; at most one part generates ({', '.join(generators)}), and one selects"
-            f" ({SEED_SEARCH}, {VERIFIED})"
+            f"strategies holds {name!r}; a strategy is at most one generator ({', '.join(generators)}) and at most"
+            f" one selector ({SEED_SEARCH}, {VERIFIED})"
         )
     default = "numina" if selecting == [VERIFIED] and ENHANCEMENT not in parts else "baseline"
     generator = generating[0] if generating else default

@@ -80,8 +80,8 @@ def latest_rows(store: Store, last: int, key: str | None = None) -> list[dict[st
         rows = rows.filter(pc.equal(rows["key"], key))
     if not len(rows):
         raise InputError(
-            f"no row{f' of key {key!r}' if key else ''} in {store.root!r} says when its stages ran; give a dataset that"
-            " this version wrote, and a key of it"
+            f"no row{f' of key {key!r}' if key else ''} in {store.root!r} has the times of its stages; give an output"
+            " of this version, and a key in it"
         )
     listed: list[dict[str, Any]] = rows.take(pc.sort_indices(rows["committed_at"])[-last:]).to_pylist()
     return listed

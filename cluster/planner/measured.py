@@ -103,7 +103,7 @@ def load_gpu(name: str) -> Gpu:
     path = Path(name) if Path(name).is_file() else folder / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise ConfigError(f"--gpu {name} is neither a file nor one of those shipped: {known}; write one of their form")
+        raise ConfigError(f"--gpu {name} is neither a file nor one of those shipped: {known}; write one like them")
     try:
         gpu = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Gpu), OmegaConf.load(path)))
     except OmegaConfBaseException as error:

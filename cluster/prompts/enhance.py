@@ -158,7 +158,7 @@ class Answers:
             lines = [json.loads(line) for line in whole.splitlines()]
             return {line["row"]: (line["enhanced_prompt"], line["enhanced_by"]) for line in lines}
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self._path} can't be read ({error}): mend it, or remove it to ask again") from error
+            raise InputError(f"{self._path} can't be read ({error}): correct it, or remove it to ask again") from error
 
 
 def _line(name: str, enhanced: Enhanced) -> str:

@@ -158,7 +158,7 @@ class _Reader:
         self._parquet = pq.ParquetFile(self._stream)
         if _groups(self._parquet) != file.groups or not self._parquet.schema_arrow.equals(file.schema):
             self.close()
-            raise PromptSetError(f"{file.path} was replaced after it was checked: start again")
+            raise PromptSetError(f"{file.path} was replaced after it was checked: run the command again")
         self._group, self._begin = -1, 0
         self._batch: pa.RecordBatch  # rows of the group from `_begin` on
         self._batches: Iterator[pa.RecordBatch] = iter(())

@@ -49,7 +49,7 @@ class Recipe:
     def __post_init__(self) -> None:
         problems = [*_noun_problems(self), *_number_problems(self), *_template_problems(self.templates)]
         if problems:
-            raise PromptSetError(_listed("no set can be made of this:", problems))
+            raise PromptSetError(_listed("no prompt set can be made from this:", problems))
 
     @property
     def fillings(self) -> tuple[str, ...]:

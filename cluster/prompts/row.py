@@ -115,7 +115,7 @@ def parsed(raw: RawRow, max_count: int) -> tuple[PromptRow | None, list[str]]:
         try:
             check_targets(enhanced, targets, max_count=max_count)
         except (PromptError, TypeError) as error:
-            problems.append(raw.problem(ENHANCED, enhanced, f"{error}; mend it, or leave it null"))
+            problems.append(raw.problem(ENHANCED, enhanced, f"{error}; correct it, or leave it null"))
     if problems or prompt is None:
         return None, problems
     return PromptRow(

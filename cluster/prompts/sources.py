@@ -83,7 +83,7 @@ def read_targets(value: Any) -> list[dict[str, Any]]:
             raise ValueError(f'isn\'t JSON ({error}); write e.g. {{"cats": 3}}') from error
     if isinstance(value, Mapping) and set(value) == {"nouns", "counts"} and isinstance(value["nouns"], list):
         if not isinstance(value["counts"], list) or len(value["nouns"]) != len(value["counts"]):
-            raise ValueError("has not as many counts as nouns; give each noun its count")
+            raise ValueError("has more or fewer counts than nouns; give one count for each noun")
         pairs = list(zip(value["nouns"], value["counts"], strict=True))
     elif isinstance(value, Mapping):
         pairs = list(value.items())
@@ -92,7 +92,7 @@ def read_targets(value: Any) -> list[dict[str, Any]]:
     ):
         pairs = [(item["noun"], item["count"]) for item in value]
     else:
-        raise ValueError('is no set of counts; write {"cats": 3, "dogs": 2}')
+        raise ValueError('holds no mapping of counts; write {"cats": 3, "dogs": 2}')
     for noun, count in pairs:
         if not isinstance(noun, str) or not noun.strip():
             raise ValueError(f"{noun!r} is no noun; name what is to be counted")

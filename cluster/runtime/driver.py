@@ -4,7 +4,7 @@
        ▲                                                                                        │ where it is verified
        └───────────────────────────── the next attempt ◄── no ── judge ◄────────────────────────┘
 
-Nothing here can't be lost: storage is the truth, and the same job started again goes on where it ended.
+The driver holds no state that matters; storage is the source of truth. The same job, started again, continues.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class Driver:
                 if not self.progress.draining:
                     self.store.compact(self.uncompacted, at_least=COMPACT_AT_END)
         except CLUSTER_LOST as error:
-            raise GangError(f"the Ray cluster is lost ({reason(error)}); the same command goes on") from error
+            raise GangError(f"the Ray cluster is lost ({reason(error)}); the same command continues") from error
         finally:
             self.fleet.end()
 
@@ -192,7 +192,7 @@ class Driver:
 
     def _begin_to_drain(self) -> None:
         """From here on nothing new is begun."""
-        log.warning("%s: what is under way is finished, within %.0f s", self.drain.signal, self.drain.grace)
+        log.warning("%s: finishing clips in progress, within %.0f s", self.drain.signal, self.drain.grace)
         self.progress.draining = True
         self.supply.close()
         self.pending.clear()
@@ -412,7 +412,7 @@ class Driver:
         if verdict is Verdict.STOP:
             raise cause_of(error) from error
         if flight is None:
-            log.warning("rows could not be gathered into a segment, and are read one by one: %s", reason(error))
+            log.warning("rows could not be merged into a segment; they are read one by one: %s", reason(error))
             return
         raised = isinstance(error, RayTaskError)  # by this call: a lost process fails all its calls at once
         # Input is refused by every rank alike, before any collective. Any other error leaves several ranks out of step.
@@ -431,7 +431,7 @@ class Driver:
         Only one batch is blamed, the one whose call failed first or, where none is known, the one that was computed:
         the others were merely there.
         """
-        log.warning("%s is lost, and replaced: %s", gang.name, reason(error), extra={"gang": gang.name})
+        log.warning("%s is lost and will be replaced: %s", gang.name, reason(error), extra={"gang": gang.name})
         aboard = [flight for flight in self.flights if flight.gang is gang and flight.stage != "write"]
         if culprit not in aboard:
             culprit = next((flight for flight in aboard if flight.stage != "layout"), None)
@@ -487,7 +487,7 @@ class Driver:
                 (self.unjudged if task.there else self.pending).append(task)
 
     def _give_up(self, task: ClipTask, stage: str, error: BaseException) -> None:
-        log.error("given up in %s: %s", stage, reason(error), extra={"key": task.key})
+        log.error("clip failed in %s, no attempt left: %s", stage, reason(error), extra={"key": task.key})
         record = {"prompt": task.row.prompt, "row": task.row.index, "stage": stage, "error": redact(reason(error))}
         tries = self.attempts.pop(task.key, 1)
         self.store.fail(task.key, record | {"task_digest": task.chain_digest, "tries": tries})
@@ -499,7 +499,7 @@ class Driver:
         if self.failed_in_a_row >= HOPELESS:
             raise GangError(
                 f"{HOPELESS} clips in a row failed, the last one with {reason(error)}; the job stops here. "
-                "Mend that, then give the same command with retry_failed=true"
+                "Fix the cause, then run the same command with retry_failed=true"
             ) from error
 
     # --- what is shown ---

@@ -107,7 +107,7 @@ class Fleet:
             if gang.silent:
                 yield gang, GangError(f"{gang.name} gave no sign of life for {gang.spec.step_timeout:.0f} s")
             elif gang.stage == ENDING and gang.overdue:
-                _log(gang).warning("%s: some of its processes live on after %.0f s", gang.name, gang.age)
+                _log(gang).warning("%s: some of its processes still run after %.0f s", gang.name, gang.age)
                 self._begin_again(gang)
             elif gang.stage == PLACING and gang.overdue:
                 # A job goes on with the gangs it has: a lost node may come back.
@@ -131,7 +131,7 @@ class Fleet:
         if gang.stage == STANDING:
             del self.false_starts[gang.name]
             took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in gang.seconds.items())
-            _log(gang).info("%s stands after %.1f s: %s", gang.name, gang.age, took)
+            _log(gang).info("%s is ready after %.1f s: %s", gang.name, gang.age, took)
 
     def replace(self, gang: Gang) -> None:
         """Ends a gang; when its processes are gone, a fresh one takes its place."""
@@ -186,14 +186,14 @@ class Fleet:
         if self.false_starts[gang.name] >= self.plan.job.cluster.attempts:
             self._give_up(gang, error)
         else:
-            _log(gang).warning("%s could not start, and is started again: %s", gang.name, reason(error))
+            _log(gang).warning("%s could not start and is started again: %s", gang.name, reason(error))
             self.replace(gang)
 
     def _give_up(self, gang: Gang, error: BaseException) -> None:
         peers = self._peers(gang)
         if len(peers) == 1:
             raise GangError(f"{gang.name} could not start: {reason(error)}") from error
-        _log(gang).error("%s could not start, the job goes on without it: %s", gang.name, reason(error))
+        _log(gang).error("%s could not start, the job continues without it: %s", gang.name, reason(error))
         del peers[gang.name]
         self.replace(gang)
 

@@ -81,8 +81,8 @@ def storage_trouble(action: str, path: str, *, lost: tuple[type[Exception], ...]
             raise
         shown, trouble = without_secrets(path), without_secrets(str(error))
         raise StorageError(
-            f"can't {action} {shown!r}: {trouble}; the job stops here, no prompt is blamed: "
-            "free some space or bring the storage back, then give the same command again to resume"
+            f"can't {action} {shown!r}: {trouble}; the job stops, and no clip counts as failed: "
+            "free some space or restore the storage, then run the same command to continue"
         ) from error
 
 

@@ -162,6 +162,6 @@ def size_told(planned_gib: float | None) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         expected = f"; the planner expects {planned_gib:.1f} GiB at most on every GPU" if planned_gib else ""
         raise torch.OutOfMemoryError(
-            f"{error}{expected}; memory.shard=zero3, memory.text_encoder=apart, parallel.batch=1 or a smaller clip take"
-            " less, see `numina plan`"
+            f"{error}{expected}; memory.shard=zero3, memory.text_encoder=apart, parallel.batch=1 or a smaller clip need"
+            " less; see `numina plan`"
         ) from error

@@ -135,7 +135,7 @@ def store_of(output: Output) -> Store:
         store = output.store()
         if store.run_config() is None:
             raise OutputError(
-                f"output {store.root!r} isn't there on node {ray.util.get_node_ip_address()}, though the job began it: "
+                f"output {store.root!r} isn't there on node {ray.util.get_node_ip_address()}, but the job uses it: "
                 "give a folder that all nodes share, or an object store such as s3://bucket/folder"
             )
         _stores[root] = store

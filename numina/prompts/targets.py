@@ -65,7 +65,7 @@ def check_targets(prompt: str, targets: Sequence[Target], max_count: int = MAX_C
     The prompt has text, there is a target, counts are from 1 to ``max_count``, no noun comes twice, all are mentioned.
     """
     if not prompt.strip():
-        raise PromptError(f"prompt {prompt!r} has no text: write what the video shall show")
+        raise PromptError(f"prompt {prompt!r} has no text: write what the video should show")
     if not targets:
         raise PromptError(f"prompt {prompt!r} has no targets: name a count and a noun (three cats), or give targets")
     seen: dict[str, str] = {}

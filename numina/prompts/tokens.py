@@ -57,5 +57,5 @@ def _check_covered(prompt: str, noun: str, mention: Mention, offsets: Offsets) -
         )
     if not _covering(offsets, [mention.noun]):
         raise PromptError(
-            f"noun {noun!r} at character {start} of prompt {prompt!r} has no token: check the offsets' prompt"
+            f"noun {noun!r} at character {start} of prompt {prompt!r} has no token: use the offsets of this prompt"
         )

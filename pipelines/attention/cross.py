@@ -68,8 +68,8 @@ class Onlooker:
             output = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, **options)
         if [len(given) for given in seen] != [1, 1]:
             raise RuntimeError(
-                f"{type(self.inner).__name__} called norm_q and norm_k {len(seen[0])} and {len(seen[1])} times; looking"
-                " on takes a processor that, like diffusers' own, calls each once: install that one for this pass"
+                f"{type(self.inner).__name__} called norm_q and norm_k {len(seen[0])} and {len(seen[1])} times; capture"
+                " needs a processor that calls each once, as diffusers' own does: install that one for this pass"
             )
         query, key = (given[0].unflatten(2, (attn.heads, -1)) for given in seen)
         if rotary_emb is not None:

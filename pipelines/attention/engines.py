@@ -39,7 +39,7 @@ def parallelize(model: VideoModel, config: ParallelConfig) -> Shard:
     if dist.get_world_size() != config.ranks:
         raise ConfigError(
             f"parallel.cfg × ring × ulysses is {config.ranks} in a process group of {dist.get_world_size()} ranks;"
-            " start as many"
+            " start that many ranks"
         )
     mesh = init_device_mesh(model.device.type, (config.cfg, config.ring, config.ulysses), mesh_dim_names=AXES)
     shard = _place(mesh, config)
@@ -160,7 +160,7 @@ def _xfuser_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMes
     except ImportError as error:
         raise ConfigError(
             f"parallel.engine=xfuser can't be imported here ({error}); it needs an NVIDIA GPU and"
-            " `pip install numina-video[gpu]`; parallel.engine=diffusers runs without"
+            " `pip install numina-video[gpu]`; or use parallel.engine=diffusers"
         ) from error
     for handler in logging.getLogger("xfuser").handlers:
         handler.setLevel(logging.ERROR)  # it warns of the backend that it chose

@@ -71,8 +71,8 @@ class JointOnlooker:
             output = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         if [len(given) for given in seen] != [1, 1]:
             raise RuntimeError(
-                f"{type(self.inner).__name__} called norm_q and norm_k {len(seen[0])} and {len(seen[1])} times; looking"
-                " on takes a processor that, like diffusers' own, calls each once: install that one for this pass"
+                f"{type(self.inner).__name__} called norm_q and norm_k {len(seen[0])} and {len(seen[1])} times; capture"
+                " needs a processor that calls each once, as diffusers' own does: install that one for this pass"
             )
         after = encoder_hidden_states.shape[1]
         query, key = (given[0][:, :, after:] for given in seen)

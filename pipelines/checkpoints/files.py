@@ -57,7 +57,8 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / f"{name}.safetensors").is_file():
             return [folder / f"{name}.safetensors"]
     raise ModelError(
-        f"{folder} has no {' or '.join(f'{name}.safetensors' for name in WEIGHT_NAMES)}; pickled weights are not loaded"
+        f"{folder} has no {' or '.join(f'{name}.safetensors' for name in WEIGHT_NAMES)};"
+        " pickled weights are not loaded, convert them to safetensors"
     )
 
 
@@ -72,23 +73,23 @@ def header_of(file: Path) -> dict[str, Any]:
         if head.startswith(LFS_POINTER):
             real = re.search(rb"size (\d+)", head)
             raise ModelError(
-                f"{file} is a Git LFS pointer of {size} bytes, and stands for a file of"
+                f"{file} is a Git LFS pointer of {size} bytes for a file of"
                 f" {int(real[1]) if real else 'unknown'} bytes; download it again, or run `git lfs pull`"
             )
         length = int.from_bytes(head[:8], "little")
         if length > HEADER_LIMIT:
-            raise ModelError(f"{file} can't be read: its {size} bytes are no safetensors; download it again")
+            raise ModelError(f"{file} can't be read: its {size} bytes aren't safetensors; download it again")
         stream.seek(8)
         try:
             header: dict[str, Any] = json.loads(stream.read(length)) if size >= 8 + length else {}
         except ValueError as error:
-            raise ModelError(f"{file} can't be read: its header is no JSON; download it again") from error
+            raise ModelError(f"{file} can't be read: its header isn't JSON; download it again") from error
     header.pop("__metadata__", None)
     whole = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     if size != whole:
         least = "" if header else "at least "
         raise ModelError(
-            f"{file} can't be read: it has {size} bytes, and by its header {least}{whole}; download it again"
+            f"{file} can't be read: it has {size} bytes, but its header says {least}{whole}; download it again"
         )
     return header
 

@@ -30,14 +30,14 @@ def commit_of(path: str, revision: str | None, key: str) -> str | None:
     if not is_repository(path):
         if revision is not None:
             raise ConfigError(
-                f"{key}.revision is {revision!r}, but {key}.path {path!r} is local, and its files are taken as they"
-                " are; leave the revision out"
+                f"{key}.revision is {revision!r}, but {key}.path {path!r} is a local path, which has no revisions;"
+                " leave the revision out"
             )
         return None
     if not COMMIT.fullmatch(revision or ""):
         raise ConfigError(
-            f"{key}.revision is {revision!r}; {path!r} isn't here, and of the hub's repository a commit is needed, 40"
-            " hex digits, so that every node and rerun has the same files: copy it from"
+            f"{key}.revision is {revision!r}; {path!r} is no local path, and a hub id needs a commit, 40 hex digits,"
+            " so that every node and every run has the same files: copy one from"
             f" https://huggingface.co/{path}/commits, or give a local path"
         )
     return revision
@@ -70,10 +70,10 @@ def fetch(repository: str, commit: str, files: Sequence[str], but: str | None = 
     except (OSError, HTTPError, RuntimeError) as error:  # the last is what its Xet transfer raises
         if constants.is_offline_mode():
             raise ModelError(
-                f"{where} isn't whole in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it; let"
-                " `numina models check` fetch it once without HF_HUB_OFFLINE, or set HF_HUB_CACHE to where it is"
+                f"{where} is incomplete in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids downloads; run"
+                " `numina models check` once without HF_HUB_OFFLINE, or set HF_HUB_CACHE to the folder that has it"
             ) from error
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ModelError(
-            f"{where} can't be downloaded ({problem}); check the network and try again: what is there is kept"
+            f"{where} can't be downloaded ({problem}); check the network and try again: downloaded files are kept"
         ) from error

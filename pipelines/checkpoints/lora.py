@@ -80,7 +80,7 @@ def fuse(pipeline: Any, lora: LoraConfig) -> None:
     source: dict[str, Any] = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
     kind = type(pipeline.transformer).__name__
     if dora := [key for key in header_of(file) if "dora_scale" in key]:
-        raise ModelError(f"{file} is a DoRA ({dora[0]}), of which diffusers leaves that out; use a LoRA")
+        raise ModelError(f"{file} is a DoRA: diffusers doesn't load {dora[0]}; use a LoRA")
     try:
         given = pipeline.lora_state_dict(str(file.parent), **source)
         pipeline.load_lora_weights(str(file.parent), adapter_name="lora", **source)

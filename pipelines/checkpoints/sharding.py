@@ -29,7 +29,7 @@ def placement(shard: str, device: torch.device) -> Placement:
         return Whole()
     if shard == "zero3" and not in_gang():
         raise ConfigError(
-            "memory.shard is zero3, which spreads the weights over a gang's ranks, and this is a single process; use"
+            "memory.shard is zero3, which spreads the weights over a gang's ranks, but this is a single process; use"
             " none, or zero3_offload to keep them in host memory"
         )
     return Zero3(device, offload=shard == "zero3_offload")
@@ -90,8 +90,8 @@ def import_deepspeed(device: torch.device) -> Any:
     serves = deepspeed.accelerator.get_accelerator().device_name()
     if serves != device.type:
         raise ConfigError(
-            f"DeepSpeed serves {serves} in this process, and the model is for {device.type}; load it in a process of"
-            " its own, or use memory.shard=none"
+            f"DeepSpeed is set up for {serves} in this process, but the model is for {device.type}; load it in a"
+            " separate process, or use memory.shard=none"
         )
     return deepspeed
 

@@ -44,15 +44,15 @@ class JudgeConfig:
         _one_of("dtype", self.dtype, DTYPES)
         if not NAME.fullmatch(self.name):
             raise ConfigError(
-                f"judge.name is {self.name!r}, but names a folder: use up to 64 letters, digits, dots, dashes and"
-                " underscores, a letter or digit first"
+                f"judge.name is {self.name!r}, but it names a folder: use up to 64 letters, digits, dots, dashes"
+                " and underscores, a letter or digit first"
             )
         for key, value in (("box_threshold", self.box_threshold), ("text_threshold", self.text_threshold)):
             if not 0 <= value <= 1:
-                raise ConfigError(f"judge.{key} is {value}, but is a score: give one in [0, 1]")
+                raise ConfigError(f"judge.{key} is {value}; a score must be in [0, 1]")
         if self.duplicates is not None and not 0 < self.duplicates < 1:
             raise ConfigError(
-                f"judge.duplicates is {self.duplicates}, but is an IoU between 0 and 1: give one such as 0.7, or null"
+                f"judge.duplicates is {self.duplicates}; an IoU must be between 0 and 1: give one such as 0.7, or null"
                 " to keep all boxes"
             )
         for key, number in (("every", self.every), ("batch", self.batch)):

@@ -51,7 +51,7 @@ def phrases_of(prompt: str, targets: Sequence[Target]) -> list[Phrase]:
     if unknown:
         raise InputError(
             f"the exact counter knows coloured shapes only, not {', '.join(unknown)} of {prompt!r};"
-            " judge this dataset with a detector"
+            " use a detector as the judge"
         )
     return [shown[target.noun] for target in targets]
 

@@ -78,7 +78,7 @@ class Detector(ABC, Generic[Text]):
         """
         for case in cases:
             if not case.targets:
-                raise InputError(f"{case.prompt!r} has no targets, and {self.config.kind} counts nouns: leave it out")
+                raise InputError(f"{case.prompt!r} has no targets, but {self.config.kind} counts nouns: leave it out")
         with torch.inference_mode():
             texts = [self.read([target.noun for target in case.targets]) for case in cases]
 

@@ -74,9 +74,9 @@ def _wan_vae_strides(vae: Config) -> Strides:
 def _not_wan(index: Config, transformer: Config) -> str | None:
     for name in ("transformer_2", "boundary_ratio"):
         if index.get(name) and index[name] != [None, None]:
-            return f"{name} {index[name]!r}: Wan2.2's 14B pair of transformers isn't run; use Wan2.1, or Wan2.2-TI2V-5B"
+            return f"{name} {index[name]!r}: Wan2.2's pair of 14B transformers isn't supported; use Wan2.1 or Wan2.2-5B"
     if transformer.get("image_dim") or transformer.get("added_kv_proj_dim"):
-        return "a transformer that wants an image; use a text-to-video checkpoint"
+        return "a transformer that needs an image; use a text-to-video checkpoint"
     return None
 
 
@@ -91,7 +91,7 @@ def _cogvideox_vae_strides(vae: Config) -> Strides:
 
 def _not_cogvideox(index: Config, transformer: Config) -> str | None:
     if transformer.get("patch_size_t"):
-        return "patches of several frames, which CogVideoX 1.5 has and isn't run; use CogVideoX-5b"
+        return "patches of several frames, as CogVideoX 1.5 does, which isn't supported; use CogVideoX-5b"
     return None
 
 
@@ -151,7 +151,7 @@ def check_family(folder: Path) -> str:
     index = read_json(index_file)
     name = index.get("_class_name")
     if name not in FAMILIES:
-        raise ModelError(f"{index_file} names {name!r}; what is run: {', '.join(FAMILIES)} checkpoints")
+        raise ModelError(f"{index_file} names {name!r}; supported are {', '.join(FAMILIES)} checkpoints")
     if refused := FAMILIES[name].refused(index, {}):
         raise ModelError(f"{folder} has {refused}")
     return str(name)

@@ -106,8 +106,8 @@ def check_room(needed: int, free: int, total: int, *, what: str) -> None:
         raise ModelError(
             f"{what} needs {needed / GIB:.1f} GiB on every GPU for its weights alone, {(needed - free) / GIB:.1f} GiB"
             f" more than the {free / GIB:.1f} that are free of {total / GIB:.1f} here; spread them over the gang's GPUs"
-            " with memory.shard=zero3, take the text encoder off them with memory.text_encoder=apart, or end what else"
-            " runs there; `numina plan` says what a clip takes on top"
+            " with memory.shard=zero3, move the text encoder off them with memory.text_encoder=apart, or stop other"
+            " processes there; `numina plan` shows what a clip needs in addition"
         )
 
 

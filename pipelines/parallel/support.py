@@ -87,8 +87,8 @@ RULES = (
         "joint attention is one sequence",
         lambda w: w.joint and w.sequence_ranks > 1,
         lambda w: (
-            "CogVideoX's text and video are one sequence of attention, which no engine here splits; parallel.cfg=2 is"
-            " what spreads a clip"
+            "CogVideoX's text and video are one sequence of attention, which no engine here splits; use"
+            " parallel.cfg=2 to spread a clip"
         ),
         lambda w: replace(w, ulysses=1, ring=1),
     ),
@@ -119,7 +119,7 @@ RULES = (
     Rule(
         "cfg ranks need two branches",
         lambda w: w.cfg == 2 and not w.guidance,
-        lambda w: "parallel.cfg=2 spreads two branches, and generation.guidance_scale of 1 or less leaves one",
+        lambda w: "parallel.cfg=2 needs two branches, but generation.guidance_scale of 1 or less leaves one",
         lambda w: replace(w, cfg=1),
     ),
     Rule(
@@ -137,7 +137,7 @@ RULES = (
     Rule(
         "a ring's ranks hold alike",
         lambda w: w.ring > 1 and _pads(w),
-        lambda w: f"{w.tokens} tokens don't divide by {w.sequence_ranks}, and ring attention can't leave padding out",
+        lambda w: f"{w.tokens} tokens don't divide by {w.sequence_ranks}, and ring attention can't mask padding",
         _fewer_rows,
     ),
     Rule(
@@ -152,13 +152,13 @@ RULES = (
     Rule(
         "magcache knows Wan",
         lambda w: w.joint and w.cache == "magcache",
-        lambda w: "magcache skips by the magnitudes that Wan's residuals have, and CogVideoX's aren't known",
+        lambda w: "magcache skips by the magnitudes of Wan's residuals, and CogVideoX's aren't known",
         lambda w: replace(w, cache="taylorseer"),
     ),
     Rule(
         "cfg_cache is for one rank's two branches",
         lambda w: w.cache == "cfg_cache" and w.cfg == 2,
-        lambda w: "cfg_cache skips unconditional passes, and parallel.cfg=2 has ranks that do nothing else",
+        lambda w: "cfg_cache skips unconditional passes, and with parallel.cfg=2 half of the ranks run nothing else",
         lambda w: replace(w, cfg=1),
     ),
     Rule(
@@ -182,13 +182,13 @@ RULES = (
     Rule(
         "float8 needs a GPU",
         lambda w: w.dtype == "float8" and w.device != "cuda",
-        lambda w: "model.dtype=float8 multiplies on an H100's tensor cores, or a newer GPU's",
+        lambda w: "model.dtype=float8 needs the tensor cores of an H100 or a newer GPU",
         lambda w: replace(w, dtype="auto"),
     ),
     Rule(
         "float8 is for whole layers of whole clips",
         lambda w: w.dtype == "float8" and (w.shard != "none" or w.sequence_ranks > 1),
-        lambda w: "model.dtype=float8 isn't tested with sharded weights, nor where ranks share a clip's tokens",
+        lambda w: "model.dtype=float8 isn't tested with sharded weights, or if ranks share a clip's tokens",
         lambda w: replace(w, dtype="auto"),
     ),
     Rule(

@@ -96,7 +96,7 @@ class EndpointWriter:
             raise ValueError(self._told(error)) from None
         except openai.OpenAIError as error:
             raise NuminaError(
-                f"{self.url} doesn't answer: {self._told(error)}; answers so far are kept, the same command goes on"
+                f"{self.url} doesn't answer: {self._told(error)}; answers so far are saved; the same command continues"
             ) from None
         return (chosen[0].message.content if chosen else None) or ""
 
@@ -125,7 +125,7 @@ class LocalWriter:
     def __post_init__(self) -> None:
         self.model = str(Path(self.folder).resolve())
         if not (Path(self.folder) / "config.json").is_file():
-            raise ModelError(f"--model {self.folder!r} is no folder of a transformers model: it has no config.json")
+            raise ModelError(f"--model {self.folder!r} has no config.json; give a folder of a transformers model")
 
     def answer(self, messages: Sequence[Message]) -> str:
         tokenizer, model = self._loaded

@@ -41,7 +41,7 @@ def test_a_signal_drains_a_job(tmp_path: Path) -> None:
     assert len(job.diary()) <= begun + 3  # those in flight, and one that was just begun
     assert 5 <= len(rows(tmp_path)) == len(job.diary()) < 60
     assert not psutil.wait_procs(children, timeout=10)[1]
-    assert "SIGTERM: what is under way is finished" in job.log()
+    assert "SIGTERM: finishing clips in progress" in job.log()
     assert job.run() == 0
     assert len(rows(tmp_path)) == 60
     assert set(Counter(job.diary()).values()) == {1}
@@ -111,7 +111,7 @@ def test_a_full_disk_stops_the_job_and_blames_no_clip(small_disk: Path, tmp_path
     subprocess.run(["mount", "-o", "remount,size=384k", str(small_disk)], check=True)
     job = Job(tmp_path, numbered_prompts(60), *QUICK)
     assert job.run() == 1
-    assert "No space left on device; the job stops here, no prompt is blamed" in job.log()
+    assert "No space left on device; the job stops, and no clip counts as failed" in job.log()
     assert not Store(str(small_disk)).failures()
     assert 5 < len(rows(tmp_path)) < 60
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)

@@ -21,7 +21,7 @@ LONG = os.environ.get("NUMINA_FAULTS") == "long"
 PROMPTS = 100 if LONG else 24  # two strategies of each
 RANK_KILLS, STOPS, DRIVER_KILLS = (20, 2, 3) if LONG else (3, 1, 1)
 STEP_TIMEOUT = 4.0
-LOST, STANDS = "is lost, and replaced", "stands after"  # what the driver logs of a gang
+LOST, STANDS = "is lost and will be replaced", "is ready after"  # what the driver logs of a gang
 
 pytestmark = pytest.mark.slow
 

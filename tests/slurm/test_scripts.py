@@ -145,7 +145,7 @@ def test_a_cancelled_task_is_not_requeued(slurm: Slurm, fake: Callable[[int], No
 def test_an_array_makes_every_row_once(slurm: Slurm, job: list[str]) -> None:
     """Three tasks, three Rays, one output; one task is requeued in mid-work, one is drained and requeues itself."""
     array = slurm.submit("array.sbatch", *job, "samples=12", options=("--array=0-2", "--cpus-per-task=1"))
-    wait_for_words(slurm, "gang-0 stands", 3)
+    wait_for_words(slurm, "gang-0 is ready", 3)
     wait_for(slurm, lambda: committed(slurm.folder) >= 3)
     slurm("scontrol", "requeue", f"{array}_0")
     slurm("scancel", "--batch", "--signal=USR2", f"{array}_1")
@@ -185,7 +185,7 @@ def test_a_cluster_is_drained_and_goes_on(slurm: Slurm, job: list[str]) -> None:
     slurm.wait(submitted)
     assert slurm.field(submitted, "JobState") == "COMPLETED", slurm.logs()
     assert slurm.field(submitted, "Restarts") == "1"
-    assert "SIGUSR2: what is under way is finished" in slurm.logs()
+    assert "SIGUSR2: finishing clips in progress" in slurm.logs()
     assert 3 <= done < 6 * 30
     assert_exact(slurm.folder, samples=30)
     assert set(Path("/tmp").glob("numina.*")) <= before, "what Ray left behind, on either node"

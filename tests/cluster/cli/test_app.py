@@ -136,7 +136,7 @@ def test_models_check_says_all_that_is_wrong(
         main()
     assert exit.value.code == 2
     said = capsys.readouterr().err
-    assert "its 4 bytes are no safetensors; download it again" in said
+    assert "its 4 bytes aren't safetensors; download it again" in said
     assert "lacks the part tokenizer/" in said
 
 
@@ -173,8 +173,12 @@ def outcome_of(monkeypatch: pytest.MonkeyPatch, **counts: Any) -> Callable[..., 
     [
         ({"total": 4, "done": 4, "generated": 4, "guided": 1}, 0, "4 generated now (1 guided), 0 failed"),
         ({"total": 4, "done": 4}, 0, "nothing to do"),
-        ({"total": 4, "done": 3, "failed": 1}, 1, "retry_failed=true tries them again"),
-        ({"total": 4, "done": 1, "failed": 1, "draining": True}, 3, "stopped with 2 left: the same command goes on"),
+        ({"total": 4, "done": 3, "failed": 1}, 1, "add retry_failed=true to try these clips again"),
+        (
+            {"total": 4, "done": 1, "failed": 1, "draining": True},
+            3,
+            "stopped with 2 videos left; the same command continues",
+        ),
         ({"total": 4, "done": 4, "draining": True}, 0, "4 of 4 videos"),
         ({"total": 4, "done": 3, "failed": 1, "draining": True}, 1, "1 failed"),
     ],
@@ -195,7 +199,7 @@ def test_with_json_all_that_is_written_is_objects(tiny_job: Job, monkeypatch: py
     assert (status, stdout) == (3, "")
     messages = [json.loads(line)["message"] for line in stderr.splitlines()]
     assert messages[-3].startswith("1 of 4 videos in ")
-    assert messages[-1] == "stopped with 2 left: the same command goes on"
+    assert messages[-1] == "stopped with 2 videos left; the same command continues"
 
 
 def test_with_json_an_error_is_an_object(

@@ -73,7 +73,7 @@ def test_a_terminal_shows_a_live_picture() -> None:
     assert re.search(r"gang-0 +loading", shown)
     assert re.search(r"gang-1 +identify \+ layout", shown)
     assert re.search(r"^.*WARNING gang-1 is lost \[red\]\r$", shown, re.MULTILINE)
-    assert "stopping: finishing what is under way" in shown
+    assert "stopping: finishing clips in progress" in shown
     assert shown.rstrip().splitlines()[-1] == "stopped"
     assert "\x1b[?25h" in written, "the cursor is back"
 
@@ -119,7 +119,7 @@ def test_without_a_terminal_there_are_lines() -> None:
     assert said[0] == "120000 prompts checked"
     assert re.fullmatch(r"12 of 40 videos, 1 failed; 43 videos per hour, 3\d min to go; 1 loading, 1 identify", said[1])
     assert said[2].startswith("31 of 40 videos")
-    assert said[2].endswith("stopping: finishing what is under way")
+    assert said[2].endswith("stopping: finishing clips in progress")
     assert len(said) == 3
 
 

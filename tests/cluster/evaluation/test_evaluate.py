@@ -149,7 +149,7 @@ def test_a_noun_that_the_judge_cant_know_is_named(tmp_path: Path) -> None:
     row = put(store, 0, "numina")
     cats = {"key": "a" * 32, "prompt": "three cats", "targets": [Target("cats", 3)]}
     store.commit({**row, **cats})
-    with pytest.raises(InputError, match="judge this dataset with a detector"):
+    with pytest.raises(InputError, match="use a detector as the judge"):
         evaluate(store, COUNTER)
 
 
@@ -246,7 +246,7 @@ class TestSummary:
         for store in stores:
             evaluate(store, COUNTER)
         [(name, note, prompts, difference)] = compare_outputs(stores[0], stores[1], "counter")
-        assert (name, note, prompts, difference.mean) == ("numina", "1 prompts in one alone", 1, 0.0)
+        assert (name, note, prompts, difference.mean) == ("numina", "1 prompts are in only one output", 1, 0.0)
         with pytest.raises(InputError, match="no prompt in common"):
             compare_outputs(stores[1], stores[2], "counter")
         with pytest.raises(InputError, match="has no verdicts of 'owlv2'"):

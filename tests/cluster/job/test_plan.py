@@ -166,7 +166,7 @@ def test_the_first_rows_are_checked_at_once_and_the_others_before_work(tiny_job:
     ("overrides", "said"),
     [
         (["cluster.address=auto"], "output is 'out/demo', relative to a copy .* that Ray deletes"),
-        (["output=/data/out"], "cluster.address is 'local', a second Ray inside the submitted job"),
+        (["output=/data/out"], "cluster.address is 'local', which starts a second Ray in the submitted job"),
     ],
 )
 def test_a_submitted_job_that_would_lose_its_rows_is_refused(

@@ -55,7 +55,7 @@ def test_a_name_is_what_generates_and_what_selects(name: str, base: str, attempt
     ("name", "message"),
     [
         ("magic", "'magic' isn't known; join parts of baseline, numina, strong"),
-        ("numina+baseline", "at most one part generates"),
+        ("numina+baseline", "at most one generator"),
         ("seed_search+verified", "one selects"),
         ("numina+numina", "at most one part"),
         ("", "'' isn't known"),

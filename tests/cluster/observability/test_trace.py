@@ -133,7 +133,7 @@ def test_the_last_rows_of_a_dataset(tmp_path: Path) -> None:
     needed = {"file_name": "a.mp4", "video_sha256": "", "targets": [], "seed": 0}
     store.commit(needed | a_row(9) | {"spans": None})
     store.commit(needed | a_row(10))
-    with pytest.raises(InputError, match="says when"):
+    with pytest.raises(InputError, match="has the times of its stages"):
         latest_rows(store, 10)
     for number, row in enumerate(ROWS):
         store.commit(needed | row | {"committed_at": datetime.fromtimestamp(BEGAN - number, UTC)})

@@ -163,7 +163,7 @@ def test_an_endpoint_that_dies_midway(
 
     first, output = endpoint(dying), tmp_path / "out.parquet"
     options = ["--with", "endpoint", "--model", "tiny", "--at-once", "1"]
-    with pytest.raises(NuminaError, match=r"doesn't answer.*the same command goes on") as error:
+    with pytest.raises(NuminaError, match=r"doesn't answer.*the same command continues") as error:
         enhance(prompts, output, *options, "--url", first.url)
     assert KEY not in str(error.value)
     assert not output.exists()
@@ -256,7 +256,7 @@ def test_what_is_missing_is_told(prompts: str, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=told):
             enhance(prompts, tmp_path / "out.parquet", *options)
     (tmp_path / "out.parquet.answers.jsonl").write_text("{}\n")
-    with pytest.raises(InputError, match="mend it, or remove it to ask again"):
+    with pytest.raises(InputError, match="correct it, or remove it to ask again"):
         enhance(prompts, tmp_path / "out.parquet", "--with", "endpoint", "--url", "http://127.0.0.1:9", "--model", "x")
 
 

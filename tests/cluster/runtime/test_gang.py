@@ -115,6 +115,6 @@ def test_ulysses_ranks_share_a_node(parallel: ParallelConfig, nodes: list[tuple[
 def test_running_out_of_memory_says_what_was_expected() -> None:
     """The planner's figure and what takes less, and still the error that is tried again."""
     for planned, said in ((71.32, r"; the planner expects 71\.3 GiB at most on every GPU"), (None, "")):
-        wanted = pytest.raises(torch.OutOfMemoryError, match=rf"^2 GiB more{said}; memory\.shard=zero3, .* take less")
+        wanted = pytest.raises(torch.OutOfMemoryError, match=rf"^2 GiB more{said}; memory\.shard=zero3, .* need less")
         with wanted, size_told(planned):
             raise torch.OutOfMemoryError("2 GiB more")

@@ -114,7 +114,7 @@ def test_a_stopped_job_goes_on(head: Head, job: list[str], tmp_path: Path) -> No
     head.job("stop", "first")
     assert "STOPPED" in head.job("status", "first").upper()
     log = head.job("logs", "first")
-    assert "the same command goes on" in log, log
+    assert "the same command continues" in log, log
     before = rows(tmp_path)
     assert 0 < len(before) < 80
 

@@ -220,7 +220,7 @@ def test_a_local_model_has_no_revision(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     for path in ("testbed", str(tmp_path), "a/b"):
-        with pytest.raises(ConfigError, match="is local, and its files are taken as they are; leave the revision out"):
+        with pytest.raises(ConfigError, match="is a local path, which has no revisions; leave the revision out"):
             inspect_model(path, COMMIT)
 
 

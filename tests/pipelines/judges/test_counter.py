@@ -54,5 +54,5 @@ def test_nothing_to_judge(cases: list[Case]) -> None:
 def test_it_refuses_what_its_world_lacks(cases: list[Case]) -> None:
     """Before it counts anything."""
     cats = Case(video=cases[0].video, prompt="three cats", targets=(Target("cats", 3),))
-    with pytest.raises(InputError, match="not cats of 'three cats'; judge this dataset with a detector"):
+    with pytest.raises(InputError, match="not cats of 'three cats'; use a detector as the judge"):
         ExactCounter().judge([*cases, cats])

@@ -88,11 +88,11 @@ def test_half_downloaded_weights_are_an_error(copy: Path) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(
-        ModelError, match=f"it has {len(whole) // 2} bytes, and by its header {len(whole)}; download it"
+        ModelError, match=f"it has {len(whole) // 2} bytes, but its header says {len(whole)}; download it"
     ):
         inspect_judge(config("grounding-dino", copy))
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 689000000\n")
-    with pytest.raises(ModelError, match=r"is a Git LFS pointer .* stands for a file of 689000000 bytes"):
+    with pytest.raises(ModelError, match=r"is a Git LFS pointer .* for a file of 689000000 bytes"):
         inspect_judge(config("grounding-dino", copy))
 
 
@@ -104,7 +104,9 @@ def test_another_model_is_an_error(folder: Callable[[str], Path]) -> None:
 
 def test_a_hub_s_model_is_pinned(folder: Callable[[str], Path]) -> None:
     """By a commit; a folder has none."""
-    with pytest.raises(ConfigError, match=r"judge.revision is 'main'; 'some-lab/dino' isn't here, and .* a commit"):
+    with pytest.raises(
+        ConfigError, match=r"judge.revision is 'main'; 'some-lab/dino' is no local path, and .* a commit"
+    ):
         inspect_judge(config("grounding-dino", "some-lab/dino", revision="main"))
     with pytest.raises(ConfigError, match=r"judge.revision is .* is local"):
         inspect_judge(config("clip", folder("clip"), revision=COMMIT))
@@ -119,7 +121,7 @@ def test_a_hub_s_model_comes_from_the_cache(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     at = config("clip", "some-lab/clip", revision=COMMIT)
-    with pytest.raises(ModelError, match="HF_HUB_OFFLINE forbids to download it"):
+    with pytest.raises(ModelError, match="HF_HUB_OFFLINE forbids downloads"):
         inspect_judge(at)
     shutil.copytree(folder("clip"), tmp_path / "models--some-lab--clip" / "snapshots" / COMMIT)
     assert inspect_judge(at)["weights"] == inspect_judge(config("clip", folder("clip")))["weights"]

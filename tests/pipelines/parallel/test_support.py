@@ -73,7 +73,7 @@ def test_the_nearest_of_any_wish_works(wish: Wish) -> None:
         (replace(WAN, cfg=2, guidance=False), "leaves one", "parallel.cfg=1"),
         (replace(WAN, engine="diffusers", ring=2), "ring", "parallel.engine=xfuser"),
         (replace(WAN, ulysses=6), "doesn't divide the model's 40 heads", "parallel.ulysses=5"),
-        (replace(WAN, ulysses=2, ring=11), "can't leave padding out", "parallel.ring=10"),
+        (replace(WAN, ulysses=2, ring=11), "can't mask padding", "parallel.ring=10"),
         (replace(WAN, engine="diffusers", ulysses=16, heads=48), "32760 tokens", "parallel.engine=xfuser"),
         (replace(WAN, ulysses=16, heads=48, device="cpu"), "32760 tokens", "parallel.ulysses=12"),
         (replace(WAN, cfg=2, cache="cfg_cache"), "skips unconditional passes", "parallel.cfg=1"),

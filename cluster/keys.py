@@ -73,7 +73,7 @@ class TaskDigests:
     """Digests of what is asked under one configuration, before targets are read from prompts.
 
     They recognise a finished task without its key, which needs the row parsed. Equal rows as they are given
-    (`promptrows.row_texts`), in equal settings, have equal digests; nothing else enters.
+    (`prompts.row.row_texts`), in equal settings, have equal digests; nothing else enters.
     """
 
     def __init__(

@@ -81,7 +81,7 @@ class ModelFacts:
     path: str
     name: str
     revision: str  # content-derived
-    family: str  # of `checkpoint.FAMILIES`
+    family: str  # of `models.families.FAMILIES`
     depth: int  # transformer blocks
     heads: int
     head_size: int

@@ -10,7 +10,7 @@
         failures/{key}/{attempt}.json
         evaluations/{judge}/{key}.parquet     verdicts, never written into commits
         evaluations/summary.{json,parquet}    what they come to, rewritten by every `numina evaluate`
-        leases/{owner}.json                   what a living driver works on: a hint, see `claims`
+        leases/{owner}.json                   what a living driver works on: a hint, see leases.py
 
 A video may be made twice (a driver died, two drivers raced); its row is seen once, because only one writer can create
 the commit. Nothing here is kept in memory between calls: storage is the truth.

@@ -46,7 +46,7 @@ class TaskNames:
         return [slot for slot, (own, _) in enumerate(self.slots) if own == sample]
 
     def digests(self, slot: int, texts: Sequence[bytes]) -> list[bytes]:
-        """Of rows' tasks in one slot, from their `promptrows.row_texts`."""
+        """Of rows' tasks in one slot, from their `prompts.row.row_texts`."""
         sample, trial = self.slots[slot]
         chains = self._digests[sample, trial.base].of(texts)
         return [attempt_digest(chain, trial.attempt, trial.strength) for chain in chains]

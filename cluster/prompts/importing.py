@@ -48,7 +48,7 @@ def import_prompts(
     force: bool = False,
     report: Callable[[int], None] = lambda rows: None,
 ) -> Imported:
-    """Read a source (see `promptsources`) into a prompt set with all targets filled in; what it holds.
+    """Read a source (see sources.py) into a prompt set with all targets filled in; what it holds.
 
     Rows are read and checked a block at a time. Raises one PromptSetError with all that is wrong with the source.
     """

@@ -4,7 +4,7 @@
 
 The first axis is classifier-free guidance: the two branches of a step on different ranks, which hold the same rows. The
 other two are the sequence: a rank holds a contiguous run of the clip's tokens (a frame may straddle two ranks) in all
-layers but self-attention. `engines.py` puts this into a model.
+layers but self-attention. `attention/engines.py` puts this into a model.
 
 Names: B clips, n tokens, R ranks of the sequence, N heads, D head size.
 """

@@ -5,7 +5,7 @@
     latents = guide(plans, state.path)         # else: same noise, biased cross-attention
 
 Source: arXiv 2604.08546 §3. All clips of a batch are at the same step, each has its own text, noise and plan. Any
-number of ranks runs these functions in step; see `parallel.Shard`. Where the two branches of a step are on different
+number of ranks runs these functions in step; see `Shard`. Where the two branches of a step are on different
 ranks, captures and guidance are the conditional ranks' alone, and no collective of theirs waits for the others.
 """
 

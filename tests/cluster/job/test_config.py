@@ -158,8 +158,8 @@ class TestVariants:
             ("variants.a=4", r"variants\.a is 4; give a mapping"),
             ("variants=4", "variants is 4; give a mapping"),
             ("variants=[a]", "give a mapping"),
-            ("variants.numina.guide.add=4", r"variants\.numina takes another name than baseline, numina"),
-            ("variants.baseline={}", r"variants\.baseline takes another name"),
+            ("variants.numina.guide.add=4", r"variants\.numina must be .* none of baseline, numina"),
+            ("variants.baseline={}", r"variants\.baseline must be a mapping"),
         ],
     )
     def test_a_mistake_is_named_with_its_remedy(self, override: str, message: str) -> None:

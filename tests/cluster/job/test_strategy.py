@@ -56,8 +56,8 @@ def test_a_name_is_what_generates_and_what_selects(name: str, base: str, attempt
     [
         ("magic", "'magic' isn't known; join parts of baseline, numina, strong"),
         ("numina+baseline", "at most one generator"),
-        ("seed_search+verified", "one selects"),
-        ("numina+numina", "at most one part"),
+        ("seed_search+verified", "one selector"),
+        ("numina+numina", "at most one generator"),
         ("", "'' isn't known"),
     ],
 )

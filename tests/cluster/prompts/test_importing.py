@@ -191,11 +191,11 @@ def test_importing_again_is_fine_and_another_set_is_refused(tmp_path: Path) -> N
     ("value", "told"),
     [
         ("{", "isn't JSON"),
-        ("3", "is no set of counts"),
-        ('{"nouns": ["cats"], "counts": [1, 2]}', "not as many counts as nouns"),
+        ("3", "holds no mapping of counts"),
+        ('{"nouns": ["cats"], "counts": [1, 2]}', "more or fewer counts than nouns"),
         ('{"cats": true}', "no whole number"),
         ('[{"noun": "", "count": 1}]', "is no noun"),
-        ('["cats"]', "is no set of counts"),
+        ('["cats"]', "holds no mapping of counts"),
     ],
 )
 def test_what_no_targets_are(value: str, told: str) -> None:

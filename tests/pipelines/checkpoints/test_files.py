@@ -114,7 +114,7 @@ def test_a_pointer_in_place_of_its_file_is_told(copy: Path) -> None:
 def test_something_else_in_place_of_a_file_is_told(copy: Path, content: bytes) -> None:
     """Such as an error page that was saved under its name."""
     weights(copy / "vae").write_bytes(content)
-    with pytest.raises(ModelError, match=r"no (safetensors|JSON); download it again"):
+    with pytest.raises(ModelError, match=r"n't (safetensors|JSON); download it again"):
         inspect(copy)
 
 

@@ -179,7 +179,7 @@ def test_a_hub_id_is_a_pinned_commit(ask: Ask, hub: str, tiny_checkpoint: Path) 
     local = inspect_model(str(tiny_checkpoint))
     assert broken[0] == "ModelError"
     assert f"{MODEL} at {COMMIT} can't be downloaded (" in broken[1]
-    assert "try again: what is there is kept" in broken[1]
+    assert "try again: downloaded files are kept" in broken[1]
     assert whole[:2] == (MODEL, local.revision)
     assert Hub.asked.count(weights) == 2
     assert Hub.asked.count("model_index.json") == 2  # of the two repositories: what was there is kept

@@ -108,7 +108,7 @@ def test_a_hub_s_model_is_pinned(folder: Callable[[str], Path]) -> None:
         ConfigError, match=r"judge.revision is 'main'; 'some-lab/dino' is no local path, and .* a commit"
     ):
         inspect_judge(config("grounding-dino", "some-lab/dino", revision="main"))
-    with pytest.raises(ConfigError, match=r"judge.revision is .* is local"):
+    with pytest.raises(ConfigError, match=r"judge.revision is .* is a local path"):
         inspect_judge(config("clip", folder("clip"), revision=COMMIT))
 
 

@@ -93,13 +93,14 @@ def compare(
 def show_counts(store: Store, judge: str) -> None:
     """Prints counts prompt by prompt, and each strategy's sums; keeps these in the output."""
     from cluster.cli.tables import count_table
-    from cluster.evaluation.outcomes import accepted_from, outcomes, strategies_of
+    from cluster.evaluation.outcomes import outcomes, strategies_of
+    from cluster.job.acceptance import Acceptance
 
     rows = store.rows().to_pylist()
     verdicts = {row["key"]: row for row in store.evaluations(judge).to_pylist()}
     if any(row["count_accuracy"] is not None for row in verdicts.values()):
-        accept = accepted_from(store)
-        made = {own.name: outcomes(own, rows, verdicts, accept) for own in strategies_of(store, rows)}
+        acceptance = Acceptance.recorded(store)
+        made = {own.name: outcomes(own, rows, verdicts, acceptance) for own in strategies_of(store, rows)}
         console.print(
             count_table(
                 {name: some for name, some in made.items() if some},

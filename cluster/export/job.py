@@ -30,11 +30,11 @@ def export(store: Store, folder: str, config: ExportConfig, report: Report = lam
     one = config.to if config.to in ONE_CLIP else None
     selection = select(store, strategy=config.strategy, judge=config.judge, only=config.only, one=one)
     files = open_files(folder, single_writer=True)
-    _claim(files, store, config)
+    _lease(files, store, config)
     return WRITERS[config.to](store, files, selection, config, report)
 
 
-def _claim(files: Files, store: Store, config: ExportConfig) -> None:
+def _lease(files: Files, store: Store, config: ExportConfig) -> None:
     """The folder is empty, or holds an export of the same settings."""
     settings: dict[str, str | int | None] = {"output": store.root, "to": config.to, "strategy": config.strategy}
     settings |= {"judge": config.judge, "only": config.only}

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from cluster.dataset.segments import commit_name, first_of_each, packed, split, union
 from cluster.dataset.store import Committed
+from cluster.job.acceptance import Acceptance
 from cluster.job.strategy import ACCEPTED, Strategy, strategy_of
 from cluster.rows import ROW_SCHEMA
 
@@ -82,7 +83,10 @@ def _completed(store: Store, info: Mapping[str, Any], keys: Collection[bytes]) -
     columns = ["key", "strategy", "attempt", "strength"]
     rows = first_of_each(union(ROW_SCHEMA, store.row_files.tables(columns)), "key").select(columns).to_pylist()
     settled = [
-        store.settled(verify["judge"], verify["accept"], strengths, keys) for strengths in set(verified.values())
+        Acceptance(accept=verify["accept"], strengths=strengths).settled(
+            store.verdicts_of_attempts(verify["judge"]), keys
+        )
+        for strengths in set(verified.values())
     ]
     made = sum((row["strategy"], row["attempt"], row["strength"]) in others for row in rows)
     return made + len(frozenset[bytes]().union(*settled))

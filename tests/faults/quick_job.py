@@ -17,7 +17,8 @@ import numpy as np
 import ray
 import torch.distributed as dist
 
-import cluster.runtime.gang
+import cluster.workers.member
+import cluster.workers.rank
 from cluster.job.config import load_job
 from cluster.observability.logs import set_up
 from cluster.observability.progress import JobProgress

@@ -136,7 +136,7 @@ def status(output: str) -> None:
     from cluster.dataset.store import Store
     from cluster.observability.status import status_of
 
-    now = status_of(Store(output, single_writer=True))
+    now = status_of(Store.reader(output))
     left = "" if now.left is None else f", {now.left} left of {now.asked}"
     say(f"{now.done} done, {now.failed} failed{left}")
     if now.rate_per_hour:
@@ -175,7 +175,7 @@ def trace(
     from cluster.observability.trace import latest_rows
     from cluster.observability.trace import trace as trace_of
 
-    traced = trace_of(latest_rows(Store(output, single_writer=True), last, key))
+    traced = trace_of(latest_rows(Store.reader(output), last, key))
     to.write_text(json.dumps(traced, ensure_ascii=False))
     say(f"{to}: {traced['otherData']['clips']} clips; open it in https://ui.perfetto.dev")
 

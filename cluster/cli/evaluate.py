@@ -38,11 +38,11 @@ def evaluate(
     from cluster.job.judge import judge_config
 
     config = judge_config(judge, dotlist([override.removeprefix("judge.") for override in overrides or []]))
-    store = Store(output, single_writer=True)
+    store = Store.reader(output)
     with bar("judging") as judged:
         verdicts = judge_all(store, config, judged, workers=workers, gpus=gpus, address=address)
     if against is not None:
-        show_difference(store, Store(against, single_writer=True), config.name)
+        show_difference(store, Store.reader(against), config.name)
         return
     show_counts(store, config.name)
     for key, verdict in verdicts.items():
@@ -80,7 +80,7 @@ def compare(
     if outcome.stopped:
         say(f"stopped with {outcome.left} left: the same command goes on")
         raise typer.Exit(3)
-    store = Store(job.output, single_writer=True)
+    store = Store.reader(job.output)
     for judge in judges:
         with bar(f"judging by {judge.name}") as judged:
             judge_all(store, judge, judged, workers=workers)

@@ -31,7 +31,7 @@ def export(
 
     config = ExportConfig(to=to, strategy=strategy, judge=judge, only=only, shard_clips=shard_clips, license=license)
     with bar("exporting") as report:
-        exported = write(Store(output, single_writer=True), folder, config, report)
+        exported = write(Store.reader(output), folder, config, report)
     for name, problem in list(exported.lost.items())[:SHOWN_LOST]:
         say(f"left out: {name} is {problem}")
     if len(exported.lost) > SHOWN_LOST:

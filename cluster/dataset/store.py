@@ -27,7 +27,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -80,10 +80,18 @@ class Store:
         self.files: Files = open_files(root, single_writer=single_writer)
         self.place = root if "://" in root else os.path.abspath(root)  # by which other processes open it
         self._single_writer = single_writer
+        self._adds_rows = True
         self._extra_columns = extra_columns if extra_columns is not None else pa.schema([])
         self.owner = uuid.uuid4().hex  # names this holder's lease
         self.leases = Leases(self.files, self.owner)
         self.row_files = RowFiles(self.files)
+
+    @classmethod
+    def reader(cls, root: str) -> Self:
+        """A holder of an output that adds no rows: reports, exports, judges. Any filesystem will do for it."""
+        store = cls(root, single_writer=True)
+        store._adds_rows = False
+        return store
 
     @property
     def root(self) -> str:
@@ -187,6 +195,7 @@ class Store:
         `row` holds columns of ROW_SCHEMA, and the prompt set's own ones under `extra` (a mapping). The files that it
         names must be stored before. Raises ValueError for unknown or missing columns.
         """
+        assert self._adds_rows, "a reader can't keep the commit's promise"
         return self.row_files.add(row["key"], self._row_table(row))
 
     def is_committed(self, key: str) -> bool:

@@ -12,8 +12,6 @@ from cluster.evaluation.outcomes import Outcome, Row, accepted_from, outcomes, s
 from cluster.rows import DETECTED
 from numina.errors import OutputError
 
-ONLY = ("all", "judged", "accepted")
-
 # What outcomes need of a row: a hundred thousand whole rows would be gigabytes of Python objects.
 _NEEDED = (
     *("key", "chain", "attempt", "strength", "strategy", "id", "sample", "prompt", "original_prompt", "targets"),

@@ -1,23 +1,24 @@
 """`numina export`: a dataset in the forms that trainers and evaluators read."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from cluster.cli.options import FAILED
 from cluster.cli.terminal import bar, say
+from cluster.export.config import ExportConfig, Only
+from cluster.export.formats import FORMATS
 
 SHOWN_LOST = 20
 
 
 def export(
     output: Annotated[str, typer.Argument(help="An output of `numina run`.")],
-    to: Annotated[Literal["hf", "webdataset", "countbench", "vbench"], typer.Option(help="The form.")],
+    to: Annotated[str, typer.Option(metavar="FORM", help=f"One of {', '.join(FORMATS)}.")],
     folder: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="A new folder or URL.")],
     strategy: Annotated[str | None, typer.Option(help="Clips that this one keeps; all strategies' otherwise.")] = None,
     judge: Annotated[str | None, typer.Option(help="Whose verdicts go along, where there are several.")] = None,
-    only: Annotated[
-        Literal["all", "judged", "accepted"], typer.Option(help="Clips that were judged, or accepted.")
-    ] = "all",
+    only: Annotated[Only, typer.Option(help="Clips that were judged, or accepted.")] = "all",
     shard_clips: Annotated[int, typer.Option(help="Clips in a tar of webdataset, at most.")] = 1000,
     license: Annotated[str, typer.Option(help="Of the dataset card: an identifier of the hub's.")] = "other",
 ) -> None:
@@ -26,8 +27,7 @@ def export(
     The same command again copies what isn't there yet. Videos that are lost are named; the exit status is then 1.
     """
     from cluster.dataset.store import Store
-    from cluster.export import ExportConfig
-    from cluster.export import export as write
+    from cluster.export.job import export as write
 
     config = ExportConfig(to=to, strategy=strategy, judge=judge, only=only, shard_clips=shard_clips, license=license)
     with bar("exporting") as report:
@@ -40,4 +40,4 @@ def export(
         say(note)
     say(f"{folder}: {exported.clips} clips as {to}, {len(exported.lost)} left out")
     if exported.lost:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)

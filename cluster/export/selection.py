@@ -13,8 +13,6 @@ from cluster.job.acceptance import Acceptance
 from cluster.rows import DETECTED
 from numina.errors import OutputError
 
-ONLY = ("all", "judged", "accepted")
-
 # What outcomes need of a row: a hundred thousand whole rows would be gigabytes of Python objects.
 _NEEDED = (
     *("key", "chain", "attempt", "strength", "strategy", "id", "sample", "prompt", "original_prompt", "targets"),

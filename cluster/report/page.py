@@ -1,8 +1,8 @@
 """From an output to its report: rows, verdicts and layouts in; a page, its data and nothing else out.
 
 Data flows forward: rows and verdicts → `ShownClip` → `Group` (one prompt's clips) → chunks, index, plots → page. The
-page is written when all its data is there, and old data is removed when no page needs it: a reader always sees one whole
-report.
+page is written when all its data is there, and old data is removed when no page needs it: a reader always sees one
+whole report.
 """
 
 import hashlib

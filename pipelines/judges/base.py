@@ -10,10 +10,9 @@ from jaxtyping import Int
 
 from numina.errors import ConfigError
 from numina.prompts.targets import Target
+from pipelines.judges.registry import JUDGES
 from pipelines.video.mp4 import Video
 
-KINDS = ("counter", "grounding-dino", "owlv2", "clip")
-COUNTING = ("counter", "grounding-dino", "owlv2")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -22,7 +21,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class JudgeConfig:
     """Who judges, and how; `configs/judge/*.yaml` hold such. Plain types only, for `OmegaConf.structured`."""
 
-    kind: str  # counter (the embedded model's) | grounding-dino | owlv2 | clip
+    kind: str  # counter (the embedded model's) | grounding-dino | owlv2 | clip: see pipelines/judges/registry.py
     name: str  # its folder in an output's evaluations/
     path: str | None = None  # a folder in transformers' layout, or a hub id OWNER/NAME; None for the counter
     revision: str | None = None  # of a hub id: the commit, 40 hex digits
@@ -36,7 +35,7 @@ class JudgeConfig:
     device: str = "auto"  # auto (a GPU where there is one) | cpu | cuda | cuda:1 …
 
     def __post_init__(self) -> None:
-        _one_of("kind", self.kind, KINDS)
+        _one_of("kind", self.kind, tuple(JUDGES))
         _one_of("dtype", self.dtype, DTYPES)
         if not NAME.fullmatch(self.name):
             raise ConfigError(
@@ -54,14 +53,20 @@ class JudgeConfig:
         for key, number in (("every", self.every), ("batch", self.batch)):
             if number < 1:
                 raise ConfigError(f"judge.{key} is {number}, but must be at least 1")
-        if self.tracks and self.kind not in COUNTING:
+        if self.tracks and not self.counts:
             raise ConfigError(f"judge.tracks is true, but {self.kind} finds no boxes to link; leave it out")
         self._check_path()
 
+    @property
+    def counts(self) -> bool:
+        """Whether the judge counts; else it gives scores alone."""
+        return JUDGES[self.kind].counts
+
     def _check_path(self) -> None:
-        if self.kind == "counter" and (self.path or self.revision):
-            raise ConfigError(f"judge.path is {self.path!r}, but the counter has no weights; leave it out")
-        if self.kind != "counter" and not self.path:
+        weighted = JUDGES[self.kind].weights is not None
+        if not weighted and (self.path or self.revision):
+            raise ConfigError(f"judge.path is {self.path!r}, but the {self.kind} has no weights; leave it out")
+        if weighted and not self.path:
             raise ConfigError(
                 f"judge.path is {self.path!r}, but {self.kind} needs weights: give a local folder, or a hub id with"
                 " judge.revision"

@@ -24,7 +24,6 @@ from cluster.job.names import tasks_of
 from cluster.prompts.write import make_prompts
 from cluster.runtime.driver import Driver, JobProgress, prepare, run_job
 from cluster.runtime.flight import Call, Flight
-from cluster.workers.member import Arrival
 from cluster.workers.row import row_of
 from cluster.workers.tasks import Receipt
 from numina.errors import ConfigError, GangError, ModelError, OutputError, PromptSetError
@@ -33,7 +32,7 @@ from pipelines.sampling.clip import Clip
 from pipelines.sampling.generate import generate
 from pipelines.video.mp4 import decode_mp4, encode_mp4
 from tests.cluster.conftest import PROMPTS, processes
-from tests.faults.quick_job import QuickRank
+from tests.faults.quick_job import ShortOfMemory, SlowToLoad
 
 Job = Callable[..., JobConfig]
 PLAIN = ["strategies=[baseline]"]
@@ -123,14 +122,6 @@ def test_a_stopped_gang_of_one_is_noticed_and_replaced(joining_job: Job) -> None
     assert sorted(row["retries"] for row in Store(job.output).rows().to_pylist()) == [0, 1]
 
 
-class SlowToLoad(QuickRank):
-    """Has something to load."""
-
-    def load(self, first: Arrival) -> dict[str, float]:
-        time.sleep(2)
-        return {}
-
-
 def test_a_gang_that_dies_while_it_starts_is_started_again(joining_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """One lost start costs nothing but time; a gang that never stands ends the job, with the reason."""
     monkeypatch.setattr(cluster.workers.rank, "Rank", SlowToLoad)
@@ -153,19 +144,6 @@ def test_a_gang_that_dies_while_it_starts_is_started_again(joining_job: Job, mon
     starts = 0
     outcome = run_job(prepare(job), kill_while_loading(until=1))
     assert (outcome.done, starts) == (1, 1)
-
-
-class ShortOfMemory(QuickRank):
-    """Runs out of GPU memory at its first clip."""
-
-    short = True
-
-    @ray.method(num_returns=2)
-    def plain(self, *arguments: Any) -> Any:
-        if self.short:
-            self.short = False
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 97 GiB")
-        return super().plain(*arguments)
 
 
 def test_a_gang_of_one_survives_a_lack_of_memory(joining_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

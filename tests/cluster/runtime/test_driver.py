@@ -34,6 +34,7 @@ from pipelines.sampling.clip import Clip
 from pipelines.sampling.generate import generate
 from pipelines.video.mp4 import decode_mp4, encode_mp4
 from tests.cluster.conftest import PROMPTS, processes
+from tests.faults.quick_job import ShortOfMemory, SlowToLoad
 
 Job = Callable[..., JobConfig]
 PLAIN = ["strategies=[baseline]"]
@@ -43,9 +44,9 @@ def files(folder: Path) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_job_commits_every_video_once_and_resumes_for_nothing(tiny_job: Job, tmp_path: Path) -> None:
+def test_a_job_commits_every_video_once_and_resumes_for_nothing(joining_job: Job, tmp_path: Path) -> None:
     """Two prompts × two strategies on a gang of two: four rows with their files; run again, nothing is generated."""
-    job = tiny_job()
+    job = joining_job()
     outcome = run_job(prepare(job))
     assert (outcome.total, outcome.done, outcome.generated, outcome.failed) == (4, 4, 4, 0)
 
@@ -70,7 +71,7 @@ def test_a_job_commits_every_video_once_and_resumes_for_nothing(tiny_job: Job, t
     assert {row["seed"] for row in rows if row["id"] == "single"} == {7}
 
     before = files(tmp_path / "out" / "videos")
-    again = run_job(prepare(tiny_job("parallel.ulysses=1")))  # other degrees may resume
+    again = run_job(prepare(joining_job("parallel.ulysses=1")))  # other degrees may resume
     assert (again.done, again.generated) == (4, 0)
     assert files(tmp_path / "out" / "videos") == before
 
@@ -123,15 +124,16 @@ def test_a_stopped_gang_of_one_is_noticed_and_replaced(joining_job: Job) -> None
     assert sorted(row["retries"] for row in Store(job.output).rows().to_pylist()) == [0, 1]
 
 
-def test_a_gang_that_dies_while_it_starts_is_started_again(joining_job: Job) -> None:
+def test_a_gang_that_dies_while_it_starts_is_started_again(joining_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """One lost start costs nothing but time; a gang that never stands ends the job, with the reason."""
+    monkeypatch.setattr(cluster.workers.rank, "Rank", SlowToLoad)
     job = joining_job(*PLAIN, "parallel.ulysses=1", "limit=1", "cluster.attempts=2")
     starts = 0
 
     def kill_while_loading(until: int) -> Callable[[JobProgress], None]:
         def kill(progress: JobProgress) -> None:
             nonlocal starts
-            if progress.gangs.get("gang-0") == "loading" and starts < until and (ranks := processes("Rank")):
+            if progress.gangs.get("gang-0") == "loading" and starts < until and (ranks := processes("SlowToLoad")):
                 starts += 1
                 ranks[0].kill()
                 ranks[0].wait()
@@ -146,19 +148,6 @@ def test_a_gang_that_dies_while_it_starts_is_started_again(joining_job: Job) -> 
     assert (outcome.done, starts) == (1, 1)
 
 
-class ShortOfMemory(cluster.workers.rank.Rank):
-    """Runs out of GPU memory at its first clip."""
-
-    short = True
-
-    @ray.method(num_returns=2)
-    def plain(self, *arguments: Any) -> Any:
-        if self.short:
-            self.short = False
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 97 GiB")
-        return super().plain(*arguments)
-
-
 def test_a_gang_of_one_survives_a_lack_of_memory(joining_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clip is tried again in the same process: a fresh one would run out of memory again, and out of attempts."""
     monkeypatch.setattr(cluster.workers.rank, "Rank", ShortOfMemory)
@@ -166,6 +155,7 @@ def test_a_gang_of_one_survives_a_lack_of_memory(joining_job: Job, monkeypatch: 
     assert (outcome.done, outcome.failed) == (1, 0)
 
 
+@pytest.mark.usefixtures("quick_model")
 def test_a_lost_writer_costs_no_clip(joining_job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A writing process that is killed is replaced, and finds the frames in the object store; where writing fails
     with an error the clip is made again. The gang has its next clip meanwhile."""
@@ -210,6 +200,7 @@ def test_latents_are_kept_where_asked(joining_job: Job) -> None:
     assert alone.latents is None
 
 
+@pytest.mark.usefixtures("quick_model")
 def test_a_prompt_set_grows_and_only_new_rows_are_made(joining_job: Job) -> None:
     """`limit` for a first look, then the rest: no video is made twice."""
     assert run_job(prepare(joining_job("limit=1", "parallel.ulysses=1", "strategies=[baseline]"))).generated == 1

@@ -6,7 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
-STAGES = ("encode", "identify", "layout", "guide", "denoise", "decode", "write")
+from numina.stage import Stage
+
+STAGES = (Stage.ENCODE, Stage.IDENTIFY, Stage.LAYOUT, Stage.GUIDE, Stage.DENOISE, Stage.DECODE, Stage.WRITE)
+"""The stages whose seconds a row has, in the order of its `timings`."""
 
 TARGETS = pa.list_(pa.struct([("noun", pa.string()), ("count", pa.int32())]))
 IDENTIFIED = pa.list_(pa.struct([("noun", pa.string()), ("frames", pa.list_(pa.int32())), ("count", pa.int32())]))
@@ -53,7 +56,8 @@ ROW_SCHEMA = pa.schema(
         ("latents_file", pa.string()),  # null where they weren't asked for: `JobConfig.latents`
         ("timings", pa.struct([(stage, pa.float64()) for stage in STAGES])),
         ("spans", SPANS),  # when and where each stage ran; `began` in seconds since the epoch, by the driver's clock
-        ("gpu_seconds", pa.float64()),
+        ("gpu_seconds", pa.float64()),  # rank_seconds on GPUs, null on CPUs
+        ("rank_seconds", pa.float64()),  # that its gang was busy with the clip, times its ranks; null in older rows
         ("retries", pa.int32()),
         ("peak_memory_bytes", pa.int64()),
         ("video_sha256", pa.string()),
@@ -103,5 +107,6 @@ def check_row(row: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
     if missing or unknown or taken or stages:
         raise ValueError(
             f"a row lacks {missing}, has the unknown columns {unknown} (a prompt set's own go under 'extra'), "
-            f"extra columns with a name of the output's own {taken}, unknown timings {stages} (known: {list(STAGES)})"
+            f"extra columns with a name of the output's own {taken}, "
+            f"unknown timings {stages} (known: {list(map(str, STAGES))})"
         )

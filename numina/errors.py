@@ -29,8 +29,16 @@ class OutputError(InputError):
     """An output folder belongs to another job, or its filesystem can't hold the commit protocol's promise."""
 
 
+class JobError(NuminaError):
+    """A job stopped after it began: its input turned out to be wrong, or was changed while it ran."""
+
+
 class StorageError(NuminaError):
     """Storage was lost or is full: the job stops, prompts are not blamed."""
+
+
+class DamageError(NuminaError):
+    """A file of an output or of a prompt set can't be read back: it is torn, or something else has changed it."""
 
 
 class GangError(NuminaError):

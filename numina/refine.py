@@ -16,7 +16,7 @@ from scipy import ndimage, signal
 
 from numina.config import RefineConfig
 from numina.layout import Layout
-from numina.regions import Clip, Labels, Mask, Refinement, Region, Template, bounded, by_area, disc, remove_smallest
+from numina.regions import ClipMask, Labels, Mask, Refinement, Region, Template, bounded, by_area, disc, remove_smallest
 from numina.tracks import centroid
 
 Costs = Float[np.ndarray, "H W"]
@@ -139,7 +139,7 @@ def _wishes(margin: int) -> list[Wish]:
     return [(clear, gap) for clear in (True, False) for gap in range(margin, min(margin, 1) - 1, -1)]
 
 
-def _blocked(instances: Clip, removed: Clip, wish: Wish) -> Clip:
+def _blocked(instances: ClipMask, removed: ClipMask, wish: Wish) -> ClipMask:
     """What an added instance must stay clear of."""
     clear, gap = wish
     near = np.ones((1, 2 * gap + 1, 2 * gap + 1), dtype=bool)

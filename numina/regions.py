@@ -12,7 +12,7 @@ from scipy import ndimage
 from numina.layout import Layout
 
 Mask = Bool[np.ndarray, "H W"]
-Clip = Bool[np.ndarray, "frames H W"]
+ClipMask = Bool[np.ndarray, "frames H W"]
 Template = Bool[np.ndarray, "h w"]
 Labels = Int16[np.ndarray, "frames H W"]
 
@@ -56,7 +56,7 @@ def bounded(mask: Mask) -> Template:
     return np.asarray(mask[ndimage.find_objects(mask.astype(np.int8))[0]])
 
 
-def edited(regions: Int8[np.ndarray, "nouns frames H W"], margin: int) -> Clip:
+def edited(regions: Int8[np.ndarray, "nouns frames H W"], margin: int) -> ClipMask:
     """Tokens no farther than ``margin`` (in rows and in columns) from what is removed or added, of any noun."""
     changed = np.isin(regions, (Region.REMOVE, Region.ADD_DISC, Region.ADD_COPY)).any(axis=0)
     near = np.ones((1, 2 * margin + 1, 2 * margin + 1), dtype=bool)

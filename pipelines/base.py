@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 Attention = Any  # diffusers' attention module
 Processor = Callable[..., Any]  # what computes it
+Project = Callable[..., tuple[Tensor, Tensor, Tensor]]  # an attention and hidden states → queries, keys, values
 See = Callable[[Tensor, Tensor], None]  # is shown queries [B, n, N, D] and keys [B, n or T, N, D], rotated
 
 LARGE_PIXELS = 640_000  # of a frame: between 480 × 832 and 720 × 1280
-LARGE_SHIFT = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,7 @@ class ModelFacts:
     transformer_bytes: int  # of the weight files
     sampler: str  # diffusers' class that denoises
     shift: float | None  # of the checkpoint's own flow schedule; None: its sampler is no flow's
+    large_shift: float | None = None  # the least flow shift of its clips beyond 480p
 
     def grid(self, generation: GenerationConfig) -> Grid:
         """The token grid of a clip.
@@ -113,12 +114,11 @@ class ModelFacts:
     def native_shift(self, generation: GenerationConfig) -> float | None:
         """The flow shift that clips of this size are sampled with unless told otherwise; None where there is no flow.
 
-        The checkpoint's own, and at least 5 beyond 480p (Wan2.1's README: 3 at 480p, 5 at 720p).
+        The checkpoint's own, and at least the family's `large_shift` beyond 480p.
         """
-        if self.shift is None:
-            return None
-        large = generation.height * generation.width > LARGE_PIXELS
-        return max(self.shift, LARGE_SHIFT) if large else self.shift
+        if self.shift is None or self.large_shift is None or generation.height * generation.width <= LARGE_PIXELS:
+            return self.shift
+        return max(self.shift, self.large_shift)
 
     def flow_shift(self, generation: GenerationConfig) -> float | None:
         """The flow shift that a clip is sampled with. Raises ConfigError where one is asked of a sampler without."""
@@ -140,6 +140,17 @@ class ModelFacts:
     def times(self, generation: GenerationConfig) -> tuple[float, ...]:
         """When each step comes, by its noise level: a share of the model's native schedule (`numina.schedule`)."""
         return schedule_times(generation.steps, self.flow_shift(generation), self.native_shift(generation))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seams:
+    """Where a transformer lets its tokens be spread over ranks, and whose self-attention then sees the others' rows."""
+
+    patches: Any  # module that gives the embedded patches [B, C, F, h, w]
+    tables: Any  # module that gives the rotary tables [1, n, 1, D]
+    rows: Any  # module that gives the predicted rows [B, n, ·]
+    attentions: Sequence[Attention]  # self-attention of each block
+    project: Project  # its queries, keys and values, normalised and rotated
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,10 @@ class VideoModel(TextEncoder, Protocol):
     @property
     def blocks(self) -> Sequence[Any]:
         """The transformer's repeated blocks."""
+
+    @property
+    def seams(self) -> Seams:
+        """Asked for only where the family's tokens can be split."""
 
     def grid(self, generation: GenerationConfig) -> Grid: ...
 

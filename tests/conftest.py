@@ -1,10 +1,16 @@
 """Fixtures shared by all tests: tiny random checkpoints in the models' own folder layouts."""
 
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+# Threads that share out tensors this small wait for one another, up to fifty times as long on a busy machine. This is
+# before torch's import, and for every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 

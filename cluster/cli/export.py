@@ -1,17 +1,20 @@
 """`numina export`: a dataset in the formats that trainers and evaluators read."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from cluster.cli.options import FAILED
 from cluster.cli.terminal import bar, say
+from cluster.export.config import ExportConfig, Only
+from cluster.export.formats import FORMATS
 
 SHOWN_LOST = 20
 
 
 def export(
     output: Annotated[str, typer.Argument(help="An output of numina run.")],
-    to: Annotated[Literal["hf", "webdataset", "countbench", "vbench"], typer.Option(help="The format.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")],
     folder: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="A new folder or URL to write to.")],
     strategy: Annotated[
         str | None, typer.Option(help="Export the clips that this strategy keeps. Default: all clips.")
@@ -19,10 +22,7 @@ def export(
     judge: Annotated[
         str | None, typer.Option(help="The judge whose verdicts are exported, if there are several.")
     ] = None,
-    only: Annotated[
-        Literal["all", "judged", "accepted"],
-        typer.Option(help="Export all clips, only judged ones, or only accepted ones."),
-    ] = "all",
+    only: Annotated[Only, typer.Option(help="Export all clips, only judged ones, or only accepted ones.")] = "all",
     shard_clips: Annotated[int, typer.Option(help="Largest number of clips in one tar file of webdataset.")] = 1000,
     license: Annotated[
         str, typer.Option(help="The license in the dataset card: an identifier of the Hugging Face hub.")
@@ -33,12 +33,11 @@ def export(
     The same command again copies only what is missing. Lost videos are listed, and the exit status is then 1.
     """
     from cluster.dataset.store import Store
-    from cluster.export import ExportConfig
-    from cluster.export import export as write
+    from cluster.export.job import export as write
 
     config = ExportConfig(to=to, strategy=strategy, judge=judge, only=only, shard_clips=shard_clips, license=license)
     with bar("exporting") as report:
-        exported = write(Store(output, single_writer=True), folder, config, report)
+        exported = write(Store.reader(output), folder, config, report)
     for name, problem in list(exported.lost.items())[:SHOWN_LOST]:
         say(f"left out: {name} is {problem}")
     if len(exported.lost) > SHOWN_LOST:
@@ -47,4 +46,4 @@ def export(
         say(note)
     say(f"{folder}: {exported.clips} clips as {to}, {len(exported.lost)} left out")
     if exported.lost:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)

@@ -9,7 +9,7 @@ import typer
 from cluster.cli.terminal import bar, say
 from numina.errors import InputError
 
-prompts_app = typer.Typer(no_args_is_help=True, help="Make, import, check and enhance prompt sets.")
+prompts = typer.Typer(no_args_is_help=True, help="Make, import, check and enhance prompt sets.")
 
 World = Literal["captions", "testbed"]
 Writers = Literal["rules", "testbed", "endpoint", "local"]
@@ -22,9 +22,9 @@ MaxCount = Annotated[int, typer.Option(help="The largest count that a target may
 Key = TypeVar("Key", str, int)
 
 
-@prompts_app.command("check")
+@prompts.command("check")
 def prompts_check(
-    prompts: Annotated[str, typer.Argument(metavar="SET", help="A Parquet file, folder or glob, or testbed:demo.")],
+    source: Annotated[str, typer.Argument(metavar="SET", help="A Parquet file, folder or glob, or testbed:demo.")],
     write: Annotated[str | None, typer.Option(help="Write the set with its targets filled in to this file.")] = None,
     max_count: MaxCount = 20,
 ) -> None:
@@ -33,7 +33,7 @@ def prompts_check(
     from cluster.prompts.check import read_prompts
     from cluster.prompts.write import write_targets
 
-    path = prompt_path(prompts)
+    path = prompt_path(source)
     for row in read_prompts(path, max_count=max_count):
         targets = ", ".join(f"{target.count} {target.noun}" for target in row.targets)
         say(f"{row.id or row.index}: {targets}  {row.prompt}")
@@ -41,7 +41,7 @@ def prompts_check(
         say(f"{write}: {write_targets(path, write, max_count=max_count)} rows")
 
 
-@prompts_app.command("import")
+@prompts.command("import")
 def prompts_import(
     source: Annotated[
         str, typer.Argument(help="A txt, csv or jsonl file, or a folder with prompts.txt and noun_counts.jsonl.")
@@ -68,7 +68,7 @@ def prompts_import(
     say(f"nouns: {_most(found.nouns)}")
 
 
-@prompts_app.command("make")
+@prompts.command("make")
 def prompts_make(
     output: Output,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="Number of prompts to make.")] = 100,
@@ -107,9 +107,9 @@ def prompts_make(
     say(f"{output}: {written} prompts")
 
 
-@prompts_app.command("enhance")
+@prompts.command("enhance")
 def prompts_enhance(
-    prompts: Annotated[str, typer.Argument(metavar="SET", help="A Parquet file, folder or glob, or testbed:demo.")],
+    source: Annotated[str, typer.Argument(metavar="SET", help="A Parquet file, folder or glob, or testbed:demo.")],
     output: Output,
     by: Annotated[
         Writers,
@@ -143,7 +143,7 @@ def prompts_enhance(
         writer = LocalWriter(folder=_given("--model", model, by))
     with bar("enhancing prompts") as report:
         rows = enhance_set(
-            prompt_path(prompts),
+            prompt_path(source),
             output,
             rules="testbed" if by == "testbed" else "general",
             writer=writer,

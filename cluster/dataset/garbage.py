@@ -15,12 +15,12 @@ from threading import Event, Thread
 
 import pyarrow as pa
 
-from cluster.dataset.leases import CLAIM_SECONDS
+from cluster.dataset.leases import LEASE_SECONDS
 from cluster.dataset.segments import SEGMENT_ROWS, commit_name, packed, read_table, read_tables, split
 from cluster.dataset.store import Store
-from numina.errors import OutputError, StorageError
+from numina.errors import DamageError, OutputError, StorageError
 
-KINDS = ("temporaries", "videos", "layouts", "latents", "failures", "claims", "commits", "segments")
+KINDS = ("temporaries", "videos", "layouts", "latents", "failures", "leases", "commits", "segments")
 
 _LOOK_SECONDS = 5.0  # between two looks whether somebody came
 _AT_ONCE = 64  # files that one thread removes in a row
@@ -39,7 +39,7 @@ class Collected:
 
 def collect_garbage(store: Store, *, dry_run: bool = False) -> Collected:
     """Remove what killed writers left, videos, layouts and latents that no row names, failures of keys that have a row,
-    and dead claims; gather commits into segments, and small segments into larger ones; remove commits and segments
+    and dead leases; gather commits into segments, and small segments into larger ones; remove commits and segments
     whose rows were read back from another segment. With `dry_run` only count: all commits, and segments as they lie.
 
     Raises OutputError where no run ever started, while anybody is at work on the output, and when a row can't be read:
@@ -56,7 +56,7 @@ def collect_garbage(store: Store, *, dry_run: bool = False) -> Collected:
         for folder in ("videos", "layouts", "latents"):
             work.remove(folder, work.unnamed(folder, named))
         work.remove_failures()
-        work.remove("claims", store.claims.dead())
+        work.remove("leases", store.leases.dead())
         written = work.gather_commits() + work.merge_segments()
         work.remove_commits()
     return Collected(files=work.files, bytes=work.bytes, segments_written=written)
@@ -64,15 +64,15 @@ def collect_garbage(store: Store, *, dry_run: bool = False) -> Collected:
 
 @contextmanager
 def _said(store: Store) -> Iterator[None]:
-    """A claim of this clean-up, renewed until its end: reading a million rows takes longer than a claim lives."""
+    """A lease of this clean-up, renewed until its end: reading a million rows takes longer than a lease lives."""
     ended = Event()
 
     def renew() -> None:
-        while not ended.wait(CLAIM_SECONDS / 4):
+        while not ended.wait(LEASE_SECONDS / 4):
             with suppress(StorageError):  # what the clean-up itself does next raises it too
-                store.claims.claim((), cleaning=True)
+                store.leases.lease((), cleaning=True)
 
-    store.claims.claim((), cleaning=True)
+    store.leases.lease((), cleaning=True)
     renewing = Thread(target=renew, daemon=True)
     renewing.start()
     try:
@@ -93,7 +93,7 @@ class _CleanUp:
 
     def look(self) -> None:
         """Raises OutputError when somebody else may be writing."""
-        self.store.claims.refuse(self.store.claims.in_the_way(), "a clean-up works alone")
+        self.store.leases.refuse(self.store.leases.in_the_way(), "a clean-up works alone")
         self.looked = time.monotonic()
 
     def remove(self, kind: str, names: Iterable[str]) -> None:
@@ -124,7 +124,7 @@ class _CleanUp:
     # --- what no row needs ---
 
     def named_files(self) -> set[str]:
-        """The videos, layouts and latents of all rows. Raises OutputError when one can't be read."""
+        """The videos, layouts and latents of all rows. Raises DamageError when one can't be read."""
         tables = self.store.row_files.tables(["key", *_NAMING])
         return set().union(*map(_names, tables))
 
@@ -137,7 +137,7 @@ class _CleanUp:
                     yield name
 
     def _is_named_by_commit(self, key: str, name: str) -> bool:
-        """A row that was committed since all were read, by somebody who claims nothing, keeps its files too."""
+        """A row that was committed since all were read, by somebody who leases nothing, keeps its files too."""
         try:
             row = read_table(self.store.files, commit_name(key), _NAMING)
         except FileNotFoundError:
@@ -186,7 +186,7 @@ class _CleanUp:
     def _require_rows(self, name: str, tables: list[pa.Table]) -> None:
         there = set(split(packed([read_table(self.store.files, name)], "key")))
         if missing := set(split(packed(tables, "key"))) - there:
-            raise OutputError(
+            raise DamageError(
                 f"{self.store.root}/{name} lacks {len(missing)} rows of the segments it was made of: "
                 "nothing was removed; remove this file and clean up again"
             )

@@ -2,7 +2,7 @@
 
     OUT/leases/{owner}.json     host, pid and the keys that this driver works on; its age is what makes it living
 
-A claim is a hint that saves double work, never a lock: two drivers may start one key, and the commit alone decides
+A lease is a hint that saves double work, never a lock: two drivers may start one key, and the commit alone decides
 whose row is seen. Ages go by the storage's clock, so that a driver whose own clock is wrong is a driver like any other.
 """
 
@@ -21,13 +21,13 @@ from typing import Any
 from cluster.storage.protocol import Files
 from numina.errors import OutputError
 
-CLAIM_SECONDS = 60.0  # without a renewal for so long, a claim counts no more
+LEASE_SECONDS = 60.0  # without a renewal for so long, a lease counts no more
 
 _CLOCK_SECONDS = 300.0  # after so long the storage's clock is read again
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class Lease:
     """What another holder's file says."""
 
     owner: str
@@ -42,19 +42,19 @@ class Claim:
     @property
     def living(self) -> bool:
         """Its holder can be taken to work on its keys."""
-        return self.age < CLAIM_SECONDS and self.running is not False
+        return self.age < LEASE_SECONDS and self.running is not False
 
     @property
     def dead(self) -> bool:
-        """Its holder will write no more: not so while its process runs, however long ago it renewed the claim."""
+        """Its holder will write no more: not so while its process runs, however long ago it renewed the lease."""
         return not self.living and not self.running
 
     def __str__(self) -> str:
         return f"{self.host}, process {self.pid}, since {self.since}, last seen {max(0.0, self.age):.0f} s ago"
 
 
-class Claims:
-    """The claim of one holder, and its view of the others'."""
+class Leases:
+    """The lease of one holder, and its view of the others'."""
 
     def __init__(self, files: Files, owner: str) -> None:
         self._files = files
@@ -62,82 +62,82 @@ class Claims:
         self._clock = _StorageClock(files)
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
 
-    def claim(self, keys: Collection[str], *, cleaning: bool = False) -> None:
+    def lease(self, keys: Collection[str], *, cleaning: bool = False) -> None:
         """Say that this holder works on these keys, and no others, from now on. Again to change or to renew it."""
         process = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid()}
-        process |= {"process_started": _process_started(os.getpid()), "since": self._since}
+        process |= {"process_started": process_started(os.getpid()), "since": self._since}
         content = json.dumps({**process, "cleaning": cleaning, "keys": sorted(keys)}) + "\n"
-        self._files.replace(_claim_name(self._owner), content.encode(), durable=False)
+        self._files.replace(_lease_name(self._owner), content.encode(), durable=False)
 
     def take(self, keys: Sequence[str], held: Collection[str]) -> list[str]:
-        """Claim what others haven't of `keys`, beside the `held` ones; the keys that this holder may start, in order.
+        """Lease what others haven't of `keys`, beside the `held` ones; the keys that this holder may start, in order.
 
-        Two that claim a key at once both see it, and the smaller owner token keeps it. What the other finished just
-        before is claimed by nobody: ask `is_committed` after this, not before.
+        Two that lease a key at once both see it, and the smaller owner token keeps it. What the other finished just
+        before is leased by nobody: ask `is_committed` after this, not before.
         """
-        taken = self.claimed()
+        taken = self.leased()
         free = [key for key in keys if key not in taken]
-        self.claim([*held, *free])
-        taken = self.claimed() if free else {}
+        self.lease([*held, *free])
+        taken = self.leased() if free else {}
         mine = [key for key in free if self._owner < taken.get(key, "g")]  # "g" is above all tokens, which are hex
         if len(mine) < len(free):
-            self.claim([*held, *mine])
+            self.lease([*held, *mine])
         return mine
 
-    def claimed(self) -> dict[str, str]:
-        """Key → owner token of every key that another living holder claims; of two, the smaller token."""
-        by_token = sorted(self.living(), key=lambda claim: claim.owner, reverse=True)
-        return {key: claim.owner for claim in by_token for key in claim.keys}
+    def leased(self) -> dict[str, str]:
+        """Key → owner token of every key that another living holder leases; of two, the smaller token."""
+        by_token = sorted(self.living(), key=lambda lease: lease.owner, reverse=True)
+        return {key: lease.owner for lease in by_token for key in lease.keys}
 
     def release(self) -> None:
-        """Claim nothing any more."""
-        self._files.remove(_claim_name(self._owner))
+        """Lease nothing any more."""
+        self._files.remove(_lease_name(self._owner))
 
-    def living(self) -> list[Claim]:
-        """The claims of all others that can be taken to be at work."""
-        claims = (self._read(name, oldest=CLAIM_SECONDS) for name in self._others())
-        return [claim for claim in claims if claim is not None and claim.living]
+    def living(self) -> list[Lease]:
+        """The leases of all others that can be taken to be at work."""
+        leases = (self._read(name, oldest=LEASE_SECONDS) for name in self._others())
+        return [lease for lease in leases if lease is not None and lease.living]
 
-    def in_the_way(self) -> list[Claim]:
-        """The claims of all others that aren't known to be dead."""
-        claims = (self._read(name) for name in self._others())
-        return [claim for claim in claims if claim is not None and not claim.dead]
+    def in_the_way(self) -> list[Lease]:
+        """The leases of all others that aren't known to be dead."""
+        leases = (self._read(name) for name in self._others())
+        return [lease for lease in leases if lease is not None and not lease.dead]
 
     def dead(self) -> list[str]:
         """Names of the files of holders that will write no more, and of old ones that can't be read."""
         return [name for name in self._others() if self._is_dead(name)]
 
-    def refuse(self, claims: Iterable[Claim], why: str) -> None:
-        """Raises OutputError that says who holds these claims, when there are any."""
-        shown = [f"  {claim}" for claim in claims]
+    def refuse(self, leases: Iterable[Lease], why: str) -> None:
+        """Raises OutputError that says who holds these leases, when there are any."""
+        shown = [f"  {lease}" for lease in leases]
         if shown:
             raise OutputError(
                 f"output {self._files.root!r} is in use, and {why}:\n" + "\n".join(shown) + "\n"
                 "wait until it ends, or stop it; "
-                f"the claim of a process that died on another machine expires after {CLAIM_SECONDS:.0f} s"
+                f"the lease of a process that died on another machine ends by itself after {LEASE_SECONDS:.0f} s"
             )
 
     def _others(self) -> list[str]:
         names = [f"leases/{name}" for name in self._files.names("leases") if name.endswith(".json")]
-        return [name for name in names if name != _claim_name(self._owner)]
+        return [name for name in names if name != _lease_name(self._owner)]
 
     def _is_dead(self, name: str) -> bool:
-        claim = self._read(name)
-        if claim is not None:
-            return claim.dead
+        lease = self._read(name)
+        if lease is not None:
+            return lease.dead
         try:
-            return self._clock.now() - self._files.stat(name).modified > CLAIM_SECONDS
+            return self._clock.now() - self._files.stat(name).modified > LEASE_SECONDS
         except FileNotFoundError:
             return False
 
-    def _read(self, name: str, *, oldest: float = math.inf) -> Claim | None:
-        """None for a claim that is older, that isn't whole (a crash may leave one empty), or that is gone."""
+    def _read(self, name: str, *, oldest: float = math.inf) -> Lease | None:
+        """None for a lease that is older, that isn't whole (a crash may leave one empty), or that is gone."""
         try:
             age = self._clock.now() - self._files.stat(name).modified
             if age >= oldest:
                 return None
             content: dict[str, Any] = json.loads(self._files.read(name))
-            return Claim(
+            return Lease(
                 owner=name.removeprefix("leases/").removesuffix(".json"),
                 host=str(content["host"]),
                 pid=int(content["pid"]),
@@ -164,7 +164,7 @@ class _StorageClock:
         return self._read[0] + time.monotonic() - self._read[1]
 
 
-def _claim_name(owner: str) -> str:
+def _lease_name(owner: str) -> str:
     return f"leases/{owner}.json"
 
 
@@ -183,11 +183,11 @@ def _running(content: dict[str, Any]) -> bool | None:
         return False
     except OSError:  # another user's: it runs
         pass
-    started = _process_started(pid)
+    started = process_started(pid)
     return started == content["process_started"] if started is not None else not Path("/proc/self/stat").exists()
 
 
-def _process_started(pid: int) -> int | None:
+def process_started(pid: int) -> int | None:
     """When the process was started, in ticks since boot; None when it ended, or where there is no /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a name may hold spaces

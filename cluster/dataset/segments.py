@@ -4,7 +4,7 @@
     segments/{digest}.parquet     up to 10,000 rows, sorted by key; named by the keys it holds
 
 A row may be in its commit and in any number of segments: it is the same row, and is seen once. A file that can't be
-read is an OutputError that names it, never a row that silently isn't there.
+read is an DamageError that names it, never a row that silently isn't there.
 """
 
 import binascii
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from cluster.rows import ROW_SCHEMA
 from cluster.storage.protocol import Files, storage_trouble
-from numina.errors import OutputError, StorageError
+from numina.errors import DamageError, OutputError, StorageError
 
 SEGMENT_ROWS = 10_000
 
@@ -114,24 +114,24 @@ class RowFiles:
     def compact(self, keys: Iterable[str] | None, *, at_least: int, most: int) -> list[str]:
         """Gather commits (`keys`, or all that no segment holds) into segments of at most `most` rows; their names.
 
-        A commit that isn't there is passed over. Raises OutputError for commits that can't be read, when all others
+        A commit that isn't there is passed over. Raises DamageError for commits that can't be read, when all others
         are gathered.
         """
         chosen = sorted(set(keys)) if keys is not None else self.loose()
         if len(chosen) < at_least:
             return []
-        made, torn = list[str](), list[OutputError]()
+        made, torn = list[str](), list[DamageError]()
         for start in range(0, len(chosen), most):
             some, tables = chosen[start : start + most], list[pa.Table]()
             for outcome in self._attempts(some):
                 if isinstance(outcome, pa.Table):
                     tables.append(outcome)
-                elif isinstance(outcome, OutputError):
+                elif isinstance(outcome, DamageError):
                     torn.append(outcome)
             if tables:
                 made.append(self.write_segment(tables))
         if torn:
-            raise OutputError("\n".join(map(str, torn)))
+            raise DamageError("\n".join(map(str, torn)))
         return made
 
     def write_segment(self, tables: Sequence[pa.Table]) -> str:
@@ -142,11 +142,11 @@ class RowFiles:
         self._files.create(name, parquet_bytes(table))
         return name
 
-    def _attempts(self, keys: Iterable[str]) -> list[pa.Table | OutputError | None]:
-        def attempt(key: str) -> pa.Table | OutputError | None:
+    def _attempts(self, keys: Iterable[str]) -> list[pa.Table | DamageError | None]:
+        def attempt(key: str) -> pa.Table | DamageError | None:
             try:
                 return read_table(self._files, commit_name(key))
-            except OutputError as error:
+            except DamageError as error:
                 return error
             except FileNotFoundError:
                 return None
@@ -201,7 +201,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
 def read_table(files: Files, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """These columns of a Parquet file, those that it has; all when None.
 
-    Raises FileNotFoundError when it is gone, OutputError when it is torn.
+    Raises FileNotFoundError when it is gone, DamageError when it is torn.
     """
     path = f"{files.root}/{name}"
     try:
@@ -215,7 +215,7 @@ def read_table(files: Files, name: str, columns: Sequence[str] | None = None) ->
             with storage_trouble("read", path):
                 raise
         remedy = _REMEDIES.get(name.split("/")[0], "remove it")
-        raise OutputError(f"{path} is torn or isn't Parquet ({error}): {remedy}") from error
+        raise DamageError(f"{path} is torn or isn't Parquet ({error}): {remedy}") from error
 
 
 def read_tables(files: Files, names: Iterable[str], columns: Sequence[str] | None = None) -> list[pa.Table]:

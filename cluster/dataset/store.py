@@ -23,18 +23,18 @@ import os
 import re
 import uuid
 import zipfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors.numpy import save
 
-from cluster.dataset.leases import Claims
+from cluster.dataset.leases import Leases
 from cluster.dataset.segments import (
     SEGMENT_ROWS,
     RowFiles,
@@ -53,7 +53,7 @@ from cluster.keys import canonical, canonical_json
 from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, check_row, plain_value
 from cluster.storage.open import check_promise, open_files
 from cluster.storage.protocol import Files
-from numina.errors import OutputError
+from numina.errors import DamageError, OutputError
 
 FORMAT = "numina-output/1"
 
@@ -80,10 +80,18 @@ class Store:
         self.files: Files = open_files(root, single_writer=single_writer)
         self.place = root if "://" in root else os.path.abspath(root)  # by which other processes open it
         self._single_writer = single_writer
+        self._adds_rows = True
         self._extra_columns = extra_columns if extra_columns is not None else pa.schema([])
-        self.owner = uuid.uuid4().hex  # names this holder's claim
-        self.claims = Claims(self.files, self.owner)
+        self.owner = uuid.uuid4().hex  # names this holder's lease
+        self.leases = Leases(self.files, self.owner)
         self.row_files = RowFiles(self.files)
+
+    @classmethod
+    def reader(cls, root: str) -> Self:
+        """A holder of an output that adds no rows: reports, exports, judges. Any filesystem will do for it."""
+        store = cls(root, single_writer=True)
+        store._adds_rows = False
+        return store
 
     @property
     def root(self) -> str:
@@ -101,7 +109,7 @@ class Store:
         only. Raises OutputError that shows every difference, when the folder holds something else than an output, or
         while a clean-up is at work in it.
         """
-        self.claims.refuse((claim for claim in self.claims.in_the_way() if claim.cleaning), "a clean-up works alone")
+        self.leases.refuse((lease for lease in self.leases.in_the_way() if lease.cleaning), "a clean-up works alone")
         if not self._single_writer:
             check_promise(self.files)
         kept = self.run_config()
@@ -121,7 +129,7 @@ class Store:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise OutputError(f"{self.root}/run.json isn't JSON ({error}); restore it or use another output") from error
+            raise DamageError(f"{self.root}/run.json isn't JSON ({error}); restore it or use another output") from error
         if not isinstance(run, dict) or run.get("format") != FORMAT:
             found = run.get("format") if isinstance(run, dict) else run
             raise OutputError(
@@ -187,6 +195,7 @@ class Store:
         `row` holds columns of ROW_SCHEMA, and the prompt set's own ones under `extra` (a mapping). The files that it
         names must be stored before. Raises ValueError for unknown or missing columns.
         """
+        assert self._adds_rows, "a reader can't keep the commit's promise"
         return self.row_files.add(row["key"], self._row_table(row))
 
     def is_committed(self, key: str) -> bool:
@@ -216,7 +225,7 @@ class Store:
     def rows(self) -> pa.Table:
         """All rows, each once, sorted by key: ROW_SCHEMA's columns, then the prompt set's own.
 
-        Raises OutputError that names the file when one can't be read.
+        Raises DamageError that names the file when one can't be read.
         """
         return first_of_each(union(ROW_SCHEMA, self.row_files.tables()), "key")
 
@@ -240,7 +249,7 @@ class Store:
 
         With `keys` only theirs, and nothing is listed; else all that no segment holds. Readers see the same rows
         before, meanwhile and after; the commits stay. Any process may do it at any time, beside others. Raises
-        OutputError that names the commits that can't be read, when all others are gathered.
+        DamageError that names the commits that can't be read, when all others are gathered.
         """
         return self.row_files.compact(keys, at_least=at_least, most=most)
 
@@ -300,9 +309,9 @@ class Store:
         try:
             content = json.loads(self.files.read(name))
         except ValueError as error:
-            raise OutputError(f"{self.root}/{name} isn't JSON ({error}): {remedy}") from error
+            raise DamageError(f"{self.root}/{name} isn't JSON ({error}): {remedy}") from error
         if not isinstance(content, dict):
-            raise OutputError(f"{self.root}/{name} holds {content!r}, must be a mapping: {remedy}")
+            raise DamageError(f"{self.root}/{name} holds {content!r}, must be a mapping: {remedy}")
         return content
 
     # --- what judges said ---
@@ -335,21 +344,11 @@ class Store:
         verdict: dict[str, Any] = union(EVALUATION_SCHEMA, [found]).to_pylist()[0]
         return verdict
 
-    def settled(
-        self, judge: str, accept: float, strengths: Sequence[float], committed: Collection[bytes]
-    ) -> frozenset[bytes]:
-        """Chains of which a judge accepted a committed attempt, by its CountAcc, or refused the last of so many."""
+    def verdicts_of_attempts(self, judge: str) -> Iterator[dict[str, Any]]:
+        """Key, chain, attempt, strength and CountAcc of all verdicts of a judge, some files at a time."""
         columns = ["key", "chain", "attempt", "strength", "count_accuracy"]
-        names = self.files.walk(f"evaluations/{judge}")
-        settled = set[bytes]()
-        for table in read_tables(self.files, names, columns):
-            for verdict in union(EVALUATION_SCHEMA, [table]).select(columns).to_pylist():
-                attempt = verdict["attempt"] or 0
-                asked = verdict["chain"] and attempt < len(strengths) and verdict["strength"] == strengths[attempt]
-                there = bytes.fromhex(verdict["key"]) in committed
-                if asked and there and ((verdict["count_accuracy"] or 0) >= accept or attempt + 1 == len(strengths)):
-                    settled.add(bytes.fromhex(verdict["chain"]))
-        return frozenset(settled)
+        for table in read_tables(self.files, self.files.walk(f"evaluations/{judge}"), columns):
+            yield from union(EVALUATION_SCHEMA, [table]).select(columns).to_pylist()
 
     def judges(self) -> list[str]:
         """Names of the judges that gave verdicts."""
@@ -366,31 +365,31 @@ class Store:
 
     # --- who works on what ---
 
-    def claim(self, keys: Collection[str]) -> None:
-        """Say that this holder works on these keys, and no others, from now on; again before CLAIM_SECONDS are over.
+    def lease(self, keys: Collection[str]) -> None:
+        """Say that this holder works on these keys, and no others, from now on; again before LEASE_SECONDS are over.
 
         A hint that saves double work, never a lock: the commit alone decides.
         """
-        self.claims.claim(keys)
+        self.leases.lease(keys)
 
     def take(self, keys: Sequence[str], held: Collection[str]) -> list[str]:
-        """Claim what others haven't of `keys`, beside the `held` ones; the keys that this holder may start, in order.
+        """Lease what others haven't of `keys`, beside the `held` ones; the keys that this holder may start, in order.
 
-        Ask `is_committed` of them after this, not before: what another just finished it claims no more.
+        Ask `is_committed` of them after this, not before: what another just finished it leases no more.
         """
-        return self.claims.take(keys, held)
+        return self.leases.take(keys, held)
 
-    def claimed(self) -> dict[str, str]:
-        """Key → owner token of every key that another living holder claims."""
-        return self.claims.claimed()
+    def leased(self) -> dict[str, str]:
+        """Key → owner token of every key that another living holder leases."""
+        return self.leases.leased()
 
     def others(self) -> list[str]:
         """Owner tokens of the other living holders."""
-        return sorted(claim.owner for claim in self.claims.living())
+        return sorted(lease.owner for lease in self.leases.living())
 
     def release(self) -> None:
-        """Claim nothing any more: the work is done, or left."""
-        self.claims.release()
+        """Lease nothing any more: the work is done, or left."""
+        self.leases.release()
 
 
 _ABSENT = object()

@@ -101,7 +101,7 @@ class Evaluator:
     """One judge of an evaluation, with a share of an output's rows at a time."""
 
     def __init__(self, place: str, config: JudgeConfig):
-        self._store = Store(place, single_writer=True)
+        self._store = Store.reader(place)
         self._judge = load_judge(config)
 
     def judge(self, rows: Sequence[Row]) -> list[dict[str, Any]]:

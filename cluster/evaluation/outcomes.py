@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cluster.job.strategy import ACCEPT, ACCEPTED, BEST, Strategy, strategy_of
+from cluster.job.acceptance import Acceptance
+from cluster.job.strategy import ACCEPTED, BEST, Strategy, strategy_of
+from numina.stage import BESIDE_GANGS
 
 if TYPE_CHECKING:
     from cluster.dataset.store import Store
 
 Row = Mapping[str, Any]
-
-BESIDE = ("layout", "write")  # stages that no gang waits for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +48,11 @@ def strategies_of(store: Store, rows: Sequence[Row] | None = None) -> list[Strat
     return list(asked.values())
 
 
-def accepted_from(store: Store) -> float:
-    """The CountAcc from which clips are accepted: the latest verified run's, else ACCEPT."""
-    asked = [run["info"]["verify"]["accept"] for run in store.runs() if "verify" in run["info"]]
-    return float(asked[-1]) if asked else ACCEPT
-
-
 def outcomes(
-    strategy: Strategy, rows: Iterable[Row], verdicts: Mapping[str, Row], accept: float = ACCEPT
+    strategy: Strategy,
+    rows: Iterable[Row],
+    verdicts: Mapping[str, Row],
+    acceptance: Acceptance = Acceptance(),  # noqa: B008 - frozen
 ) -> list[Outcome]:
     """What a strategy made of every sample, of an output's rows (any strategies') and a judge's verdicts by key.
 
@@ -67,7 +64,7 @@ def outcomes(
         place = places.get((row["attempt"] or 0, 1.0 if row["strength"] is None else row["strength"]))
         if row["strategy"] == strategy.base and place is not None:
             chains.setdefault(row["chain"] or row["key"], {})[place] = row
-    found = [_outcome(strategy, [tries[n] for n in sorted(tries)], verdicts, accept) for tries in chains.values()]
+    found = [_outcome(strategy, [tries[n] for n in sorted(tries)], verdicts, acceptance) for tries in chains.values()]
     return sorted(found, key=lambda outcome: tuple(map(str, outcome.sample)))
 
 
@@ -78,19 +75,21 @@ def sample_of(row: Row) -> tuple[Any, ...]:
 
 
 def rank_seconds(row: Row) -> float:
-    """What a clip cost: GPU-seconds or, where it was made on CPUs, the seconds that its ranks were busy."""
-    if row["gpu_seconds"] is not None:
-        return float(row["gpu_seconds"])
-    busy = sum(seconds for stage, seconds in (row["timings"] or {}).items() if seconds and stage not in BESIDE)
+    """What a clip cost: the seconds that its ranks were busy, GPU-seconds on GPUs; of a row that doesn't say so (it is
+    older), what its timings come to, the text encoder's included."""
+    for kept in (row.get("rank_seconds"), row["gpu_seconds"]):
+        if kept is not None:
+            return float(kept)
+    busy = sum(seconds for stage, seconds in (row["timings"] or {}).items() if seconds and stage not in BESIDE_GANGS)
     return float(busy * (row["ulysses"] or 1) * (row["ring"] or 1) * (row["cfg"] or 1))
 
 
-def _outcome(strategy: Strategy, tries: Sequence[Row], verdicts: Mapping[str, Row], accept: float) -> Outcome:
+def _outcome(strategy: Strategy, tries: Sequence[Row], verdicts: Mapping[str, Row], acceptance: Acceptance) -> Outcome:
     scores = [verdicts[row["key"]]["count_accuracy"] if row["key"] in verdicts else None for row in tries]
     counted = len(tries)
     if strategy.select == ACCEPTED:  # others may have been made by a seed search
-        good = [place for place, score in enumerate(scores) if score is not None and score >= accept]
-        counted = good[0] + 1 if good else counted
+        good = acceptance.first_accepted(scores)
+        counted = counted if good is None else good + 1
     judged = [place for place in range(counted) if scores[place] is not None]
     best = max(judged, key=lambda place: (scores[place], -place), default=0)
     kept = best if strategy.select in (BEST, ACCEPTED) else 0
@@ -100,6 +99,6 @@ def _outcome(strategy: Strategy, tries: Sequence[Row], verdicts: Mapping[str, Ro
         rows=tuple(tries[:counted]),
         kept=tries[kept],
         accuracy=accuracy,
-        accepted=None if accuracy is None else accuracy >= accept,
+        accepted=None if accuracy is None else acceptance.accepts(accuracy),
         cost=sum(map(rank_seconds, tries[:counted])),
     )

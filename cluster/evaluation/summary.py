@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.dataset.segments import parquet_bytes
-from cluster.evaluation.outcomes import Outcome, accepted_from, outcomes, strategies_of
+from cluster.evaluation.outcomes import Outcome, outcomes, strategies_of
 from cluster.evaluation.verdicts import Row
+from cluster.job.acceptance import Acceptance
 from numina import metrics
 from numina.errors import InputError, OutputError
 from numina.metrics import Difference, Interval
@@ -108,11 +109,11 @@ def summarize(store: Store) -> Summary:
     ]
     looks = _looks(verdicts.values())
     made = strategies_of(store, rows)
-    accept = accepted_from(store)
+    acceptance = Acceptance.recorded(store)
     found = []
     for judge in counting:
         own = verdicts[judge]
-        per_strategy = {own_.name: outcomes(own_, rows, own, accept) for own_ in made}
+        per_strategy = {own_.name: outcomes(own_, rows, own, acceptance) for own_ in made}
         found.append(
             JudgeSummary(
                 judge=judge,
@@ -330,7 +331,7 @@ def _scores(store: Store, judge: str) -> dict[str, dict[Any, float]]:
         raise InputError(f"{store.root!r} has no verdicts of {judge!r}: run `numina evaluate {store.root}` first")
     found = {}
     for strategy in strategies_of(store, rows):
-        some = outcomes(strategy, rows, verdicts, accepted_from(store))
+        some = outcomes(strategy, rows, verdicts, Acceptance.recorded(store))
         if scores := _per_prompt(some, [outcome.accuracy for outcome in some]):
             found[strategy.name] = scores
     return found

@@ -77,7 +77,7 @@ def check_settings(store: Store, judge: Judge, kept: Sequence[Row]) -> None:
 
 
 def _failed(judge: Judge, problem: str) -> dict[str, Any]:
-    counts = judge.config.kind != "clip"
+    counts = judge.config.counts
     looks = None if counts else 0.0
     return {
         "problem": problem,

@@ -1,11 +1,12 @@
 """What is exported and how, and what comes of it."""
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from cluster.export.selection import ONLY
+from cluster.export.formats import FORMATS
 from numina.errors import InputError
 
-FORMATS = ("hf", "webdataset", "countbench", "vbench")
+Only = Literal["all", "judged", "accepted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,15 +16,15 @@ class ExportConfig:
     to: str  # one of FORMATS
     strategy: str | None = None  # None: all of them, where the form takes several
     judge: str | None = None  # whose verdicts go along; None: the only one's
-    only: str = "all"  # all | judged | accepted
+    only: Only = "all"  # clips that were judged, or accepted
     shard_clips: int = 1000  # of WebDataset: clips in one tar at most
     license: str = "other"  # of the dataset card
 
     def __post_init__(self) -> None:
         if self.to not in FORMATS:
             raise InputError(f"--to {self.to!r} isn't known; choose from {', '.join(FORMATS)}")
-        if self.only not in ONLY:
-            raise InputError(f"--only {self.only!r} isn't known; choose from {', '.join(ONLY)}")
+        if self.only not in get_args(Only):
+            raise InputError(f"--only {self.only!r} isn't known; choose from {', '.join(get_args(Only))}")
         if self.shard_clips < 1:
             raise InputError(f"--shard-clips is {self.shard_clips}; a tar takes at least 1")
 

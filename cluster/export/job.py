@@ -1,25 +1,18 @@
-"""One export: from an output to a folder, in one of FORMATS; the same again copies only what isn't there."""
+"""One export: from an output to a folder, in one form; the same again copies only what isn't there."""
 
 import json
-from collections.abc import Callable
+from pkgutil import resolve_name
 
 from cluster.dataset.store import Store
-from cluster.export import countbench, hf, vbench, webdataset
 from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import Report
-from cluster.export.selection import Selection, select
+from cluster.export.formats import FORMATS
+from cluster.export.selection import select
 from cluster.storage.open import open_files
 from cluster.storage.protocol import Files
 from numina.errors import OutputError
 
 RECORD = "export.json"
-WRITERS: dict[str, Callable[[Store, Files, Selection, ExportConfig, Report], Exported]] = {
-    "hf": hf.write,
-    "webdataset": webdataset.write,
-    "countbench": countbench.write,
-    "vbench": vbench.write,
-}
-ONE_CLIP = ("countbench", "vbench")  # of each prompt and sample
 
 
 def export(store: Store, folder: str, config: ExportConfig, report: Report = lambda done, total: None) -> Exported:
@@ -27,18 +20,20 @@ def export(store: Store, folder: str, config: ExportConfig, report: Report = lam
 
     Raises OutputError for an output without rows, unknown strategies and judges, or a folder that holds something else.
     """
-    one = config.to if config.to in ONE_CLIP else None
+    form = FORMATS[config.to]
+    one = config.to if form.one_clip else None
     selection = select(store, strategy=config.strategy, judge=config.judge, only=config.only, one=one)
     files = open_files(folder, single_writer=True)
     _claim(files, store, config)
-    return WRITERS[config.to](store, files, selection, config, report)
+    exported: Exported = resolve_name(form.write)(store, files, selection, config, report)
+    return exported
 
 
 def _claim(files: Files, store: Store, config: ExportConfig) -> None:
     """The folder is empty, or holds an export of the same settings."""
     settings: dict[str, str | int | None] = {"output": store.root, "to": config.to, "strategy": config.strategy}
     settings |= {"judge": config.judge, "only": config.only}
-    settings |= {"shard_clips": config.shard_clips} if config.to == "webdataset" else {}
+    settings |= {name: getattr(config, name) for name in FORMATS[config.to].settings}
     record = json.dumps(settings, sort_keys=True)
     try:
         kept = files.read(RECORD).decode()

@@ -8,11 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.dataset.store import Store
-from cluster.evaluation.outcomes import Outcome, Row, accepted_from, outcomes, strategies_of
+from cluster.evaluation.outcomes import Outcome, Row, outcomes, strategies_of
+from cluster.job.acceptance import Acceptance
 from cluster.rows import DETECTED
 from numina.errors import OutputError
-
-ONLY = ("all", "judged", "accepted")
 
 # What outcomes need of a row: a hundred thousand whole rows would be gigabytes of Python objects.
 _NEEDED = (
@@ -67,15 +66,15 @@ def select(store: Store, *, strategy: str | None, judge: str | None, only: str, 
     if not table:
         raise OutputError(f"output {store.root!r} holds no rows; give an output of `numina run` that has some")
     rows = table.select(_NEEDED).to_pylist()
-    made, accept = _strategies(store, rows, strategy, one), accepted_from(store)
+    made, acceptance = _strategies(store, rows, strategy, one), Acceptance.recorded(store)
     name = _judge(store, judge, only)
     verdicts = {own: _verdicts(store, own) for own in store.judges()}
-    kept = {own.name: outcomes(own, rows, verdicts.get(name or "", {}), accept) for own in made}
+    kept = {own.name: outcomes(own, rows, verdicts.get(name or "", {}), acceptance) for own in made}
     chosen = _chosen(kept, only)
     if not chosen:
         raise OutputError(f"output {store.root!r} has no clip that is {only} by {name}; export all")
     accuracies = [
-        _accuracy(judged, own.name, outcomes(own, rows, found, accept))
+        _accuracy(judged, own.name, outcomes(own, rows, found, acceptance))
         for judged, found in verdicts.items()
         for own in made
     ]
@@ -83,7 +82,7 @@ def select(store: Store, *, strategy: str | None, judge: str | None, only: str, 
         rows=_table(table, chosen, name, verdicts.get(name or "", {})),
         strategies=tuple(kept),
         judge=name,
-        accept=accept,
+        accept=acceptance.accept,
         accuracies=tuple(own for own in accuracies if own.judged),
     )
 

@@ -10,18 +10,18 @@ from cluster.job.judge import judge_config
 from cluster.prompts.row import PromptRow
 from numina.errors import ConfigError
 from pipelines.base import ModelFacts
-from pipelines.judges import inspect_judge
-from pipelines.judges.counter import phrases_of
+from pipelines.judges import inspect_judge, nouns_check
+from pipelines.models.families import FAMILIES
 from pipelines.parallel.support import Wish, check_cache, check_support
 
 
 def check_judge(job: JobConfig, rows: Iterable[PromptRow]) -> None:
-    """Raises an InputError where the judge of verified clips isn't there, or is the counter and can't know a noun."""
+    """Raises an InputError where the judge of verified clips isn't there, or can't know a noun."""
     judge = judge_config(job.verify.judge, job.judge)
     inspect_judge(judge)
-    if judge.kind == "counter":
+    if check := nouns_check(judge):
         for row in rows:
-            phrases_of(row.prompt, row.targets)
+            check(row.prompt, row.targets)
 
 
 def check_submitted(job: JobConfig) -> None:
@@ -61,7 +61,7 @@ def check_combination(job: JobConfig, model: ModelFacts, device: str) -> None:
                 heads=model.heads,
                 tokens=model.grid(job.generation).tokens,
                 guidance=job.generation.guidance_scale > 1,
-                joint=model.joint,
+                lacks=FAMILIES[model.family].lacks,
                 loras=bool(job.model.loras),
                 dtype=job.model.dtype,
             )

@@ -76,18 +76,23 @@ def open_worklist(
     plan: JobPlan,
     committed: Committed,
     given_up: Committed,
-    report: Callable[[int], None] = lambda rows: None,
     settled: frozenset[bytes] = frozenset(),
-) -> Worklist:
+    *,
+    report: Callable[[int], None] = lambda rows: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Worklist | None:
     """What is left of a job, or of its shard, when so much is committed, given up and, of what is verified, settled.
 
     Checks all rows that are still to be made, and that no two rows of the set repeat an id or a video; raises one
-    PromptSetError with what is wrong. `report` is told now and then how many rows were passed.
+    PromptSetError with what is wrong. `report` is given the number of rows that were passed, now and then; None
+    is returned once `stopped` says so.
     """
     names, part, job = TaskNames(plan), _Part(*plan.job.part), plan.job
     check = SetCheck(plan.prompts, job.max_count, samples=job.samples)
     states = np.zeros((part.size(plan.prompts.rows), len(names.slots)), np.uint8)
     for block, batch, contents in check.read([*OWN_SCHEMA.names, ENHANCED]):
+        if stopped():
+            return None
         own = states[part.rows(block)]
         offsets = part.offsets(block)
         texts = row_texts(batch, contents)[part.first(block) :: part.count]

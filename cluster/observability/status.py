@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from cluster.dataset.segments import commit_name, first_of_each, packed, split, union
 from cluster.dataset.store import Committed
+from cluster.job.acceptance import Acceptance
 from cluster.job.strategy import ACCEPTED, Strategy, strategy_of
 from cluster.rows import ROW_SCHEMA
 
@@ -79,13 +80,14 @@ def _completed(store: Store, info: Mapping[str, Any], keys: Collection[bytes]) -
     strategies, verify = [*map(strategy_of, info["strategies"])], info["verify"]
     verified = {own.base: own.strengths for own in strategies if own.select == ACCEPTED}
     others = {clip for own in strategies if own.select != ACCEPTED for clip in _clips(own, verified)}
-    columns = ["key", "strategy", "attempt", "strength"]
+    columns = ["key", "strategy", "attempt", "strength", "chain"]
     rows = first_of_each(union(ROW_SCHEMA, store.row_files.tables(columns)), "key").select(columns).to_pylist()
-    settled = [
-        store.settled(verify["judge"], verify["accept"], strengths, keys) for strengths in set(verified.values())
-    ]
     made = sum((row["strategy"], row["attempt"], row["strength"]) in others for row in rows)
-    return made + len(frozenset[bytes]().union(*settled))
+    for base, strengths in verified.items():
+        chains = {bytes.fromhex(row["chain"]) for row in rows if row["strategy"] == base and row["chain"]}
+        rule = Acceptance(accept=verify["accept"], strengths=strengths)
+        made += len(chains & rule.settled(store.verdicts_of_attempts(verify["judge"]), keys))
+    return made
 
 
 def _clips(strategy: Strategy, verified: Collection[str]) -> list[tuple[str, int, float]]:

@@ -12,16 +12,9 @@ from numina.errors import ConfigError
 from pipelines.base import GenerationConfig, ModelFacts
 from pipelines.checkpoints.embedded import EMBEDDED
 from pipelines.checkpoints.files import class_of, files_of, numbers, read_json
-from pipelines.models.families import FAMILIES
-from pipelines.models.registry import adapter_of
+from pipelines.models.families import FAMILIES, Family
 
 GIB = 2**30
-SHIPPED = {  # family, blocks and heads → the config that was written for them
-    ("WanPipeline", 30, 12): "wan1.3b",
-    ("WanPipeline", 40, 40): "wan14b",
-    ("WanPipeline", 30, 24): "wan2.2-5b",
-    ("CogVideoXPipeline", 42, 48): "cogvideox-5b",
-}
 
 
 def what_it_is(model: ModelFacts) -> dict[str, str]:
@@ -38,7 +31,7 @@ def what_it_is(model: ModelFacts) -> dict[str, str]:
         "transformer": f"{model.depth} blocks × {model.heads} heads of {model.head_size},"
         f" {2 * stored.total() / GIB:.2f} GiB in bfloat16, stored as {dtypes}",
         "token": f"{token[0]} frames × {token[1]} × {token[2]} pixels (VAE {vae[0]} × {vae[1]} × {vae[2]})",
-        "text": f"{_text_tokens(folder)} tokens",
+        "text": f"{_text_tokens(folder, family)} tokens",
         "sampler": f"{model.sampler}{shift}",
     }
 
@@ -66,7 +59,11 @@ def would_run_as(model: ModelFacts, revision: str | None = None) -> dict[str, st
         rows["clip"] = f"{clip}: {grid.frames} × {grid.height} × {grid.width} = {grid.tokens} tokens"
     except ConfigError as error:
         rows["clip"] = str(error)
-    degrees = [1] if model.joint else [ranks for ranks in range(1, model.heads + 1) if model.heads % ranks == 0]
+    degrees = (
+        [1]
+        if FAMILIES[model.family].lacks.split
+        else [ranks for ranks in range(1, model.heads + 1) if model.heads % ranks == 0]
+    )
     rows["parallel.ulysses"] = ", ".join(map(str, degrees))
     if job and (gib := planned_gib(prepare(job))):
         each = "the GPU" if job.parallel.ranks == 1 else f"each of a gang's {job.parallel.ranks} GPUs"
@@ -76,7 +73,7 @@ def would_run_as(model: ModelFacts, revision: str | None = None) -> dict[str, st
 
 def shipped_config(model: ModelFacts) -> str | None:
     """The name of the config in `configs/` that was written for a checkpoint of this shape."""
-    name = model.name if model.name in EMBEDDED else SHIPPED.get((model.family, model.depth, model.heads))
+    name = model.name if model.name in EMBEDDED else FAMILIES[model.family].shipped.get((model.depth, model.heads))
     return name if name and (config_folder() / f"{name}.yaml").is_file() else None
 
 
@@ -91,7 +88,6 @@ def _job(config: str, model: ModelFacts, revision: str | None) -> JobConfig:
     )
 
 
-def _text_tokens(folder: Path) -> int:
+def _text_tokens(folder: Path, family: Family) -> int:
     longest = read_json(folder / "tokenizer/tokenizer_config.json").get("model_max_length")
-    usual: int = adapter_of(folder).kinds.text_tokens
-    return min(longest or usual, usual)
+    return min(longest or family.text_tokens, family.text_tokens)

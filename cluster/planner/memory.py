@@ -3,7 +3,6 @@
 Names: d width of the model, f of its feed-forward layers, n tokens of a clip, R ranks.
 """
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from cluster.job.plan import JobPlan
 from cluster.planner.measured import EncodeRow, Gpu, default_gpu
 from cluster.planner.setup import Setup
 from pipelines.base import ModelFacts
-from pipelines.checkpoints.files import weight_files
+from pipelines.checkpoints.files import header_of, read_json, weight_files
 from pipelines.models.families import FAMILIES
 
 GIB = 2**30
@@ -23,16 +22,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 2}  # float8: read
 
 CONTEXT_GIB = 0.6  # of CUDA and its libraries, in every process
 SLACK = 1.05  # fragmentation: nothing is planned to the last byte
-# Numbers per token that a Wan block holds at once, counted over a forward of diffusers' WanTransformer3DModel on fake
-# tensors: 11.1 d where self-attention's input is normed and modulated, 4.1 d + 2 f in the feed-forward layers.
-MODULATION, RESIDUAL, HIDDEN = 11.1, 4.1, 2.0
-JOINT = 13.0  # d, of text and video tokens, where a CogVideoX block rotates its keys, in float32
 # Kernels' workspace and the allocator's rounding on top: 14B at 480p peaks at 33 GiB, of which 26.6 are weights.
 WORKSPACE = 1.8
-# Numbers that a decoder holds at once per pixel and channel of its last layers, by their width, counted as above:
-# Wan2.1's and Wan2.2's a latent frame at a time, CogVideoX's two. Any other is taken for one that holds the most.
-DECODED = {96: 51, 256: 21, 128: 179}
-WAN_TEXT_TOKENS = 512  # its configs don't tell
 STEP_STATES = 3  # times the latents that one more kept step takes: they, the sampler's prediction and its last sample
 
 
@@ -58,17 +49,15 @@ class Sizes:
     text_depth: int
     text_tokens: int  # of every prompt
     decoder_width: int  # channels of the VAE's last layers
-    decoder_dtype: str | None  # None: the transformer's
-    decoder_splits: bool  # over a gang's ranks; else the first one decodes, clip by clip
 
 
 def read_sizes(model: ModelFacts) -> Sizes:
     """From a checkpoint's configs and the headers of its weight files; no weight is read."""
     folder = Path(model.path)
     transformer, text, vae = (
-        json.loads((folder / part / "config.json").read_text()) for part in ("transformer", "text_encoder", "vae")
+        read_json(folder / part / "config.json") for part in ("transformer", "text_encoder", "vae")
     )
-    width, family, wan = model.heads * model.head_size, FAMILIES[model.family], model.family == "WanPipeline"
+    width, family = model.heads * model.head_size, FAMILIES[model.family]
     return Sizes(
         transformer=_part(folder / "transformer"),
         text_encoder=_part(folder / "text_encoder"),
@@ -78,22 +67,17 @@ def read_sizes(model: ModelFacts) -> Sizes:
         latent_numbers=transformer["in_channels"] * prod(family.patch(transformer)),
         text_width=text["d_model"],
         text_depth=text["num_layers"],
-        text_tokens=transformer.get("max_text_seq_length", WAN_TEXT_TOKENS),
-        decoder_width=(vae.get("decoder_base_dim") or vae["base_dim"]) if wan else vae["block_out_channels"][0],
-        decoder_dtype="float32" if wan else None,
-        decoder_splits=wan,
+        text_tokens=family.text_tokens,
+        decoder_width=family.decoder_width(vae),
     )
 
 
 def _part(folder: Path) -> Part:
     blocks: Counter[str] = Counter()
     for file in weight_files(folder):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                numbered = re.match(r".*?\.\d+\.", name)
-                blocks[numbered[0] if numbered else name.rpartition(".")[0]] += prod(tensor["shape"])
+        for name, tensor in header_of(file).items():
+            numbered = re.match(r".*?\.\d+\.", name)
+            blocks[numbered[0] if numbered else name.rpartition(".")[0]] += prod(tensor["shape"])
     return Part(blocks.total(), max(blocks.values()))
 
 
@@ -131,7 +115,8 @@ class MemoryModel:
         self.encode = gpu.encode.rows or default_gpu().encode.rows
         self.generation = plan.job.generation
         self.bytes = BYTES[plan.dtype]  # of a number of the transformer and the text encoder, however stored
-        self.decoder_bytes = BYTES[sizes.decoder_dtype or plan.dtype]
+        self.family = FAMILIES[plan.model.family]
+        self.decoder_bytes = BYTES[self.family.vae_dtype or plan.dtype]
         self.tokens = plan.model.grid(plan.job.generation).tokens
         self.joint = plan.model.joint
         self.times = plan.model.times(plan.job.generation)
@@ -149,7 +134,7 @@ class MemoryModel:
             states=self._states * setup.batch,
             encoding=text_gathered,
             denoising=gathered + self._activations(setup.sequence_ranks) * setup.batch,
-            decoding=self._decoding(setup.ranks) * setup.batch if self.sizes.decoder_splits else self._decoding(1),
+            decoding=self._decoding(setup.ranks) * setup.batch if self.family.decoder_splits else self._decoding(1),
         )
 
     @property
@@ -171,10 +156,8 @@ class MemoryModel:
 
     def _activations(self, sequence_ranks: int) -> float:
         """Of one clip's forward of one branch; the other one comes after it, or is on other ranks."""
-        rows = ceil(self.tokens / sequence_ranks)
-        numbers = max(MODULATION * self.sizes.width, RESIDUAL * self.sizes.width + HIDDEN * self.sizes.ffn)
-        if self.joint:
-            rows, numbers = self.tokens + self.sizes.text_tokens, JOINT * self.sizes.width
+        rows = ceil((self.tokens + (self.sizes.text_tokens if self.joint else 0)) / sequence_ranks)
+        numbers = self.family.block_numbers(self.sizes.width, self.sizes.ffn)
         return rows * numbers * self.bytes * WORKSPACE / GIB
 
     @cached_property
@@ -208,8 +191,9 @@ class MemoryModel:
 
 
 def _decoded(width: int) -> int:
-    """Numbers per pixel that a decoder holds at once."""
-    return width * DECODED.get(width, max(DECODED.values()))
+    """Numbers per pixel that a decoder holds at once; one of no known width is taken for that which holds the most."""
+    known = {own: numbers for family in FAMILIES.values() for own, numbers in family.decoder_numbers.items()}
+    return width * known.get(width, max(known.values()))
 
 
 def encodes(row: EncodeRow, sizes: Sizes) -> bool:

@@ -13,6 +13,7 @@ from cluster.planner.memory import Sizes, encodes
 from cluster.planner.setup import Setup
 from numina.config import MethodConfig
 from numina.schedule import intensity
+from pipelines.models.families import FAMILIES
 from pipelines.models.registry import FLOAT8
 from pipelines.parallel.support import resolve_engine
 from pipelines.sampling.cache import forwards
@@ -48,7 +49,8 @@ class TimeModel:
         self.model, self.sizes, self.gpu = plan.model, sizes, gpu
         self.generation = plan.job.generation
         self.engine, self.dtype = plan.job.parallel.engine, plan.dtype
-        self.decoder_dtype = sizes.decoder_dtype or ("bfloat16" if plan.dtype == FLOAT8 else plan.dtype)
+        self.family = FAMILIES[plan.model.family]
+        self.decoder_dtype = self.family.vae_dtype or ("bfloat16" if plan.dtype == FLOAT8 else plan.dtype)
         self.methods = list(plan.job.methods.values())
         self.tokens = plan.model.grid(plan.job.generation).tokens
         self.times = plan.model.times(plan.job.generation)
@@ -176,7 +178,7 @@ class TimeModel:
 
     def _decode(self, ranks: int) -> Timing | None:
         """A clip's pixels, by a row of the same VAE; all ranks of a gang decode, where it can be split."""
-        ranks = ranks if self.sizes.decoder_splits else 1
+        ranks = ranks if self.family.decoder_splits else 1
         size = self.generation.height * self.generation.width * self.generation.num_frames
         own = (self.sizes.decoder_width, self.decoder_dtype)
         rows = [row for row in self.gpu.decode.rows if (row.decoder_width, row.dtype) == own]

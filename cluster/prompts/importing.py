@@ -16,7 +16,8 @@ from cluster.prompts.check import SetCheck
 from cluster.prompts.files import Block, PromptFile
 from cluster.prompts.promptset import describe_problems, open_prompts
 from cluster.prompts.row import OWN_SCHEMA, PromptRow, RawRow, parsed
-from cluster.prompts.sources import SourceRow, locate, read_source, said
+from cluster.prompts.source_rows import SourceRow, said
+from cluster.prompts.sources import locate, read_source, source_of
 from cluster.prompts.write import publish
 from cluster.rows import ROW_SCHEMA
 from numina.errors import PromptError, PromptSetError
@@ -48,7 +49,7 @@ def import_prompts(
     force: bool = False,
     report: Callable[[int], None] = lambda rows: None,
 ) -> Imported:
-    """Read a source (see sources.py) into a prompt set with all targets filled in; what it holds.
+    """Read a source (see `cluster.prompts.sources`) into a prompt set with all targets filled in; what it holds.
 
     Rows are read and checked a block at a time. Raises one PromptSetError with all that is wrong with the source.
     """
@@ -119,7 +120,7 @@ class _Reader:
 
     def _schema(self) -> pa.Schema:
         """Those of the set's own columns that are there, and the others with a type that holds all their values."""
-        if self.path.lower().endswith(".txt"):
+        if not source_of(self.path).columns:
             return pa.schema([own for own in _OWN if own.name in ("id", "prompt", "targets")])
         used, extra, rows = {"id", "prompt", "targets"}, pa.schema([]), read_source(self.path)
         while block := list(islice(rows, BLOCK_ROWS)):

@@ -28,7 +28,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class ShownClip:
     """One video of the page."""
 
     row: Mapping[str, Any]
@@ -45,10 +45,10 @@ class Group:
     prompt: str  # as it was asked for
     id: str | None
     targets: Sequence[tuple[str, int]]  # noun, asked count
-    clips: Sequence[Clip]
+    clips: Sequence[ShownClip]
 
 
-def read_clips(store: Store) -> list[Clip]:
+def read_clips(store: Store) -> list[ShownClip]:
     """All clips of an output, in the order of the page."""
     table = store.rows()
     rows = table.drop_columns(["spans"]).to_pylist()
@@ -61,9 +61,9 @@ def read_clips(store: Store) -> list[Clip]:
     return sorted(clips, key=_place)
 
 
-def _clip(row: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any]], there: bool) -> Clip:
+def _clip(row: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any]], there: bool) -> ShownClip:
     problems = [evaluation["problem"] for evaluation in evaluations.values()]
-    return Clip(
+    return ShownClip(
         row=row,
         problem=next(filter(None, problems), None) if there else MISSING,
         verdicts={judge: _verdict(evaluation) for judge, evaluation in evaluations.items()},
@@ -87,14 +87,14 @@ def _measured(evaluations: Mapping[str, Mapping[str, Any]], name: str) -> float 
     return next((value for value in values if value is not None and math.isfinite(value)), None)
 
 
-def counting_judges(clips: Iterable[Clip]) -> list[str]:
+def counting_judges(clips: Iterable[ShownClip]) -> list[str]:
     """Names of the judges that counted."""
     return sorted({judge for clip in clips for judge, verdict in clip.verdicts.items() if verdict.accuracy is not None})
 
 
-def groups_of(clips: Iterable[Clip]) -> list[Group]:
+def groups_of(clips: Iterable[ShownClip]) -> list[Group]:
     """The prompts, each with its clips; in the clips' order."""
-    gathered: dict[tuple[Any, ...], list[Clip]] = {}
+    gathered: dict[tuple[Any, ...], list[ShownClip]] = {}
     for clip in clips:
         gathered.setdefault(prompt_key(clip.row), []).append(clip)
     return [
@@ -119,7 +119,7 @@ def prompt_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["id"], asked_prompt(row), row["negative_prompt"], tuple(targets_of(row))
 
 
-def _place(clip: Clip) -> tuple[Any, ...]:
+def _place(clip: ShownClip) -> tuple[Any, ...]:
     """By id, as people count (a2 before a10), then prompt; within a prompt by sample, the baseline first."""
     row = clip.row
     id = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", row["id"] or "")]

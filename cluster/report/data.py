@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cluster.evaluation.outcomes import rank_seconds
-from cluster.report.clips import Clip, Group, targets_of
+from cluster.report.clips import Group, ShownClip, targets_of
 from cluster.report.failures import Reason
 from cluster.report.strategies import Results
 from cluster.rows import ROW_SCHEMA
@@ -61,7 +61,7 @@ def index_of(groups: Sequence[Group], results: Mapping[str, Results]) -> dict[st
     }
 
 
-def _judged(clips: Sequence[Clip], judge: str, results: Results) -> dict[str, Any]:
+def _judged(clips: Sequence[ShownClip], judge: str, results: Results) -> dict[str, Any]:
     """A judge's columns over clips: accuracy in thousandths (-1: not judged), detected counts by noun (null: not
     counted), and the strategies that keep the clip."""
     kept: dict[str, list[int]] = {clip.row["key"]: [] for clip in clips}
@@ -103,7 +103,7 @@ class Place:
         return quote(os.path.normpath(os.path.join(self.prefix, file_name)))
 
 
-def _clip_data(clip: Clip, layout: Mapping[str, Any] | None, place: Place, group: Group) -> dict[str, Any]:
+def _clip_data(clip: ShownClip, layout: Mapping[str, Any] | None, place: Place, group: Group) -> dict[str, Any]:
     row = clip.row
     identified = {noun["noun"]: noun for noun in row["identified"] or []}
     nouns = [noun for noun, _ in group.targets]

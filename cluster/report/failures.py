@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.report.clips import MISSING, Clip, asked_prompt
+from cluster.report.clips import MISSING, ShownClip, asked_prompt
 
 _VARYING = re.compile(r"""'[^']*'|"[^"]*"|(?<!\w)/\S+|\b[0-9a-f]{8,}\b|\d+(\.\d+)?""")  # in messages of one reason
 _LONGEST = 160  # characters of a reason
@@ -31,7 +31,7 @@ class Reason:
     failures: Sequence[Failure]
 
 
-def reasons_of(records: Mapping[str, Sequence[Mapping[str, Any]]], clips: Iterable[Clip]) -> list[Reason]:
+def reasons_of(records: Mapping[str, Sequence[Mapping[str, Any]]], clips: Iterable[ShownClip]) -> list[Reason]:
     """Failures of keys that have no row, and videos that are missing or unreadable; the commonest reason first."""
     clips = list(clips)
     done = {clip.row["key"] for clip in clips}
@@ -62,7 +62,7 @@ def _recorded(key: str, tries: Sequence[Mapping[str, Any]]) -> Failure:
     )
 
 
-def _lost(clip: Clip) -> Failure:
+def _lost(clip: ShownClip) -> Failure:
     problem = clip.problem or MISSING
     error = f"{clip.row['file_name']} isn't there" if problem == MISSING else problem
     return Failure(key=clip.row["key"], prompt=asked_prompt(clip.row), stage="video", error=error, tries=None)

@@ -1,8 +1,8 @@
 """From an output to its report: rows, verdicts and layouts in; a page, its data and nothing else out.
 
-Data flows forward: rows and verdicts → `Clip` → `Group` (one prompt's clips) → chunks, index, plots → page. The page
-is written when all its data is there, and old data is removed when no page needs it: a reader always sees one whole
-report.
+Data flows forward: rows and verdicts → `ShownClip` → `Group` (one prompt's clips) → chunks, index, plots → page. The
+page is written when all its data is there, and old data is removed when no page needs it: a reader always sees one
+whole report.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import jinja2
 from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import rank_seconds
 from cluster.observability.status import Status, status_of
-from cluster.report.clips import Clip, Group, counting_judges, groups_of, read_clips
+from cluster.report.clips import Group, ShownClip, counting_judges, groups_of, read_clips
 from cluster.report.data import Place, chunks_of, failure_data, group_data, index_of, script
 from cluster.report.failures import Reason, reasons_of
 from cluster.report.layouts import packed_layout
@@ -46,7 +46,7 @@ def build_report(store_root: str | Path, out: Path | None = None) -> Path:
     root = str(store_root)
     if "://" in root and not root.startswith("file://"):
         raise OutputError(f"output {root!r} is remote, a page can't play its videos: copy it to a local folder first")
-    store = Store(root, single_writer=True)  # a reader needs no promise
+    store = Store.reader(root)
     clips = read_clips(store)
     if not clips:
         raise OutputError(f"output {root!r} holds no rows: give a folder that `numina run` wrote to")
@@ -57,7 +57,7 @@ def build_report(store_root: str | Path, out: Path | None = None) -> Path:
     return page
 
 
-def _write(store: Store, clips: Sequence[Clip], page: Path) -> None:
+def _write(store: Store, clips: Sequence[ShownClip], page: Path) -> None:
     files = open_files(str(page.parent), single_writer=True)
     writer = _Writer(files, page.stem)
     groups = groups_of(clips)
@@ -123,7 +123,7 @@ def _template(name: str) -> str:
 
 def _page(
     store: Store,
-    clips: Sequence[Clip],
+    clips: Sequence[ShownClip],
     groups: Sequence[Group],
     results: Mapping[str, Results],
     reasons: Sequence[Reason],
@@ -159,7 +159,7 @@ def _page(
     )
 
 
-def _totals(clips: Sequence[Clip], groups: Sequence[Group], status: Status) -> list[tuple[str, str]]:
+def _totals(clips: Sequence[ShownClip], groups: Sequence[Group], status: Status) -> list[tuple[str, str]]:
     """What stands in the page's head: label and value."""
     guided = sum(bool(clip.row["guided"]) for clip in clips)
     corrected = sum(clip.row["layout_file"] is not None for clip in clips)

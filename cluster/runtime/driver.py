@@ -1,46 +1,46 @@
-"""The driver: walks the prompts, keeps gangs busy, lays out between their phases, commits rows.
+"""The driver's loop: walks the prompts, keeps gangs busy, lays out between their phases, commits rows.
 
     supply ─► gang: identify ─► task: layout, refine, plan ─► gang: finish or guide ─► task: mp4 and commit
        ▲                                                                                        │ where it is verified
        └───────────────────────────── the next attempt ◄── no ── judge ◄────────────────────────┘
 
-The driver holds no state that matters; storage is the source of truth. The same job, started again, continues.
+The driver holds no state that matters: storage is the source of truth, and the same command resumes the job. What waits
+and what is under way is in `queues`, what becomes of failures in `recovery`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ray import ObjectRef
-from ray.exceptions import RayTaskError
 
 from cluster.dataset.store import Committed, Store
+from cluster.job.acceptance import Acceptance, Ruling
 from cluster.job.judge import judge_config
 from cluster.job.names import TaskNames
 from cluster.job.plan import JobPlan, prepare, prompt_path
 from cluster.job.strategy import strategy_record
 from cluster.job.tasks import ClipTask
 from cluster.job.worklist import Worklist, open_worklist
-from cluster.observability.logs import redact
 from cluster.observability.metrics import Metrics
 from cluster.observability.progress import JobProgress
 from cluster.runtime.drain import Drain
-from cluster.runtime.faults import CLUSTER_LOST, Verdict, cause_of, is_out_of_memory, judge, reason
+from cluster.runtime.faults import CLUSTER_LOST, reason
 from cluster.runtime.fleet import Fleet, ray_cluster
 from cluster.runtime.flight import Call, Flight, GangTimes, now
-from cluster.runtime.gang import STANDING, Gang
+from cluster.runtime.gang import GangState
+from cluster.runtime.queues import Queues
+from cluster.runtime.recovery import Recovery
 from cluster.runtime.rounds import Rounds
 from cluster.runtime.supply import Supply
-from cluster.workers.judge import Ruling
 from cluster.workers.row import code_version
 from cluster.workers.tasks import COMPACT_CPUS, LAYOUT_CPUS, WRITE_CPUS, Draft, Output, Receipt, compact, lay_out, write
-from numina.errors import GangError, InputError
+from numina.errors import GangError, InputError, JobError
+from numina.stage import Stage
 
 if TYPE_CHECKING:
     from numina.correct import Correction
@@ -51,7 +51,6 @@ PATIENCE = 1.0  # seconds between two looks at the gangs while nothing happens
 COMPACT_EVERY = 1000  # rows of this driver between two compactions
 COMPACT_AT_END = 100  # the least that is worth a segment when the job ends
 JUDGED_AT_ONCE = 4  # clips that a judge is given in one call
-HOPELESS = 20  # clips in a row that fail, none of them for its input, until the job is stopped
 
 log = logging.getLogger(__name__)
 
@@ -60,45 +59,53 @@ def run_job(plan: JobPlan, report: Callable[[JobProgress], None] = lambda progre
     """Runs or resumes a job; returns when every video is committed or recorded as failed, or when a signal stopped it.
 
     Raises OutputError when the output belongs to another job, GangError when no gang can stand, StorageError when the
-    storage is full or lost.
+    storage is full or lost, DamageError when a file of the output can't be read, and JobError when input turns out
+    to be wrong after the gangs have started.
     """
     job, progress = plan.job, JobProgress()
     store = Output.of(plan).store()
     with Drain(job.cluster.grace) as drain:
-        try:
-            worklist = _open(plan, store, progress, report, drain)
-        except KeyboardInterrupt:  # a look at a million rows takes minutes
+        worklist = _open(plan, store, progress, report, drain)
+        if worklist is None:
             progress.draining, progress.total = True, plan.asked
             return progress
-        info: dict[str, Any] = {
-            "code_version": code_version(),
-            "parallel": asdict(job.parallel),
-            "memory": asdict(job.memory),
-        }
-        info |= {"shard": job.shard, "strategies": list(map(strategy_record, job.all_strategies))}
-        if job.verifies:
-            info["verify"] = {"judge": judge_config(job.verify.judge, job.judge).name, "accept": job.verify.accept}
-        store.open_run(plan.identity(), asked=worklist.asked, info=info)
+        store.open_run(plan.identity(), asked=worklist.asked, info=_run_record(plan))
         progress.draining = drain.asked
         report(progress)
         if progress.left and not drain.asked:
             with ray_cluster(plan):
                 drain.listen()  # Ray took SIGTERM
-                Driver(plan, store, worklist, progress, report, drain=drain).run()
+                try:
+                    Driver(plan, store, worklist, progress, report, drain=drain).run()
+                except InputError as error:  # says by its class that nothing was started
+                    raise JobError(f"the job stopped after it began: {error}") from error
     return progress
+
+
+def _run_record(plan: JobPlan) -> dict[str, Any]:
+    """What this start of a job leaves in the output for readers."""
+    job = plan.job
+    record: dict[str, Any] = {
+        "code_version": code_version(),
+        "parallel": asdict(job.parallel),
+        "memory": asdict(job.memory),
+        "shard": job.shard,
+        "strategies": list(map(strategy_record, job.all_strategies)),
+    }
+    if job.verifies:
+        record["verify"] = {"judge": judge_config(job.verify.judge, job.judge).name, "accept": job.verify.accept}
+    return record
 
 
 def _open(
     plan: JobPlan, store: Store, progress: JobProgress, report: Callable[[JobProgress], None], drain: Drain
-) -> Worklist:
-    """What is left to do. What storage says of the rest is forgotten again: it may be a million keys.
+) -> Worklist | None:
+    """What is left to do; None when it is asked to stop meanwhile: a look at a million rows takes minutes.
 
-    Raises KeyboardInterrupt when it is asked to stop meanwhile.
+    What storage says of the rest is forgotten again: it may be a million keys.
     """
 
     def checked(rows: int) -> None:
-        if drain.asked:
-            raise KeyboardInterrupt
         progress.checked = rows
         report(progress)
 
@@ -106,11 +113,11 @@ def _open(
     given_up = Committed(keys=frozenset(), tasks=frozenset()) if plan.job.retry_failed else store.given_up(committed)
     settled = frozenset[bytes]()
     if plan.job.verifies:
-        verify = plan.job.verify
-        judge_name = judge_config(verify.judge, plan.job.judge).name
-        settled = store.settled(judge_name, verify.accept, verify.strengths, committed.keys)
-    worklist = open_worklist(plan, committed, given_up, checked, settled)
-    progress.total, progress.done, progress.failed = worklist.total, worklist.done, worklist.failed
+        verdicts = store.verdicts_of_attempts(judge_config(plan.job.verify.judge, plan.job.judge).name)
+        settled = Acceptance.of(plan.job.verify).settled(verdicts, committed.keys)
+    worklist = open_worklist(plan, committed, given_up, settled, report=checked, stopped=lambda: drain.asked)
+    if worklist is not None:
+        progress.total, progress.done, progress.failed = worklist.total, worklist.done, worklist.failed
     return worklist
 
 
@@ -129,33 +136,37 @@ class Driver:
         drain: Drain | None = None,
         metrics: Metrics | None = None,
     ):
+        job = plan.job
         self.plan = plan
         self.store = store
         self.progress = progress
         self.report = report
         self.fleet = fleet or Fleet(plan)
-        self.drain = drain or Drain(plan.job.cluster.grace)
-        self.metrics = metrics or Metrics(plan.job.output)
+        self.drain = drain or Drain(job.cluster.grace)
+        self.metrics = metrics or Metrics(job.output)
         self.rounds = Rounds(TaskNames(plan))
-        self.pending: deque[ClipTask] = deque()  # taken from the supply, or handed back
-        self.unjudged: deque[ClipTask] = deque()  # of verified samples: committed, to be judged
-        self.attempts: Counter[str] = Counter()  # key → tries that failed
-        self.flights: list[Flight] = []  # in the order of their gang's calls
-        self.waiting: dict[ObjectRef, Call] = {}
-        self.uncompacted: list[str] = []  # keys
-        self.failed_in_a_row = 0
         self.times = GangTimes()
+        self.queues = Queues(batch=job.parallel.batch, trials=len(plan.trials))
+        in_flight = job.parallel.gangs * (job.cluster.clips_in_flight + 1) * job.parallel.batch
+        self._ahead = max(in_flight, self.queues.window)
+        # Another driver at work goes through the prompts in another order.
+        shuffle = int(store.owner[:8], 16) if store.others() else None
+        self.supply = Supply(worklist.tasks(shuffle=shuffle), store, ahead=self._ahead)
+        self.recovery = Recovery(
+            queues=self.queues,
+            fleet=self.fleet,
+            times=self.times,
+            rounds=self.rounds,
+            supply=self.supply,
+            store=store,
+            progress=progress,
+            metrics=self.metrics,
+            attempts=job.cluster.attempts,
+        )
+        self.uncompacted: list[str] = []  # keys
         self._stood = False  # whether any gang has stood
         self._done_before = progress.done
         self._told = 0.0  # when the metrics' gauges were set last
-        cluster, parallel = plan.job.cluster, plan.job.parallel
-        self._window = 1 + (parallel.batch - 1) * len(plan.trials)
-        in_flight = parallel.gangs * (cluster.clips_in_flight + 1) * parallel.batch
-        # Another driver at work goes through the prompts in another order.
-        shuffle = int(store.owner[:8], 16) if store.others() else None
-        tasks = worklist.tasks(shuffle=shuffle)
-        self._ahead = max(in_flight, self._window)
-        self.supply = Supply(tasks, store, ahead=self._ahead)
 
     def run(self) -> None:
         """Generates and commits all tasks, or, once it is asked to stop, what is under way."""
@@ -169,9 +180,9 @@ class Driver:
                     self._fill_gangs()
                     self._fill_judges()
                     self._show()
-                    ready = self.fleet.wait([*self.waiting, *self.fleet.waiting], PATIENCE)
-                    for reference in ready:
-                        if reference in self.waiting:
+                    waiting = self.queues.waiting
+                    for reference in self.fleet.wait([*waiting, *self.fleet.waiting], PATIENCE):
+                        if reference in self.queues.waiting:
                             self._handle(reference)
                         else:
                             self.fleet.handle(reference)
@@ -185,30 +196,23 @@ class Driver:
 
     def _is_over(self) -> bool:
         if not self.drain.asked:
-            return self.supply.over and not self.pending and not self.unjudged and not self.flights
+            return self.supply.over and self.queues.empty
         if not self.progress.draining:
-            self._begin_to_drain()
-        return self.drain.over or not self.flights
-
-    def _begin_to_drain(self) -> None:
-        """From here on nothing new is begun."""
-        log.warning("%s: finishing clips in progress, within %.0f s", self.drain.signal, self.drain.grace)
-        self.progress.draining = True
-        self.supply.close()
-        self.pending.clear()
-        self.unjudged.clear()
-        for flight in [flight for flight in self.flights if flight.stage in ("encode", "encoded")]:
-            self._forget(flight)
+            log.warning("%s: finishing clips in progress, within %.0f s", self.drain.signal, self.drain.grace)
+            self.progress.draining = True
+            self.supply.close()
+            self.queues.close()
+        return self.drain.over or not self.queues.flights
 
     def _watch(self) -> None:
         """Looks after what no reference tells: gangs that are silent, clips that take too long."""
         for gang, error in self.fleet.watch():
-            self._lose(gang, None, error)
+            self.recovery.lose(gang, None, error)
         limit = self.plan.job.cluster.clip_timeout
-        for gang, flight in self._at_work().items():
+        for gang, flight in self.queues.at_work().items():
             if now() - self.times.began(flight) > limit:
                 late = GangError(f"a batch was in {flight.stage} for more than cluster.clip_timeout={limit:g} s")
-                self._lose(gang, flight, late)
+                self.recovery.lose(gang, flight, late)
 
     # --- where batches go ---
 
@@ -216,262 +220,50 @@ class Driver:
         """Keeps encoded batches ready, so that no gang waits for a text; and no more than gangs take soon."""
         if not self.plan.encodes_apart or self.progress.draining:
             return
-        room = (self.plan.job.cluster.clips_in_flight + 1) * len(self.fleet.gangs)
-        ahead = sum(flight.stage in ("encode", "encoded") for flight in self.flights)
-        while ahead < room and (encoder := self._least_busy(self.fleet.encoders.values())):
-            batch = self._next_batch()
-            if not batch:
+        room = (self.plan.job.cluster.clips_in_flight + 1) * len(self.fleet.gangs) - len(self.queues.encoded)
+        ahead = sum(flight.stage is Stage.ENCODE for flight in self.queues.flights)
+        while ahead < room and (encoder := self.queues.least_busy(self.fleet.encoders.values())):
+            flight = self._next_flight()
+            if flight is None:
                 return
-            flight = Flight(batch)
-            self._make(flight, encoder, "encode", "encode", flight.requests)
+            self.queues.send(flight, encoder, Stage.ENCODE, "encode", flight.requests)
             ahead += 1
 
     def _fill_gangs(self) -> None:
         """Keeps `clips_in_flight` batches in every gang, so that none waits for a layout."""
         limit = self.plan.job.cluster.clips_in_flight
-        while not self.progress.draining and (gang := self._least_busy(self.fleet.gangs.values(), limit)):
-            flight = self._next_flight()
+        while not self.progress.draining and (gang := self.queues.least_busy(self.fleet.gangs.values(), limit)):
+            if self.plan.encodes_apart:
+                flight = self.queues.encoded.popleft() if self.queues.encoded else None
+            else:
+                flight = self._next_flight()
             if flight is None:
                 return
             method = self.plan.method_of(flight.tasks[0])
             if method is None:
-                self._make(flight, gang, "denoise", "plain", flight.requests, flight.texts)
+                self.queues.send(flight, gang, Stage.DENOISE, "plain", flight.requests, flight.texts)
             else:
-                self._make(flight, gang, "identify", "identify", flight.requests, method, flight.texts)
+                self.queues.send(flight, gang, Stage.IDENTIFY, "identify", flight.requests, method, flight.texts)
 
     def _fill_judges(self) -> None:
-        """Keeps judges busy with what was committed and is to be verified."""
-        if self.progress.draining:
-            return
+        """Keeps judges busy with committed clips that are to be verified."""
         limit = self.plan.job.cluster.clips_in_flight
-        while self.unjudged and (judging := self._least_busy(self.fleet.judges.values(), limit)):
-            flight = Flight([self.unjudged.popleft() for _ in range(min(JUDGED_AT_ONCE, len(self.unjudged)))])
-            self._make(flight, judging, "judge", "rule", list(map(self.rounds.chain, flight.tasks)))
-
-    def _least_busy(self, gangs: Iterable[Gang], limit: int | None = None) -> Gang | None:
-        """The standing gang with the fewest batches, below `limit`; frames that aren't written yet count against it
-        too, or they would fill the object store."""
-        aboard, unwritten = Counter[Gang](), Counter[Gang]()
-        for flight in self.flights:
-            if flight.gang is not None:
-                (unwritten if flight.stage == "write" else aboard)[flight.gang] += 1
-        free = [
-            gang
-            for gang in gangs
-            if gang.stage == STANDING and (limit is None or (aboard[gang] < limit and unwritten[gang] <= limit))
-        ]
-        return min(free, key=lambda gang: aboard[gang], default=None)
+        while self.queues.unjudged and (judge := self.queues.least_busy(self.fleet.judges.values(), limit)):
+            flight = Flight(self.queues.next_unjudged(JUDGED_AT_ONCE))
+            self.queues.send(flight, judge, Stage.JUDGE, "rule", list(map(self.rounds.chain, flight.tasks)))
 
     def _next_flight(self) -> Flight | None:
-        """A batch for a gang: one whose texts are there, where they are made apart."""
-        if self.plan.encodes_apart:
-            return next((flight for flight in self.flights if flight.stage == "encoded"), None)
-        batch = self._next_batch()
+        """The next tasks of one strategy; those that the supply has ready join the queue first."""
+        queues = self.queues
+        while (
+            len(queues.pending) < queues.window and len(queues.unjudged) < self._ahead and (task := self.supply.next())
+        ):
+            self._enter(task)
+        batch = queues.next_batch()
         return Flight(batch) if batch else None
 
-    def _next_batch(self) -> list[ClipTask]:
-        """The next tasks of one strategy, or none. What failed before goes alone, so that it can spoil nothing but
-        itself."""
-        while len(self.pending) < self._window and len(self.unjudged) < self._ahead and (task := self.supply.next()):
-            self._enter(task)
-        if not self.pending:
-            return []
-        first = self.pending.popleft()
-        size = 1 if self.attempts.get(first.key) else self.plan.job.parallel.batch
-        window = list(islice(self.pending, (size - 1) * len(self.plan.trials)))
-        kind = first.strategy, first.strength
-        alike = [task for task in window if (task.strategy, task.strength) == kind and not self.attempts.get(task.key)]
-        batch = [first, *alike[: size - 1]]
-        chosen = {task.key for task in batch}
-        for _ in window:
-            self.pending.popleft()
-        self.pending.extendleft(reversed([task for task in window if task.key not in chosen]))
-        return batch
-
-    def _make(self, flight: Flight, gang: Gang, stage: str, method: str, *arguments: Any) -> None:
-        """Has a gang work on a batch, and waits for all its ranks, not for the one alone that answers."""
-        if flight in self.flights:
-            self.flights.remove(flight)
-        self.flights.append(flight)
-        flight.gang, flight.stage, flight.since = gang, stage, now()
-        flight.made, receipts = gang.make(method, *arguments)
-        for index, receipt in enumerate(receipts):
-            self.waiting[receipt] = Call(flight, gang, is_answer=index == 0)
-
-    def _run_beside(self, flight: Flight, stage: str, task: Any, cpus: float, *arguments: Any) -> None:
-        """Has a task go on with a batch."""
-        flight.stage, flight.since = stage, now()
-        self.waiting[self.fleet.beside(task, cpus, flight.made, *arguments)] = Call(flight, None)
-
-    def _compact(self) -> None:
-        """Has a task gather the rows that were committed since the last time."""
-        keys, self.uncompacted = self.uncompacted, []
-        self.waiting[self.fleet.beside(compact, COMPACT_CPUS, keys, self._output)] = Call(None, None)
-
-    def _at_work(self) -> dict[Gang, Flight]:
-        """What each gang computes: the first of its batches that isn't elsewhere."""
-        first: dict[Gang, Flight] = {}
-        for flight in self.flights:
-            if flight.gang is not None and flight.stage not in ("layout", "write"):
-                first.setdefault(flight.gang, flight)
-        return first
-
-    # --- what comes of it ---
-
-    def _handle(self, reference: ObjectRef) -> None:
-        call = self.waiting.pop(reference)
-        try:
-            answer = self.fleet.answer(reference)
-        except Exception as error:
-            self._handle_error(call, error)
-            return
-        if call.is_answer and call.flight is not None:
-            self.times.ended(call.flight, call.gang)
-            self._go_on(call.flight, answer)
-
-    def _go_on(self, flight: Flight, answer: Any) -> None:
-        """From a stage's end to the next one."""
-        if flight.stage == "encode":
-            flight.stage, flight.gang = "encoded", None
-            flight.texts, flight.encode_seconds = flight.made, answer
-        elif flight.stage == "identify":
-            method = self.plan.method_of(flight.tasks[0])
-            self._run_beside(flight, "layout", lay_out, LAYOUT_CPUS, flight.tasks, method)
-        elif flight.stage == "layout":
-            self._second_phase(flight, answer)
-        elif flight.stage == "write":
-            self.flights.remove(flight)
-            self._count(answer)
-        elif flight.stage == "judge":
-            self.flights.remove(flight)
-            for task, ruling in zip(flight.tasks, answer, strict=True):
-                self._rule(task, ruling)
-        else:
-            drafts = [self._draft(flight, task) for task in flight.tasks]
-            self._run_beside(flight, "write", write, WRITE_CPUS, drafts, self._output, now())
-
-    def _second_phase(self, flight: Flight, answers: Sequence[tuple[Correction, float] | InputError]) -> None:
-        """The clips whose counts were right go on, the others start again: the batch parts."""
-        assert flight.gang is not None, "it holds the batch's state"
-        self.flights.remove(flight)
-        right, wrong = (Flight([], encode_seconds=flight.encode_seconds, spans=[*flight.spans]) for _ in range(2))
-        for task, answer in zip(flight.tasks, answers, strict=True):
-            if isinstance(answer, InputError):
-                self._give_up(task, "identify", answer)
-                continue
-            part = right if answer[0].plan is None else wrong
-            part.tasks.append(task)
-            part.corrections[task.key] = answer
-        if right.tasks:
-            self._make(right, flight.gang, "finish", "finish", right.keys)
-        if wrong.tasks:
-            plans = self.fleet.put([correction.plan for correction, _ in wrong.corrections.values()])
-            self._make(wrong, flight.gang, "guide", "guide", wrong.keys, plans)
-
-    def _draft(self, flight: Flight, task: ClipTask) -> Draft:
-        correction, layout_seconds = flight.corrections.get(task.key, (None, None))
-        elsewhere = {"encode": flight.encode_seconds, "layout": layout_seconds}
-        return Draft(
-            task=task,
-            correction=correction,
-            timings={stage: seconds for stage, seconds in elsewhere.items() if seconds is not None},
-            spans=flight.spans,
-            retries=self.attempts[task.key],
-        )
-
-    def _count(self, receipts: Sequence[Receipt]) -> None:
-        """Rows were committed."""
-        self.failed_in_a_row = 0
-        for receipt in receipts:
-            self.attempts.pop(receipt.key, None)
-            self.uncompacted.append(receipt.key)
-            self.progress.generated += 1
-            self.progress.guided += bool(receipt.row["guided"])
-            self.metrics.committed(receipt.row)
-            for waited in self.rounds.committed(receipt.key):
-                self._enter(waited)
-        if len(self.uncompacted) >= COMPACT_EVERY:
-            self._compact()
-
-    def _rule(self, task: ClipTask, ruling: Ruling) -> None:
-        """A verified sample was judged: it is settled, or its next attempt is due."""
-        self.metrics.judged(ruling.accepted)
-        if following := self.rounds.next_attempt(task, ruling):
-            self._enter(following)
-            return
-        self.progress.completed += 1
-        self.progress.accepted += ruling.accepted
-        self.progress.rejected += not ruling.accepted
-        self.supply.finished(self.rounds.supplied(task))
-
-    # --- what goes wrong ---
-
-    def _handle_error(self, call: Call, error: Exception) -> None:
-        """Raises what no clip is blamed for."""
-        flight, gang, verdict = call.flight, call.gang, judge(error)
-        if verdict is Verdict.STOP:
-            raise cause_of(error) from error
-        if flight is None:
-            log.warning("rows could not be merged into a segment; they are read one by one: %s", reason(error))
-            return
-        raised = isinstance(error, RayTaskError)  # by this call: a lost process fails all its calls at once
-        # Input is refused by every rank alike, before any collective. Any other error leaves several ranks out of step.
-        alone = gang is not None and gang.spec.ranks == 1 and raised
-        well = verdict is Verdict.REFUSED or (alone and (verdict is Verdict.GIVE_UP or is_out_of_memory(error)))
-        if gang is not None and not well:
-            self._lose(gang, flight if raised else None, error)
-        elif flight in self.flights:
-            if flight.gang is not None:
-                flight.gang.call("drop", flight.keys)
-            self._fail(flight, error)
-
-    def _lose(self, gang: Gang, culprit: Flight | None, error: BaseException) -> None:
-        """Hands back what a lost gang was at, and has it replaced.
-
-        Only one batch is blamed, the one whose call failed first or, where none is known, the one that was computed:
-        the others were merely there.
-        """
-        log.warning("%s is lost and will be replaced: %s", gang.name, reason(error), extra={"gang": gang.name})
-        aboard = [flight for flight in self.flights if flight.gang is gang and flight.stage != "write"]
-        if culprit not in aboard:
-            culprit = next((flight for flight in aboard if flight.stage != "layout"), None)
-        for flight in aboard:
-            if flight is culprit:
-                self._fail(flight, error)
-            else:
-                self._forget(flight)
-                self._hand_back(flight.tasks)
-        self.waiting = {reference: call for reference, call in self.waiting.items() if call.gang is not gang}
-        self.times.lost(gang)
-        self.fleet.replace(gang)
-
-    def _forget(self, flight: Flight) -> None:
-        self.flights.remove(flight)
-        self.waiting = {reference: call for reference, call in self.waiting.items() if call.flight is not flight}
-
-    def _fail(self, flight: Flight, error: BaseException) -> None:
-        """Hands a batch's clips back for another try; after the last one, or where no other try would end otherwise,
-        they are recorded and the job goes on."""
-        self._forget(flight)
-        again = judge(error) is Verdict.RETRY
-        for task in flight.tasks:
-            self.attempts[task.key] += 1
-            if again and self.attempts[task.key] < self.plan.job.cluster.attempts:
-                log.warning(
-                    "try %d failed in %s: %s",
-                    self.attempts[task.key],
-                    flight.stage,
-                    reason(error),
-                    extra={"key": task.key},
-                )
-                self.progress.retries += 1
-                self.metrics.retried(type(cause_of(error)).__name__)
-                self._hand_back([task])
-            else:
-                self._give_up(task, flight.stage, error)
-
     def _enter(self, task: ClipTask) -> None:
-        """A task into its queue; what is there and needs no judge is done."""
+        """A task into its queue; one that is there and needs no judge is done."""
         entered = self.rounds.enter(task)
         if entered is None:
             return
@@ -479,41 +271,106 @@ class Driver:
             self.progress.completed += 1
             self.supply.finished(entered.key)
         else:
-            self._hand_back([entered])
+            self.queues.add([entered])
 
-    def _hand_back(self, tasks: Sequence[ClipTask]) -> None:
-        if not self.progress.draining:
-            for task in tasks:
-                (self.unjudged if task.there else self.pending).append(task)
+    # --- from stage to stage ---
 
-    def _give_up(self, task: ClipTask, stage: str, error: BaseException) -> None:
-        log.error("clip failed in %s, no attempt left: %s", stage, reason(error), extra={"key": task.key})
-        record = {"prompt": task.row.prompt, "row": task.row.index, "stage": stage, "error": redact(reason(error))}
-        tries = self.attempts.pop(task.key, 1)
-        self.store.fail(task.key, record | {"task_digest": task.chain_digest, "tries": tries})
-        for waited in self.rounds.given_up(task):
-            self.supply.finished(self.rounds.supplied(waited))
-            self.progress.failed += 1
-        self.metrics.failed(stage)
-        self.failed_in_a_row += judge(error) is not Verdict.REFUSED
-        if self.failed_in_a_row >= HOPELESS:
-            raise GangError(
-                f"{HOPELESS} clips in a row failed, the last one with {reason(error)}; the job stops here. "
-                "Fix the cause, then run the same command with retry_failed=true"
-            ) from error
+    def _handle(self, reference: ObjectRef) -> None:
+        call = self.queues.waiting.pop(reference)
+        try:
+            answer = self.fleet.answer(reference)
+        except Exception as error:
+            self.recovery.handle(call, error)
+            return
+        if call.is_answer and call.flight is not None:
+            self.times.ended(call.flight, call.gang)
+            self._go_on(call.flight, answer)
+
+    def _go_on(self, flight: Flight, answer: Any) -> None:
+        """From a stage's end to the next one."""
+        match flight.stage:
+            case Stage.ENCODE:
+                self.queues.keep_encoded(flight, flight.made, answer)
+            case Stage.IDENTIFY:
+                method = self.plan.method_of(flight.tasks[0])
+                layout = self.fleet.beside(lay_out, LAYOUT_CPUS, flight.made, flight.tasks, method)
+                self.queues.send_beside(flight, Stage.LAYOUT, layout)
+            case Stage.LAYOUT:
+                self._second_phase(flight, answer)
+            case Stage.DENOISE | Stage.GUIDE:
+                drafts = [self._draft(flight, task) for task in flight.tasks]
+                rows = self.fleet.beside(write, WRITE_CPUS, flight.made, drafts, self._output, now())
+                self.queues.send_beside(flight, Stage.WRITE, rows)
+            case Stage.WRITE:
+                self.queues.flights.remove(flight)
+                self._count(answer)
+            case Stage.JUDGE:
+                self.queues.flights.remove(flight)
+                for task, ruling in zip(flight.tasks, answer, strict=True):
+                    self._rule(task, ruling)
+            case _:
+                raise AssertionError(f"no gang has a stage {flight.stage} of its own")
+
+    def _second_phase(self, flight: Flight, answers: Sequence[tuple[Correction, float] | InputError]) -> None:
+        """The clips whose counts were right go on, the others start again: the batch parts."""
+        assert flight.gang is not None, "it holds the batch's state"
+        self.queues.flights.remove(flight)
+        right, wrong = (Flight([], encode_seconds=flight.encode_seconds, spans=[*flight.spans]) for _ in range(2))
+        for task, answer in zip(flight.tasks, answers, strict=True):
+            if isinstance(answer, InputError):
+                self.recovery.give_up(task, Stage.IDENTIFY, answer)
+                continue
+            part = right if answer[0].plan is None else wrong
+            part.tasks.append(task)
+            part.corrections[task.key] = answer
+        if right.tasks:
+            self.queues.send(right, flight.gang, Stage.DENOISE, "finish", right.keys)
+        if wrong.tasks:
+            plans = self.fleet.put([correction.plan for correction, _ in wrong.corrections.values()])
+            self.queues.send(wrong, flight.gang, Stage.GUIDE, "guide", wrong.keys, plans)
+
+    def _draft(self, flight: Flight, task: ClipTask) -> Draft:
+        correction, layout_seconds = flight.corrections.get(task.key, (None, None))
+        elsewhere = {Stage.ENCODE: flight.encode_seconds, Stage.LAYOUT: layout_seconds}
+        return Draft(
+            task=task,
+            correction=correction,
+            timings={stage: seconds for stage, seconds in elsewhere.items() if seconds is not None},
+            spans=flight.spans,
+            retries=self.queues.failed_tries[task.key],
+        )
+
+    def _count(self, receipts: Sequence[Receipt]) -> None:
+        """Rows were committed."""
+        self.recovery.failed_in_a_row = 0
+        for receipt in receipts:
+            self.queues.failed_tries.pop(receipt.key, None)
+            self.uncompacted.append(receipt.key)
+            self.progress.generated += 1
+            self.progress.guided += bool(receipt.row["guided"])
+            self.metrics.committed(receipt.row)
+            for waited in self.rounds.committed(receipt.key):
+                self._enter(waited)
+        if len(self.uncompacted) >= COMPACT_EVERY:
+            keys, self.uncompacted = self.uncompacted, []
+            self.queues.waiting[self.fleet.beside(compact, COMPACT_CPUS, keys, self._output)] = Call(None, None)
+
+    def _rule(self, task: ClipTask, ruling: Ruling) -> None:
+        """A verified sample was judged: it is settled, or its next attempt is due."""
+        self.metrics.judged(ruling.decision.accepted)
+        if following := self.rounds.next_attempt(task, ruling):
+            self._enter(following)
+            return
+        self.progress.completed += 1
+        self.progress.accepted += ruling.decision.accepted
+        self.progress.rejected += not ruling.decision.accepted
+        self.supply.finished(self.rounds.supplied(task))
 
     # --- what is shown ---
 
     def _show(self) -> None:
         progress, moment = self.progress, time.monotonic()
-        stages: dict[Gang, list[str]] = {gang: [] for gang in self.fleet.all}
-        for flight in self.flights:
-            if flight.stage != "write" and flight.gang in stages:
-                stages[flight.gang].append(flight.stage)
-        progress.gangs = {
-            gang.name: (" + ".join(doing) or "idle") if gang.stage == STANDING else gang.stage
-            for gang, doing in stages.items()
-        }
+        progress.gangs = self.queues.states(self.fleet.all)
         progress.done = self._done_before + progress.completed + self.supply.elsewhere
         self.report(progress)
         if moment - self._told >= 1.0:
@@ -521,8 +378,8 @@ class Driver:
             self._tell_metrics()
 
     def _tell_metrics(self) -> None:
-        standing = [gang.name for gang in self.fleet.all if gang.stage == STANDING]
+        standing = [gang.name for gang in self.fleet.all if gang.state is GangState.STANDING]
         if standing and not self._stood:
             self._stood, self.progress.began = True, time.monotonic()
-        queued = Counter(flight.stage for flight in self.flights) | Counter(pending=len(self.pending))
-        self.metrics.now(states=self.progress.gangs, busy=self.times.busy_shares(standing), queued=queued)
+        busy = self.times.busy_shares(standing)
+        self.metrics.now(states=self.progress.gangs, busy=busy, queued=self.queues.sizes())

@@ -20,11 +20,12 @@ from ray import ObjectRef
 from ray.exceptions import RayError
 
 from cluster.evaluation.verdicts import placed
+from cluster.job.acceptance import Acceptance
 from cluster.job.judge import judge_config
 from cluster.observability.metrics import endpoints
 from cluster.planner import planned_gib
-from cluster.runtime.faults import Verdict, judge, reason
-from cluster.runtime.gang import ENDING, PLACING, STANDING, Gang, end_gangs
+from cluster.runtime.faults import Handling, handling_of, reason
+from cluster.runtime.gang import Gang, GangState, end_gangs
 from cluster.workers.encoder import EncoderSpec
 from cluster.workers.judge import JudgeSpec
 from cluster.workers.rank import GangSpec
@@ -92,7 +93,7 @@ class Fleet:
             judge = JudgeSpec(
                 judge=placed(judge_config(verify.judge, job.judge), verify.gpus),
                 output=Output.of(self.plan),
-                accept=verify.accept,
+                acceptance=Acceptance.of(verify),
                 cpus=verify.cpus,
                 gpus=verify.gpus,
                 **patience,
@@ -106,12 +107,12 @@ class Fleet:
         for gang in self.all:
             if gang.silent:
                 yield gang, GangError(f"{gang.name} gave no sign of life for {gang.spec.step_timeout:.0f} s")
-            elif gang.stage == ENDING and gang.overdue:
+            elif gang.state is GangState.ENDING and gang.overdue:
                 _log(gang).warning("%s: some of its processes still run after %.0f s", gang.name, gang.age)
                 self._begin_again(gang)
-            elif gang.stage == PLACING and gang.overdue:
+            elif gang.state is GangState.PLACING and gang.overdue:
                 # A job goes on with the gangs it has: a lost node may come back.
-                if not any(other.stage == STANDING for other in self._peers(gang).values()):
+                if not any(other.state is GangState.STANDING for other in self._peers(gang).values()):
                     self._give_up(gang, GangError(gang.lateness()))
             elif gang.overdue:
                 self._false_start(gang, GangError(gang.lateness()))
@@ -119,7 +120,7 @@ class Fleet:
     def handle(self, reference: ObjectRef) -> None:
         """A step of a start or an end is done, or failed. Raises GangError when no gang is left."""
         gang = self.waiting.pop(reference)
-        if gang.stage == ENDING:  # done, or its node is gone, and the processes with it
+        if gang.state is GangState.ENDING:  # done, or its node is gone, and the processes with it
             if gang.gone(reference):
                 self._begin_again(gang)
             return
@@ -128,7 +129,7 @@ class Fleet:
         except RayError as error:
             self._false_start(gang, error)
             return
-        if gang.stage == STANDING:
+        if gang.state is GangState.STANDING:
             del self.false_starts[gang.name]
             took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in gang.seconds.items())
             _log(gang).info("%s is ready after %.1f s: %s", gang.name, gang.age, took)
@@ -181,7 +182,7 @@ class Fleet:
     def _false_start(self, gang: Gang, error: BaseException) -> None:
         """Another try with a fresh gang, unless the input is at fault; after the last one the job goes on without."""
         self.false_starts[gang.name] += 1
-        if judge(error) is Verdict.REFUSED:
+        if handling_of(error) is Handling.REFUSED:
             raise GangError(f"{gang.name} could not start: {reason(error)}") from error
         if self.false_starts[gang.name] >= self.plan.job.cluster.attempts:
             self._give_up(gang, error)

@@ -13,6 +13,7 @@ from ray import ObjectRef
 from cluster.job.tasks import ClipTask
 from cluster.runtime.gang import Gang
 from cluster.workers.tasks import Spans
+from numina.stage import Stage
 from pipelines.sampling.clip import Request
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Flight:
 
     tasks: list[ClipTask]
     gang: Gang | None = None  # or encoder: the one it was given to last
-    stage: str = "identify"
+    stage: Stage = Stage.IDENTIFY
     texts: ObjectRef | None = None  # where prompts are encoded apart
     encode_seconds: float | None = None  # of one clip
     made: ObjectRef | None = None  # what a gang made of it last

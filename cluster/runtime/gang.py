@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from enum import StrEnum
 from typing import Any
 
 import ray
@@ -22,12 +22,21 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from cluster.dataset.leases import process_started
 from cluster.runtime.placement import amounts, bundles, node_sizes
 from cluster.workers.member import Arrival, Spec
 
-PLACING, LOADING, COMPILING, STANDING, ENDING = "placing", "loading", "compiling", "standing", "ending"
 PULSE_SECONDS = 1.0  # between two questions for a sign of life
-TITLE = "ray::"  # how Ray's worker processes call themselves
+
+
+class GangState(StrEnum):
+    """What a gang's processes are at, all together."""
+
+    PLACING = "placing"
+    LOADING = "loading"
+    COMPILING = "compiling"
+    STANDING = "standing"
+    ENDING = "ending"
 
 
 class Gang:
@@ -36,12 +45,12 @@ class Gang:
     def __init__(self, name: str, spec: Spec):
         self.name = name
         self.spec = spec
-        self.stage = PLACING
+        self.state = GangState.PLACING
         self.arrivals: list[Arrival] = []
         self.seconds: dict[str, float] = {}  # what the start took, by name: the slowest rank's
         self.bundles = bundles(spec, node_sizes())
         self._began = time.monotonic()
-        self._awaited: dict[ObjectRef, str] = {}  # what the stage that begins or ends waits for
+        self._awaited: dict[ObjectRef, GangState] = {}  # what its start or end waits for, and the state until then
         self._pulses: list[tuple[ObjectRef, float]] = []  # per rank: the question, and when it was asked
         self._place: PlacementGroup = placement_group(self.bundles, strategy="PACK")
         actor = ray.remote(concurrency_groups={"pulse": 1})(spec.actor)
@@ -65,9 +74,9 @@ class Gang:
         loads = [rank.load.remote(arrivals[0]) for rank in self.ranks]
         last = [rank.warm_up.remote() for rank in self.ranks]
         self._awaited = (
-            dict.fromkeys(arrivals, PLACING)
-            | dict.fromkeys(loads, LOADING)
-            | dict.fromkeys(last, COMPILING if self.spec.compiles else LOADING)
+            dict.fromkeys(arrivals, GangState.PLACING)
+            | dict.fromkeys(loads, GangState.LOADING)
+            | dict.fromkeys(last, GangState.COMPILING if self.spec.compiles else GangState.LOADING)
         )
         return list(self._awaited)
 
@@ -79,9 +88,9 @@ class Gang:
         else:
             self.seconds |= {name: max(took, self.seconds.get(name, 0.0)) for name, took in answer.items()}
         if self._awaited:
-            self.stage = next(iter(self._awaited.values()))
+            self.state = next(iter(self._awaited.values()))
         else:
-            self.stage = STANDING
+            self.state = GangState.STANDING
             self._pulses = [(rank.pulse.remote(), time.monotonic()) for rank in self.ranks]
 
     @property
@@ -92,8 +101,8 @@ class Gang:
     @property
     def overdue(self) -> bool:
         """Whether its start, or its end, takes longer than it may."""
-        limits = {STANDING: float("inf"), ENDING: self.spec.end_timeout}
-        return self.age > limits.get(self.stage, self.spec.start_timeout)
+        limits = {GangState.STANDING: float("inf"), GangState.ENDING: self.spec.end_timeout}
+        return self.age > limits.get(self.state, self.spec.start_timeout)
 
     @property
     def silent(self) -> bool:
@@ -123,15 +132,15 @@ class Gang:
 
     def kill(self) -> list[ObjectRef]:
         """Ends all ranks, whatever they do; once the references are done their processes, and GPU memory, are gone."""
-        self.stage, self._began = ENDING, time.monotonic()
+        self.state, self._began = GangState.ENDING, time.monotonic()
         for rank in self.ranks:
             ray.kill(rank)
         self._awaited = {}
         for node in {arrival.node for arrival in self.arrivals}:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
-            pids = [arrival.pid for arrival in self.arrivals if arrival.node == node]
-            reference = end_processes.options(scheduling_strategy=there).remote(pids, self.spec.end_timeout)
-            self._awaited[reference] = ENDING
+            own = [(arrival.pid, arrival.started) for arrival in self.arrivals if arrival.node == node]
+            reference = end_processes.options(scheduling_strategy=there).remote(own, self.spec.end_timeout)
+            self._awaited[reference] = GangState.ENDING
         return list(self._awaited)
 
     def gone(self, reference: ObjectRef) -> bool:
@@ -149,8 +158,8 @@ class Gang:
 
     def lateness(self) -> str:
         """What an overdue gang waits for, in numbers."""
-        if self.stage != PLACING:
-            return f"{self.name} was still {self.stage} after {self.age:.0f} s; cluster.start_timeout gives it longer"
+        if self.state is not GangState.PLACING:
+            return f"{self.name} was still {self.state} after {self.age:.0f} s; cluster.start_timeout gives it longer"
         free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
         largest = max(node_sizes(), key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
         return (
@@ -171,19 +180,16 @@ def end_gangs(gangs: Sequence[Gang]) -> None:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def end_processes(pids: Sequence[int], timeout: float) -> None:
-    """Kills Ray's workers of this node, also stopped ones, and returns when they are gone or time is up."""
+def end_processes(processes: Sequence[tuple[int, int | None]], timeout: float) -> None:
+    """Kills processes of this node (pid, and its `process_started`), also stopped ones, and returns when they are gone
+    or time is up. A process that was given one of the numbers since is left alone."""
     deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline and (living := [pid for pid in pids if _is_worker(pid)]):
+    while time.monotonic() < deadline and (living := [pid for pid, started in processes if _lives(pid, started)]):
         for pid in living:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
 
 
-def _is_worker(pid: int) -> bool:
-    """Whether it lives, and is no other process that was given the number since. A zombie has no title."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().startswith(TITLE)
-    except OSError:
-        return False
+def _lives(pid: int, started: int | None) -> bool:
+    return started is not None and process_started(pid) == started

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cluster.workers.judge import Chain, Ruling
+from cluster.job.acceptance import Chain, Ruling
 
 if TYPE_CHECKING:
     from cluster.job.names import TaskNames
@@ -50,10 +50,9 @@ class Rounds:
 
     def next_attempt(self, task: ClipTask, ruling: Ruling) -> ClipTask | None:
         """The attempt that follows a ruling; None where the sample is settled."""
-        attempts = self._names.attempts(task)
-        if ruling.accepted or ruling.attempt + 1 == len(attempts):
+        if ruling.decision.settled:
             return None
-        following = attempts[ruling.attempt + 1]
+        following = self._names.attempts(task)[ruling.attempt + 1]
         self._first[following.key] = self._first.pop(task.key, task.key) if task.attempt else task.key
         return following
 

@@ -1,6 +1,6 @@
 """What a driver may begin next, found ahead of it in a thread of its own, so that no gang waits for storage.
 
-worklist ─► not committed meanwhile ─► claimed for this driver ─► ready ─► begun ─► finished
+worklist ─► not committed meanwhile ─► leased for this driver ─► ready ─► begun ─► finished
                                                 └─► another driver's: looked at again after the walk
 """
 
@@ -15,13 +15,13 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Self
 
-from cluster.dataset.leases import CLAIM_SECONDS
+from cluster.dataset.leases import LEASE_SECONDS
 
 if TYPE_CHECKING:
     from cluster.dataset.store import Store
     from cluster.job.tasks import ClipTask
 
-LOOK_AGAIN_SECONDS = 5.0  # between two looks at what another driver claims
+LOOK_AGAIN_SECONDS = 5.0  # between two looks at what another driver leases
 LOOKS_AT_ONCE = 16  # existence checks under way: each is a round trip on an object store
 IDLE_SECONDS = 0.5
 
@@ -29,7 +29,7 @@ IDLE_SECONDS = 0.5
 class Supply:
     """The tasks of a worklist that this driver may begin, `ahead` of them or a quarter fewer looked up beforehand.
 
-    Use as a context: the thread ends, and the claims are released, at its end.
+    Use as a context: the thread ends, and the leases are released, at its end.
     """
 
     def __init__(self, tasks: Iterator[ClipTask], store: Store, *, ahead: int) -> None:
@@ -38,11 +38,11 @@ class Supply:
         self._store = store
         self._ahead = ahead
         self._ready: deque[ClipTask] = deque()
-        self._met: deque[ClipTask] = deque()  # claimed by another driver when they were looked at
-        self._held: set[str] = set()  # keys ready or begun: what this driver claims
+        self._met: deque[ClipTask] = deque()  # leased by another driver when they were looked at
+        self._held: set[str] = set()  # keys ready or begun: what this driver leases
         self._walked = self._looking = self._closed = self._ended = False
         self._error: BaseException | None = None
-        self._claimed_at = self._looked_at = self._asked_at = time.monotonic()
+        self._leased_at = self._looked_at = self._asked_at = time.monotonic()
         self._lock = threading.Lock()
         self._wanted = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supply", daemon=True)
@@ -80,7 +80,7 @@ class Supply:
             self._held.discard(key)
 
     def close(self) -> None:
-        """Offers nothing more; what was begun stays claimed until the context ends."""
+        """Offers nothing more; what was begun stays leased until the context ends."""
         with self._lock:
             self._closed = True
             self._held -= {task.key for task in self._ready}
@@ -103,7 +103,7 @@ class Supply:
                 self._error = error
 
     def _chunk(self) -> list[ClipTask]:
-        """The next tasks to look at: of the walk, then those that another driver claimed a while ago."""
+        """The next tasks to look at: of the walk, then those that another driver leased a while ago."""
         room = self._ahead - len(self._ready)
         if self._closed or room < max(1, self._ahead // 4):
             return []
@@ -120,19 +120,19 @@ class Supply:
         return [self._met.popleft() for _ in range(min(room, len(self._met)))]
 
     def _offer(self, chunk: list[ClipTask], looks: ThreadPoolExecutor) -> None:
-        """Claims what another driver doesn't, and only then looks what is committed: the other may have ended since."""
+        """Leases what another driver doesn't, and only then looks what is committed: the other may have ended since."""
         mine = set(self._store.take([task.key for task in chunk], set(self._held)))
-        self._claimed_at = time.monotonic()
-        claimed = [task for task in chunk if task.key in mine]
-        committed = looks.map(self._store.is_committed, [task.key for task in claimed])
+        self._leased_at = time.monotonic()
+        leased = [task for task in chunk if task.key in mine]
+        committed = looks.map(self._store.is_committed, [task.key for task in leased])
         wanted = [
             replace(task, there=True) if there else task
-            for task, there in zip(claimed, committed, strict=True)
+            for task, there in zip(leased, committed, strict=True)
             if not there or task.verified
         ]
         with self._lock:
             self._looking = False
-            self.elsewhere += len(claimed) - len(wanted)
+            self.elsewhere += len(leased) - len(wanted)
             if self._closed:
                 return
             self._ready.extend(wanted)
@@ -140,10 +140,10 @@ class Supply:
             self._met.extend(task for task in chunk if task.key not in mine)
 
     def _renew(self) -> None:
-        """Keeps the claims fresh, unless the driver itself hangs."""
+        """Keeps the leases fresh, unless the driver itself hangs."""
         now = time.monotonic()
-        if now - self._claimed_at > CLAIM_SECONDS / 3 and now - self._asked_at < CLAIM_SECONDS / 2:
+        if now - self._leased_at > LEASE_SECONDS / 3 and now - self._asked_at < LEASE_SECONDS / 2:
             with self._lock:
                 held = set(self._held)
-            self._store.claim(held)
-            self._claimed_at = now
+            self._store.lease(held)
+            self._leased_at = now

@@ -11,6 +11,7 @@ import ray
 import torch
 
 from cluster.evaluation.verdicts import check_settings, judge_rows
+from cluster.job.acceptance import Acceptance, Chain, Ruling
 from cluster.workers.member import AloneSpec, Arrival, Member
 from cluster.workers.tasks import store_of
 from pipelines.judges import Judge, JudgeConfig, load_judge
@@ -19,30 +20,13 @@ if TYPE_CHECKING:
     from cluster.workers.tasks import Output
 
 
-@dataclass(frozen=True)
-class Chain:
-    """A verified sample: the keys of all attempts that it may have, and the one that was made last."""
-
-    keys: tuple[str, ...]
-    attempt: int
-
-
-@dataclass(frozen=True)
-class Ruling:
-    """What becomes of a chain: `attempt` was accepted, or is the last one that was looked at."""
-
-    attempt: int
-    accepted: bool
-    accuracy: float  # of that attempt, CountAcc
-
-
 @dataclass(frozen=True, kw_only=True)
 class JudgeSpec(AloneSpec):
     """What a judge's process is made of."""
 
     judge: JudgeConfig
     output: Output
-    accept: float  # CountAcc from which a clip is accepted
+    acceptance: Acceptance
 
     @property
     def actor(self) -> type[Member]:
@@ -68,13 +52,16 @@ class JudgeActor(Member):
         return None, [self._ruling(chain) for chain in chains]
 
     def _ruling(self, chain: Chain) -> Ruling:
-        store, attempt, accuracy = store_of(self.spec.output), chain.attempt, 0.0
-        while attempt < len(chain.keys) and (row := store.row(chain.keys[attempt])) is not None:
+        store, attempt = store_of(self.spec.output), chain.attempt
+        row = store.row(chain.keys[attempt])
+        while row is not None:
             accuracy = self._accuracy(row)
-            if accuracy >= self.spec.accept:
-                return Ruling(attempt, True, accuracy)
+            ruling = Ruling(attempt, self.spec.acceptance.decide(attempt, accuracy), accuracy)
+            if ruling.decision.settled:
+                return ruling
             attempt += 1
-        return Ruling(attempt - 1, False, accuracy)
+            row = store.row(chain.keys[attempt])
+        return ruling
 
     def _accuracy(self, row: dict[str, Any]) -> float:
         """By the verdict that is there, or by a new one."""

@@ -13,6 +13,7 @@ import ray
 import torch
 import torch.distributed as dist
 
+from cluster.dataset.leases import process_started
 from cluster.observability import logs
 from pipelines.base import GenerationConfig, Text
 
@@ -78,6 +79,7 @@ class Arrival:
     rank: int
     node: str  # Ray's id
     pid: int
+    started: int | None  # `process_started` of it
     host: str
     port: int | None
 
@@ -98,7 +100,8 @@ class Member(ABC):
             patience = timedelta(seconds=self.spec.start_timeout)
             self.meeting = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience)
             port = self.meeting.port
-        return Arrival(self.rank, ray.get_runtime_context().get_node_id(), os.getpid(), host, port)
+        pid, node = os.getpid(), ray.get_runtime_context().get_node_id()
+        return Arrival(self.rank, node, pid, process_started(pid), host, port)
 
     @abstractmethod
     def load(self, first: Arrival) -> dict[str, float]:

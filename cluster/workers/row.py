@@ -12,6 +12,7 @@ import numpy as np
 from cluster.job.config import config_hash
 from cluster.job.plan import JobPlan
 from cluster.job.tasks import ClipTask
+from numina.stage import BESIDE_GANGS, Stage
 from pipelines.sampling.cache import cache_label
 from pipelines.sampling.clip import Clip
 
@@ -23,8 +24,8 @@ def row_of(plan: JobPlan, task: ClipTask, clip: Clip, correction: Correction | N
     """A finished clip's columns, without the names of its files. `correction` is None for a plain clip."""
     job, generation, parallel = plan.job, plan.job.generation, plan.job.parallel
     method = job.methods[task.strategy]
-    elsewhere = {"layout", "write"} | ({"encode"} if plan.encodes_apart else set())
-    busy = sum(seconds for stage, seconds in clip.timings.items() if stage not in elsewhere)
+    elsewhere = {*BESIDE_GANGS, *([Stage.ENCODE] if plan.encodes_apart else [])}
+    busy = sum(seconds for stage, seconds in clip.timings.items() if stage not in elsewhere) * parallel.ranks
     refinement = correction.refinement if correction else None
     return {
         "key": task.key,
@@ -59,7 +60,8 @@ def row_of(plan: JobPlan, task: ClipTask, clip: Clip, correction: Correction | N
         "guided": refinement is not None,
         "shortfall": list(refinement.shortfall) if refinement else None,
         "timings": clip.timings,
-        "gpu_seconds": busy * parallel.ranks if plan.device == "cuda" else None,
+        "gpu_seconds": busy if plan.device == "cuda" else None,
+        "rank_seconds": busy,
         "retries": retries,
         "peak_memory_bytes": clip.peak_memory_bytes,
         "extra": task.row.extra,

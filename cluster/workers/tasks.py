@@ -14,7 +14,8 @@ from cluster.dataset.store import Store
 from cluster.job.plan import JobPlan
 from cluster.job.tasks import ClipTask
 from cluster.workers.row import layout_arrays, row_of
-from numina.errors import InputError, OutputError
+from numina.errors import InputError, StorageError
+from numina.stage import Stage
 from pipelines.sampling.clip import Clip, Identified
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Draft:
 
     task: ClipTask
     correction: Correction | None  # None for a plain clip
-    timings: Mapping[str, float]  # of what was done outside the gang
+    timings: Mapping[Stage, float]  # of what was done outside the gang
     spans: Spans
     retries: int
 
@@ -118,7 +119,7 @@ def _commit(store: Store, plan: JobPlan, clip: Clip, draft: Draft, began: float)
     if clip.latents is not None:
         made_by = f"{plan.model.name}@{plan.model.revision}"
         row["latents_file"] = store.put_latents(draft.task.key, clip.latents, made_by)
-    spent = {"stage": "write", "place": "cpu", "began": began, "seconds": clip.timings["write"]}
+    spent = {"stage": Stage.WRITE, "place": "cpu", "began": began, "seconds": clip.timings[Stage.WRITE]}
     won = store.commit(row | {"spans": [*draft.spans, spent]})
     return Receipt(key=draft.task.key, won=won, row={name: row[name] for name in RECEIPT_COLUMNS})
 
@@ -129,12 +130,12 @@ _stores: dict[str, Store] = {}  # this process's, by where they are
 def store_of(output: Output) -> Store:
     """This process's holder of the output.
 
-    Raises OutputError on a node that doesn't see the job's output: rows written there would be lost."""
+    Raises StorageError on a node that doesn't see the job's output: rows written there would be lost."""
     root = output.plan.job.output
     if root not in _stores:
         store = output.store()
         if store.run_config() is None:
-            raise OutputError(
+            raise StorageError(
                 f"output {store.root!r} isn't there on node {ray.util.get_node_ip_address()}, but the job uses it: "
                 "give a folder that all nodes share, or an object store such as s3://bucket/folder"
             )

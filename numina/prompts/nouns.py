@@ -46,8 +46,14 @@ def _plural(one: str) -> str:
 
 @cache
 def _inflect() -> Any:
-    import inflect  # takes seconds to import
+    import typeguard
 
+    guard: Any = typeguard
+    checked, guard.typechecked = guard.typechecked, lambda function: function
+    try:
+        import inflect  # has typeguard recompile its methods, which takes every process three seconds
+    finally:
+        guard.typechecked = checked
     return inflect.engine()
 
 

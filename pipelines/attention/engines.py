@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from numina.errors import ConfigError
-from pipelines.attention.cross import Rotary, project
-from pipelines.base import VideoModel
+from pipelines.attention.cross import Rotary
+from pipelines.base import Project, Seams, VideoModel
 from pipelines.parallel.shard import ParallelConfig, Shard
 from pipelines.parallel.support import resolve_engine
 
@@ -47,7 +47,7 @@ def parallelize(model: VideoModel, config: ParallelConfig) -> Shard:
         split = TokenSplit(shard)
         engine = resolve_engine(config.engine, model.device.type, config.sequence_ranks)
         ATTENTIONS[engine](model, config, mesh, split)
-        split.attach(model.transformer)
+        split.attach(model.seams)
     return shard
 
 
@@ -63,7 +63,7 @@ def _place(mesh: DeviceMesh, config: ParallelConfig) -> Shard:
 
 
 class TokenSplit:
-    """Hooks that give every rank its own rows of a Wan transformer's tokens, and all ranks the whole prediction.
+    """Hooks that give every rank its own rows of a transformer's tokens, and all ranks the whole prediction.
 
     The last ranks' rows past the clip's end are zeros. No block is hooked: compiled ones have one graph for all.
     """
@@ -72,10 +72,10 @@ class TokenSplit:
         self.shard = shard
         self.tokens = 0  # of the clip that is in the model
 
-    def attach(self, transformer: Any) -> None:
-        transformer.patch_embedding.register_forward_hook(self._split_patches)
-        transformer.rope.register_forward_hook(self._split_tables)
-        transformer.proj_out.register_forward_hook(self._gather)
+    def attach(self, seams: Seams) -> None:
+        seams.patches.register_forward_hook(self._split_patches)
+        seams.tables.register_forward_hook(self._split_tables)
+        seams.rows.register_forward_hook(self._gather)
 
     def _split_patches(self, module: Any, inputs: Any, patches: Tensor) -> Tensor:
         """[B, C, F, h, w] → [B, C, n/R, 1, 1]: the model flattens what it gets."""
@@ -128,8 +128,9 @@ def _diffusers_attention(model: VideoModel, config: ParallelConfig, mesh: Device
 class UspSelfAttention:
     """Self-attention of the whole sequence by xDiT's USP: heads over Ulysses ranks, keys and values around the ring."""
 
-    def __init__(self, usp: Callable[..., Tensor], split: TokenSplit):
+    def __init__(self, usp: Callable[..., Tensor], project: Project, split: TokenSplit):
         self.usp = usp
+        self.project = project
         self.split = split
 
     def __call__(
@@ -140,7 +141,7 @@ class UspSelfAttention:
         attention_mask: Tensor | None = None,
         rotary_emb: Rotary | None = None,
     ) -> Tensor:
-        query, key, value = (x.transpose(1, 2) for x in project(attn, hidden_states, None, rotary_emb))
+        query, key, value = (x.transpose(1, 2) for x in self.project(attn, hidden_states, None, rotary_emb))
         output = self.usp(query, key, value, attention_kwargs=self._padding())  # [B, N, n/R, D]
         output = output.transpose(1, 2).flatten(2).type_as(hidden_states)
         return attn.to_out[1](attn.to_out[0](output))
@@ -173,9 +174,10 @@ def _xfuser_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMes
         degrees = {"ulysses_degree": config.ulysses, "ring_degree": config.ring, "use_cfg_parallel": config.cfg == 2}
         runtime_state._RUNTIME = runtime_state.RuntimeState(xFuserArgs(**degrees).create_config()[0])
     _choose_xfuser_kernel(runtime_state.get_runtime_state(), config, model.transformer.dtype)
-    attention = UspSelfAttention(USP, split)
-    for block in model.blocks:
-        block.attn1.processor = attention
+    seams = model.seams
+    attention = UspSelfAttention(USP, seams.project, split)
+    for own in seams.attentions:
+        own.processor = attention
 
 
 def _choose_xfuser_kernel(state: Any, config: ParallelConfig, dtype: torch.dtype) -> None:

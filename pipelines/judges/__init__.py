@@ -2,6 +2,6 @@
 
 from pipelines.judges.base import Case, Judge, JudgeConfig, Judgement
 from pipelines.judges.counter import ExactCounter
-from pipelines.judges.registry import inspect_judge, load_judge
+from pipelines.judges.loading import inspect_judge, load_judge, nouns_check
 
-__all__ = ["Case", "ExactCounter", "Judge", "JudgeConfig", "Judgement", "inspect_judge", "load_judge"]
+__all__ = ["Case", "ExactCounter", "Judge", "JudgeConfig", "Judgement", "inspect_judge", "load_judge", "nouns_check"]

@@ -10,10 +10,9 @@ from jaxtyping import Int
 
 from numina.errors import ConfigError
 from numina.prompts.targets import Target
+from pipelines.judges.registry import JUDGES
 from pipelines.video.mp4 import Video
 
-KINDS = ("counter", "grounding-dino", "owlv2", "clip")
-COUNTING = ("counter", "grounding-dino", "owlv2")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -40,12 +39,12 @@ class JudgeConfig:
     device: str = "auto"  # auto (a GPU if there is one), cpu, cuda, or one GPU such as cuda:1
 
     def __post_init__(self) -> None:
-        _one_of("kind", self.kind, KINDS)
+        _one_of("kind", self.kind, tuple(JUDGES))
         _one_of("dtype", self.dtype, DTYPES)
         if not NAME.fullmatch(self.name):
             raise ConfigError(
-                f"judge.name is {self.name!r}, but it names a folder: use up to 64 letters, digits, dots, dashes"
-                " and underscores, a letter or digit first"
+                f"judge.name is {self.name!r}, but it names a folder: use up to 64 letters, digits, dots, dashes and"
+                " underscores, a letter or digit first"
             )
         for key, value in (("box_threshold", self.box_threshold), ("text_threshold", self.text_threshold)):
             if not 0 <= value <= 1:
@@ -58,14 +57,20 @@ class JudgeConfig:
         for key, number in (("every", self.every), ("batch", self.batch)):
             if number < 1:
                 raise ConfigError(f"judge.{key} is {number}, but must be at least 1")
-        if self.tracks and self.kind not in COUNTING:
+        if self.tracks and not self.counts:
             raise ConfigError(f"judge.tracks is true, but {self.kind} finds no boxes to link; leave it out")
         self._check_path()
 
+    @property
+    def counts(self) -> bool:
+        """Whether the judge counts; else it gives scores alone."""
+        return JUDGES[self.kind].counts
+
     def _check_path(self) -> None:
-        if self.kind == "counter" and (self.path or self.revision):
-            raise ConfigError(f"judge.path is {self.path!r}, but the counter has no weights; leave it out")
-        if self.kind != "counter" and not self.path:
+        weighted = JUDGES[self.kind].weights is not None
+        if not weighted and (self.path or self.revision):
+            raise ConfigError(f"judge.path is {self.path!r}, but the {self.kind} has no weights; leave it out")
+        if weighted and not self.path:
             raise ConfigError(
                 f"judge.path is {self.path!r}, but {self.kind} needs weights: give a local folder, or a hub id with"
                 " judge.revision"

@@ -1,36 +1,49 @@
-"""From a judge's config to the judge. Model libraries are imported where one is loaded."""
+"""The known kinds of judges: the one place to register one.
 
-from importlib import import_module
-from typing import Any
+A kind is a file of its own, with a class that is made of a `JudgeConfig` and is a `Judge`, and an entry of JUDGES.
+"""
 
-from pipelines.judges.base import Judge, JudgeConfig
+from dataclasses import dataclass
 
-JUDGE_CLASSES = {  # module and class, of each kind
-    "counter": "pipelines.judges.counter:ExactCounter",
-    "grounding-dino": "pipelines.judges.grounding_dino:GroundingDino",
-    "owlv2": "pipelines.judges.owlv2:Owlv2",
-    "clip": "pipelines.judges.clip:Clip",
+MERGES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+WORDS = (("tokenizer.json",), ("vocab.txt",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What a folder of a judge's weights must hold."""
+
+    model_type: str  # in its config.json
+    example: str  # on the hub
+    tokenizer: tuple[tuple[str, ...], ...]  # files, in one of these sets
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeKind:
+    """One kind of judge. Places are module:name, imported where they are used: model libraries take seconds."""
+
+    judge: str  # its class
+    counts: bool = True  # what it says is counts; else scores alone
+    weights: Weights | None = None  # None: it has none, and takes no path
+    check_nouns: str | None = None  # raises InputError for the nouns of a prompt's targets that it can't know
+
+
+JUDGES = {  # by `kind`
+    "counter": JudgeKind(
+        judge="pipelines.judges.counter:ExactCounter",
+        check_nouns="pipelines.judges.counter:phrases_of",
+    ),
+    "grounding-dino": JudgeKind(
+        judge="pipelines.judges.grounding_dino:GroundingDino",
+        weights=Weights(model_type="grounding-dino", example="IDEA-Research/grounding-dino-tiny", tokenizer=WORDS),
+    ),
+    "owlv2": JudgeKind(
+        judge="pipelines.judges.owlv2:Owlv2",
+        weights=Weights(model_type="owlv2", example="google/owlv2-base-patch16-ensemble", tokenizer=MERGES),
+    ),
+    "clip": JudgeKind(
+        judge="pipelines.judges.clip:Clip",
+        counts=False,
+        weights=Weights(model_type="clip", example="openai/clip-vit-base-patch32", tokenizer=MERGES),
+    ),
 }
-
-
-def load_judge(config: JudgeConfig) -> Judge:
-    """Loads a judge for this process's device.
-
-    Raises ConfigError where its device can't be had, ModelError for weights that are missing or cut off.
-    """
-    module, _, name = JUDGE_CLASSES[config.kind].partition(":")
-    judge: Judge = getattr(import_module(module), name)(config)
-    return judge
-
-
-def inspect_judge(config: JudgeConfig) -> dict[str, Any]:
-    """What a judge would run with, before anything is started: kind, and of weights their path, digest and bytes.
-
-    A hub's files are downloaded, if need be; no tensor is read. Raises ConfigError for a hub id without a commit,
-    ModelError for what is missing, with what to fetch and where to put it.
-    """
-    if config.kind == "counter":
-        return {"kind": config.kind}
-    from pipelines.judges.weights import facts_of, judge_folder
-
-    return {"kind": config.kind, **facts_of(judge_folder(config))}

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ from numina.errors import ModelError
 from pipelines.checkpoints.files import SMALL_FILES, add_file, check_weights, read_json, weight_files
 from pipelines.checkpoints.hub import commit_of, fetch
 from pipelines.judges.base import JudgeConfig
+from pipelines.judges.registry import JUDGES
 
 PREPARATION = (("preprocessor_config.json",), ("processor_config.json",))  # either says how images are prepared
-MERGES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-WORDS = (("tokenizer.json",), ("vocab.txt",))
 WEIGHTS = (("model.safetensors",), ("model.safetensors.index.json",))
 READ = {  # the small files that a model's verdicts hang on; licences and the like beside them don't count
     "config.json",
@@ -30,22 +28,6 @@ READ = {  # the small files that a model's verdicts hang on; licences and the li
     "merges.txt",
 }
 VARIANTS = "*.*.safetensors"  # half-precision copies and the like; shards are no such: model-00001-of-00002
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """What a folder of one kind of judge must hold."""
-
-    model_type: str  # in its config.json
-    example: str  # on the hub
-    tokenizer: tuple[tuple[str, ...], ...]  # files, in one of these sets
-
-
-MODELS = {
-    "grounding-dino": Model(model_type="grounding-dino", example="IDEA-Research/grounding-dino-tiny", tokenizer=WORDS),
-    "owlv2": Model(model_type="owlv2", example="google/owlv2-base-patch16-ensemble", tokenizer=MERGES),
-    "clip": Model(model_type="clip", example="openai/clip-vit-base-patch32", tokenizer=MERGES),
-}
 
 
 def judge_folder(config: JudgeConfig) -> Path:
@@ -100,7 +82,8 @@ def load_parts(model_class: Any, folder: Path, dtype: torch.dtype, device: torch
 
 def _check(folder: Path, kind: str) -> None:
     """Raises ModelError with all that a folder lacks, and where it is had."""
-    model, needed = MODELS[kind], (("config.json",),)
+    model, needed = JUDGES[kind].weights, (("config.json",),)
+    assert model is not None, "`judge_folder` is for a judge with weights"
     missing = [
         " or ".join(" and ".join(files) for files in sets)
         for sets in (needed, WEIGHTS, model.tokenizer, PREPARATION)

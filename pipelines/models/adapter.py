@@ -14,23 +14,21 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from numina.errors import ModelError
-from pipelines.base import GenerationConfig, Grid, ModelFacts, Text, prompt_offsets
+from pipelines.base import GenerationConfig, Grid, ModelFacts, Seams, Text, prompt_offsets
 from pipelines.checkpoints.loading import Loader, agree
 from pipelines.checkpoints.sharding import placement
-from pipelines.models.families import check_parts, inspect
+from pipelines.models.families import FAMILIES, Family, check_parts, inspect
 from pipelines.parallel.shard import MemoryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kinds:
-    """diffusers' and transformers' classes of a family's parts, and what they leave open."""
+    """diffusers' and transformers' classes of a family's parts."""
 
     pipeline: Any
     transformer: Any
     vae: Any
     text_encoder: Any
-    vae_dtype: torch.dtype | None  # None: the transformer's
-    text_tokens: int  # the family's text length; a tokenizer with a smaller `model_max_length` wins
     clean: Callable[[str], str]  # what the pipeline does to a prompt before it is tokenized
     left_out: tuple[str, ...] = ()  # parts that the pipeline could have, and this family doesn't
 
@@ -38,8 +36,9 @@ class Kinds:
 class PromptEncoder:
     """A checkpoint's tokenizer and text encoder: prompts to what the transformer attends to."""
 
-    def __init__(self, kinds: Kinds, pipeline: Any, dtype: torch.dtype, device: torch.device):
+    def __init__(self, kinds: Kinds, family: Family, pipeline: Any, dtype: torch.dtype, device: torch.device):
         self.kinds = kinds
+        self.family = family
         self.pipeline = pipeline  # of which the tokenizer and the text encoder are used
         self.dtype = dtype  # of the encodings
         self.device = device
@@ -49,13 +48,13 @@ class PromptEncoder:
     def load(cls, kinds: Kinds, path: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> Self:
         """Loads these two parts of a checkpoint folder alone. Raises ModelError where one is missing or doesn't fit."""
         folder, place = Path(path), torch.device(device)
-        agree(lambda: check_parts(folder, ("tokenizer", "text_encoder")), place)
+        family = FAMILIES[agree(lambda: check_parts(folder, ("tokenizer", "text_encoder")), place)]
         quiet_loading()
         dtype = dtype or default_dtype_of(place)
         loader = Loader(place)
         encoder = loader.load(kinds.text_encoder, folder / "text_encoder", dtype)
         parts = assemble(kinds, folder, text_encoder=encoder, transformer=None, vae=None, scheduler=None)
-        loaded = cls(kinds, parts, dtype, place)
+        loaded = cls(kinds, family, parts, dtype, place)
         loaded.loading = loader.spent
         return loaded
 
@@ -63,7 +62,7 @@ class PromptEncoder:
         self, prompts: Sequence[str], negative_prompts: Sequence[str], generation: GenerationConfig
     ) -> list[Text]:
         """One text per prompt, each with its own negative prompt's where the generation is guided."""
-        length = text_tokens(self.kinds, self.pipeline.tokenizer)
+        length = text_tokens(self.family, self.pipeline.tokenizer)
         guided = generation.guidance_scale > 1
         with torch.inference_mode():
             conditional, unconditional = self.pipeline.encode_prompt(
@@ -99,7 +98,7 @@ class Adapter:
         self.device = device
         self.pipeline = pipeline
         self.transformer = pipeline.transformer
-        self.text_tokens = text_tokens(self.kinds, getattr(pipeline, "tokenizer", None))
+        self.text_tokens = text_tokens(self.family, getattr(pipeline, "tokenizer", None))
         self.loading: dict[str, float] = {}  # seconds and bytes: see `Loader`
 
     @classmethod
@@ -126,7 +125,7 @@ class Adapter:
         loader, folder, kinds = Loader(place), Path(path), cls.kinds  # its own: the first rank's may be elsewhere
         parts = {
             "transformer": loader.load(kinds.transformer, folder / "transformer", dtype, sharded),
-            "vae": loader.load(kinds.vae, folder / "vae", kinds.vae_dtype or dtype),
+            "vae": loader.load(kinds.vae, folder / "vae", FAMILIES[facts.family].vae_precision(dtype)),
         }
         encoder = loader.load(kinds.text_encoder, folder / "text_encoder", dtype, sharded) if text_encoder else None
         model = cls(assemble(kinds, folder, text_encoder=encoder, **parts), facts, place)
@@ -137,6 +136,14 @@ class Adapter:
     def load_text_encoder(cls, path: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> Any:
         """Loads its tokenizer and text encoder alone."""
         return PromptEncoder.load(cls.kinds, path, dtype=dtype, device=device)
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.facts.family]
+
+    @property
+    def seams(self) -> Seams:
+        raise AssertionError(f"{self.family.title} has no seams, and its `Family.lacks.split` doesn't say so")
 
     @property
     def vae(self) -> Any:
@@ -157,7 +164,7 @@ class Adapter:
                 f"{self.facts.path} was loaded without its text encoder; encode with `load_text_encoder`, as"
                 " memory.text_encoder=apart does, or load the model with text_encoder=True"
             )
-        encoder = PromptEncoder(self.kinds, self.pipeline, self.transformer.dtype, self.device)
+        encoder = PromptEncoder(self.kinds, self.family, self.pipeline, self.transformer.dtype, self.device)
         return encoder.encode(prompts, negative_prompts, generation)
 
     def seeded(self, seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
@@ -180,9 +187,9 @@ def assemble(kinds: Kinds, folder: Path, **parts: Any) -> Any:
     return pipeline
 
 
-def text_tokens(kinds: Kinds, tokenizer: Any | None) -> int:
+def text_tokens(family: Family, tokenizer: Any | None) -> int:
     """How many tokens every prompt is padded to."""
-    return min(tokenizer.model_max_length, kinds.text_tokens) if tokenizer else kinds.text_tokens
+    return min(tokenizer.model_max_length, family.text_tokens) if tokenizer else family.text_tokens
 
 
 def default_dtype_of(device: torch.device) -> torch.dtype:

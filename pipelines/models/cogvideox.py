@@ -35,8 +35,6 @@ class CogVideoXModel(Adapter):
         transformer=CogVideoXTransformer3DModel,
         vae=AutoencoderKLCogVideoX,
         text_encoder=T5EncoderModel,
-        vae_dtype=None,
-        text_tokens=226,
         clean=str,  # prompts are taken as they are
     )
     decodes = True  # whether this rank does

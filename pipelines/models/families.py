@@ -1,10 +1,16 @@
-"""The known model families: their parts, shapes, sampler and adapter, read from a checkpoint's configs."""
+"""The known model families: the one place to register one.
+
+A family is an adapter in a file of its own and an entry of FAMILIES, which says all that others need of it: the loader
+its parts, the support matrix what it can't do, the planner what it holds, the model check its configs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 from numina.errors import ModelError
 from pipelines.base import ModelFacts
@@ -18,11 +24,16 @@ from pipelines.checkpoints.files import (
     revision_of,
     weight_files,
 )
+from pipelines.parallel.support import Lacks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A kind of checkpoint: its parts, and what its configs call what `ModelFacts` needs."""
+    """A kind of checkpoint: its parts, what its configs call what `ModelFacts` needs, what it can't do and holds.
+
+    Numbers that a pass holds at once were counted over diffusers' own classes on fake tensors; d is the width of the
+    transformer, f that of its feed-forward layers.
+    """
 
     title: str
     adapter: str  # module and class; imported where a model is loaded, not to look at one
@@ -33,6 +44,15 @@ class Family:
     joint: bool
     sampler: str  # that denoises, of those in `parts`
     refused: Callable[[Config, Config], str | None]  # model_index.json and the transformer's config → what isn't run
+    text_tokens: int  # the family's text length; a tokenizer with a smaller `model_max_length` wins
+    vae_dtype: str | None  # that the VAE needs; None: the transformer's
+    large_shift: float | None = None  # least flow shift of clips beyond 480p; None: the checkpoint's own at every size
+    lacks: Lacks = field(default_factory=Lacks)  # why it can't be run some way
+    shipped: Mapping[tuple[int, int], str] = field(default_factory=dict)  # blocks and heads → the config for them
+    block_numbers: Callable[[int, int], float]  # d and f → what a block holds at once, per token
+    decoder_width: Callable[[Config], int]  # channels of the VAE's last layers
+    decoder_numbers: Mapping[int, int]  # by that width: what a decoder holds at once, per pixel and channel
+    decoder_splits: bool  # over a gang's ranks; else the first one decodes, clip by clip
 
     def facts(self, name: str, folder: Path) -> ModelFacts:
         transformer, vae, scheduler = (
@@ -54,7 +74,13 @@ class Family:
             transformer_bytes=sum(file.stat().st_size for file in weight_files(folder / "transformer")),
             sampler=self.sampler,
             shift=float(scheduler.get("flow_shift") or 1.0) if flow else None,
+            large_shift=self.large_shift,
         )
+
+    def vae_precision(self, dtype: torch.dtype) -> torch.dtype:
+        """The VAE's dtype beside a transformer of `dtype`."""
+        own: torch.dtype = getattr(torch, self.vae_dtype) if self.vae_dtype else dtype
+        return own
 
 
 def _product(patch: Strides, strides: Strides) -> Strides:
@@ -80,6 +106,16 @@ def _not_wan(index: Config, transformer: Config) -> str | None:
     return None
 
 
+def _wan_block(width: int, ffn: int) -> float:
+    """The larger of where self-attention's input is normed and modulated, and the feed-forward layers."""
+    return max(11.1 * width, 4.1 * width + 2.0 * ffn)
+
+
+def _wan_decoder_width(vae: Config) -> int:
+    width: int = vae.get("decoder_base_dim") or vae["base_dim"]
+    return width
+
+
 def _cogvideox_patch(transformer: Config) -> Strides:
     return 1, transformer["patch_size"], transformer["patch_size"]
 
@@ -93,6 +129,16 @@ def _not_cogvideox(index: Config, transformer: Config) -> str | None:
     if transformer.get("patch_size_t"):
         return "patches of several frames, as CogVideoX 1.5 does, which isn't supported; use CogVideoX-5b"
     return None
+
+
+def _cogvideox_block(width: int, ffn: int) -> float:
+    """Where it rotates its keys, in float32."""
+    return 13.0 * width
+
+
+def _cogvideox_decoder_width(vae: Config) -> int:
+    width: int = vae["block_out_channels"][0]
+    return width
 
 
 FAMILIES = {  # by the pipeline class that model_index.json names
@@ -112,6 +158,14 @@ FAMILIES = {  # by the pipeline class that model_index.json names
         joint=False,
         sampler="UniPCMultistepScheduler",
         refused=_not_wan,
+        text_tokens=512,  # its configs don't tell
+        vae_dtype="float32",
+        large_shift=5.0,  # Wan2.1's README: 3 at 480p, 5 at 720p
+        shipped={(30, 12): "wan1.3b", (40, 40): "wan14b", (30, 24): "wan2.2-5b"},
+        block_numbers=_wan_block,
+        decoder_width=_wan_decoder_width,
+        decoder_numbers={96: 51, 256: 21},  # Wan2.1's and Wan2.2's, a latent frame at a time
+        decoder_splits=True,
     ),
     "CogVideoXPipeline": Family(
         title="CogVideoX text-to-video",
@@ -129,6 +183,19 @@ FAMILIES = {  # by the pipeline class that model_index.json names
         joint=True,
         sampler="CogVideoXDDIMScheduler",
         refused=_not_cogvideox,
+        text_tokens=226,
+        vae_dtype=None,  # as diffusers has it
+        lacks=Lacks(
+            split="CogVideoX's text and video are one sequence of attention, which no engine here splits;"
+            " use parallel.cfg=2 to spread a clip",
+            kernels="diffusers' CogVideoX takes no kernel but PyTorch's own",
+            magcache="magcache skips by the magnitudes of Wan's residuals, and CogVideoX's aren't known",
+        ),
+        shipped={(42, 48): "cogvideox-5b"},
+        block_numbers=_cogvideox_block,
+        decoder_width=_cogvideox_decoder_width,
+        decoder_numbers={128: 179},  # two latent frames at a time
+        decoder_splits=False,
     ),
 }
 

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -26,12 +26,11 @@ DTYPES = {
     "float16": torch.float16,
     FLOAT8: torch.bfloat16,
 }
-PARTS = sorted({part for family in FAMILIES.values() for part in family.parts})
 VARIANTS = "*.*.safetensors"  # half-precision copies and the like, such as model.fp16.safetensors
 GIB = 2**30
 
 
-def model_folder(path: str, revision: str | None = None, parts: Sequence[str] = PARTS) -> Path:
+def model_folder(path: str, revision: str | None = None, parts: Sequence[str] | None = None) -> Path:
     """The checkpoint folder that `model.path` and `model.revision` stand for; a hub's parts are downloaded, if need be.
 
     Raises ConfigError for a hub id without a commit, ModelError for what can't be had or is of no known family: that is
@@ -40,8 +39,8 @@ def model_folder(path: str, revision: str | None = None, parts: Sequence[str] = 
     commit = commit_of(path, revision, "model")
     if commit is None:
         return EMBEDDED.get(path) or Path(path)
-    check_family(fetch(path, commit, ["model_index.json"]))
-    files = [f"{part}/*{suffix}" for part in parts for suffix in (*SMALL_FILES, ".safetensors")]
+    family = FAMILIES[check_family(fetch(path, commit, ["model_index.json"]))]
+    files = [f"{part}/*{suffix}" for part in parts or family.parts for suffix in (*SMALL_FILES, ".safetensors")]
     return fetch(path, commit, ["model_index.json", *files], but=VARIANTS)
 
 
@@ -75,7 +74,7 @@ def load_model(
     device, folder = resolve_device(device), model_folder(path, revision)
     adapter, precision = adapter_of(folder), DTYPES[resolve_dtype(dtype, device)]
     if device.startswith("cuda"):
-        needed = weight_bytes(folder, precision, adapter.kinds.vae_dtype, memory, text_encoder)
+        needed = weight_bytes(folder, precision, memory, text_encoder)
         check_room(needed, *torch.cuda.mem_get_info(device), what=path)
     model = adapter.load(folder, dtype=precision, device=device, memory=memory, text_encoder=text_encoder)
     for lora in loras:
@@ -89,15 +88,13 @@ def load_model(
     return loaded
 
 
-def weight_bytes(
-    folder: Path, dtype: torch.dtype, vae_dtype: torch.dtype | None, memory: MemoryConfig, text_encoder: bool
-) -> int:
+def weight_bytes(folder: Path, dtype: torch.dtype, memory: MemoryConfig, text_encoder: bool) -> int:
     """What the weights of a checkpoint take of this rank's device; from its files' headers."""
     parts = ["transformer", *(["text_encoder"] if text_encoder else [])]
     held = sum(numbers(folder / part).total() for part in parts) * dtype.itemsize
     if memory.shard != "none":
         held = 0 if memory.shard == "zero3_offload" else held // (dist.get_world_size() if dist.is_initialized() else 1)
-    return held + numbers(folder / "vae").total() * (vae_dtype or dtype).itemsize
+    return held + numbers(folder / "vae").total() * FAMILIES[check_family(folder)].vae_precision(dtype).itemsize
 
 
 def check_room(needed: int, free: int, total: int, *, what: str) -> None:
@@ -113,8 +110,7 @@ def check_room(needed: int, free: int, total: int, *, what: str) -> None:
 
 def adapter_of(folder: Path) -> Any:
     """The adapter's class. It is imported here: diffusers takes seconds, and only ranks need it."""
-    module, _, name = FAMILIES[check_family(folder)].adapter.partition(":")
-    return getattr(import_module(module), name)
+    return resolve_name(FAMILIES[check_family(folder)].adapter)
 
 
 def load_text_encoder(

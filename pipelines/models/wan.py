@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import UMT5EncoderModel
 
 from numina.bias import ShardGuidance
-from pipelines.attention.cross import GuidedCrossAttention, Onlooker
-from pipelines.base import Attention, GenerationConfig, Processor, Scheduler, See
+from pipelines.attention.cross import GuidedCrossAttention, Onlooker, project
+from pipelines.base import Attention, GenerationConfig, Processor, Scheduler, Seams, See
 from pipelines.models.adapter import Adapter, Kinds
 from pipelines.parallel.shard import Shard
 from pipelines.video.decode import decode_pixels, split_decoder
@@ -30,8 +30,6 @@ class WanModel(Adapter):
         transformer=WanTransformer3DModel,
         vae=AutoencoderKLWan,
         text_encoder=UMT5EncoderModel,
-        vae_dtype=torch.float32,
-        text_tokens=512,
         clean=prompt_clean,
         left_out=("transformer_2",),
     )
@@ -39,6 +37,14 @@ class WanModel(Adapter):
     @property
     def blocks(self) -> Sequence[Any]:
         return list(self.transformer.blocks)
+
+    @property
+    def seams(self) -> Seams:
+        own = self.transformer
+        attentions = [block.attn1 for block in self.blocks]
+        return Seams(
+            patches=own.patch_embedding, tables=own.rope, rows=own.proj_out, attentions=attentions, project=project
+        )
 
     @property
     def text_width(self) -> int:

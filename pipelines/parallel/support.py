@@ -17,6 +17,15 @@ SHARDINGS = ("none", "zero3", "zero3_offload")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lacks:
+    """Why a model family can't be run some way; None: it can."""
+
+    split: str | None = None  # a clip's tokens over ranks
+    kernels: str | None = None  # attention by another kernel than PyTorch's own
+    magcache: str | None = None  # the step cache that needs to know the family's magnitudes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wish:
     """One way to run a model on a gang. What stands first is what a remedy changes; the rest is given."""
 
@@ -32,7 +41,7 @@ class Wish:
     heads: int = 1
     tokens: int = 1  # of a clip
     guidance: bool = True  # classifier-free, that is, two branches
-    joint: bool = False  # text and video are one sequence of attention
+    lacks: Lacks = Lacks()  # what the model's family can't do
     loras: bool = False  # whether any is fused into the weights
     dtype: str = "auto"
 
@@ -84,18 +93,15 @@ def _off_the_ring(wish: Wish) -> Wish:
 
 RULES = (
     Rule(
-        "joint attention is one sequence",
-        lambda w: w.joint and w.sequence_ranks > 1,
-        lambda w: (
-            "CogVideoX's text and video are one sequence of attention, which no engine here splits; use"
-            " parallel.cfg=2 to spread a clip"
-        ),
+        "the family's tokens can't be split",
+        lambda w: w.lacks.split is not None and w.sequence_ranks > 1,
+        lambda w: str(w.lacks.split),
         lambda w: replace(w, ulysses=1, ring=1),
     ),
     Rule(
-        "joint attention has PyTorch's kernel",
-        lambda w: w.joint and w.attention != "auto",
-        lambda w: f"parallel.attention is {w.attention!r}, and diffusers' CogVideoX takes no kernel but PyTorch's own",
+        "the family has PyTorch's kernel",
+        lambda w: w.lacks.kernels is not None and w.attention != "auto",
+        lambda w: f"parallel.attention is {w.attention!r}, and {w.lacks.kernels}",
         lambda w: replace(w, attention="auto"),
     ),
     Rule(
@@ -150,9 +156,9 @@ RULES = (
         lambda w: replace(w, engine="xfuser") if w.device == "cuda" else _fewer_rows(w),
     ),
     Rule(
-        "magcache knows Wan",
-        lambda w: w.joint and w.cache == "magcache",
-        lambda w: "magcache skips by the magnitudes of Wan's residuals, and CogVideoX's aren't known",
+        "magcache knows the family",
+        lambda w: w.lacks.magcache is not None and w.cache == "magcache",
+        lambda w: str(w.lacks.magcache),
         lambda w: replace(w, cache="taylorseer"),
     ),
     Rule(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from numina.stage import Stage
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from numina.prompts.tokens import TokenSpans
     from pipelines.video.mp4 import Video
 
-Timings = dict[str, float]  # stage → seconds
+Timings = dict[Stage, float]  # seconds
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from numina.errors import InputError
 from numina.guidance import GuidancePlan
 from numina.prompts.targets import Target, check_targets, parse_targets
 from numina.prompts.tokens import TokenSpans, locate_tokens
+from numina.stage import Stage
 from pipelines.base import GenerationConfig, Text, TextEncoder, VideoModel
 from pipelines.parallel.shard import ALONE, Shard
 from pipelines.parallel.support import check_cache
@@ -69,7 +70,7 @@ class ClipGenerator:
         timings = [Timings() for _ in requests]
         if texts is None:
             texts = self._encode(requests, timings)
-        with stage(timings, "denoise", self.model):
+        with timed(timings, Stage.DENOISE, self.model):
             state = denoise.start(self.model, [request.seed for request in requests], self.generation)
             latents = self._finish(state, texts)
         return self._clips(latents, timings)
@@ -89,7 +90,7 @@ class ClipGenerator:
         answers: list[Identified | InputError] = [own for own in found if isinstance(own, InputError)]
         if not spans:
             return answers if self.shard.leads else None
-        with stage([timings[i] for i in spans], "identify", self.model):
+        with timed([timings[i] for i in spans], Stage.IDENTIFY, self.model):
             state, captures = denoise.identify(
                 self.model,
                 self.shard,
@@ -113,7 +114,7 @@ class ClipGenerator:
         self._check_cache(keys)
         held = [self._held.pop(key) for key in keys]
         timings = [clip.timings for clip in held]
-        with stage(timings, "denoise", self.model):
+        with timed(timings, Stage.DENOISE, self.model):
             state = held[0].state.take([clip.place for clip in held])
             latents = self._finish(state, [clip.text for clip in held])
         return self._clips(latents, timings)
@@ -122,7 +123,7 @@ class ClipGenerator:
         """Starts again from the same noise under the plans, for clips of one `identify`."""
         held = [self._held.pop(key) for key in keys]
         timings = [clip.timings for clip in held]
-        with stage(timings, "guide", self.model):
+        with timed(timings, Stage.GUIDE, self.model):
             texts, seeds = [clip.text for clip in held], [clip.seed for clip in held]
             path = [earlier.take([clip.place for clip in held]) for earlier in held[0].state.path]
             latents = denoise.guide(self.model, self.shard, texts, plans, seeds, self.generation, self.progress, path)
@@ -140,11 +141,11 @@ class ClipGenerator:
         return denoise.finish(self.model, state, texts, self.generation, self.progress, self.shard)
 
     def _encode(self, requests: Sequence[Request], timings: Sequence[Timings]) -> list[Text]:
-        with stage(timings, "encode", self.model):
+        with timed(timings, Stage.ENCODE, self.model):
             return encode(self.model, requests, self.generation)
 
     def _clips(self, latents: Tensor, timings: Sequence[Timings]) -> list[Clip] | None:
-        with stage(timings, "decode", self.model):
+        with timed(timings, Stage.DECODE, self.model):
             videos = self.model.decode(latents)
         if videos is None or not self.shard.leads:
             return None
@@ -205,7 +206,7 @@ def _locate(text: Text, request: Request) -> tuple[TokenSpans, ...] | InputError
 
 
 @contextmanager
-def stage(timings: Sequence[Timings], name: str, model: VideoModel) -> Iterator[None]:
+def timed(timings: Sequence[Timings], stage: Stage, model: VideoModel) -> Iterator[None]:
     """Adds a stage's seconds to its clips, in equal shares; a GPU is waited for, so that they are the stage's own."""
     began = time.perf_counter()
     with torch.inference_mode():
@@ -214,4 +215,4 @@ def stage(timings: Sequence[Timings], name: str, model: VideoModel) -> Iterator[
         torch.cuda.synchronize(model.device)
     share = (time.perf_counter() - began) / len(timings)
     for own in timings:
-        own[name] = own.get(name, 0.0) + share
+        own[stage] = own.get(stage, 0.0) + share

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from numina.stage import Stage
 from pipelines.base import GenerationConfig
 from pipelines.sampling.clip import Clip
 from pipelines.video.mp4 import encode_mp4
@@ -20,6 +21,6 @@ def write_clips(clips: Sequence[Clip], generation: GenerationConfig, *, keep_fra
     for clip in clips:
         began = time.perf_counter()
         mp4 = encode_mp4(clip.video, fps=generation.fps, crf=generation.crf)
-        timings = clip.timings | {"write": time.perf_counter() - began}
+        timings = clip.timings | {Stage.WRITE: time.perf_counter() - began}
         written.append(replace(clip, video=clip.video if keep_frames else clip.video[:0], mp4=mp4, timings=timings))
     return written

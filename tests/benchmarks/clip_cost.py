@@ -32,6 +32,7 @@ from numina.config import GuideConfig, IdentifyConfig, MethodConfig
 from numina.prompts.tokens import TokenSpans
 from numina.schedule import intensity
 from pipelines.base import GenerationConfig, ModelFacts, Text
+from pipelines.models.families import FAMILIES
 from pipelines.models.wan import WanModel
 from pipelines.parallel.shard import Shard
 from pipelines.parallel.support import CACHES, check_cache
@@ -96,6 +97,7 @@ def adapter(
         transformer_bytes=0,
         sampler=type(scheduler).__name__,
         shift=scheduler.config.flow_shift,
+        large_shift=FAMILIES["WanPipeline"].large_shift,
     )
     return WanModel(SimpleNamespace(transformer=transformer, scheduler=scheduler), facts, torch.device(options.device))
 

@@ -23,6 +23,7 @@ from pipelines.base import GenerationConfig, ModelFacts, Text
 from pipelines.checkpoints.loading import default_dtype, kept_dtype, put
 from pipelines.models.adapter import Adapter
 from pipelines.models.cogvideox import CogVideoXModel
+from pipelines.models.families import FAMILIES
 from pipelines.models.wan import WanModel
 from tests.twins import cogvideox_scheduler
 
@@ -131,7 +132,7 @@ def build(name: str, device: torch.device, *, tiny: bool = False, vae: bool = Tr
     )
     transformer_kind, vae_kind, pipeline_kind, adapter = kinds
     transformer = filled(transformer_kind, shape.transformer, torch.bfloat16, device)
-    vae_dtype = torch.bfloat16 if joint else torch.float32
+    vae_dtype = FAMILIES[shape.family].vae_precision(torch.bfloat16)
     parts: dict[str, Any] = {
         "tokenizer": None,
         "text_encoder": None,
@@ -157,6 +158,7 @@ def build(name: str, device: torch.device, *, tiny: bool = False, vae: bool = Tr
         transformer_bytes=sum(p.numel() * p.element_size() for p in transformer.parameters()),
         sampler=type(pipeline.scheduler).__name__,
         shift=shape.shift,
+        large_shift=FAMILIES[shape.family].large_shift,
     )
     built: Adapter = adapter(pipeline, facts, device)
     built.text_tokens = shape.text_tokens

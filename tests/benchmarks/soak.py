@@ -3,7 +3,7 @@
     python -m tests.benchmarks.soak --clips 100000 --gangs 64
     python -m tests.benchmarks.soak --clips 20000 --gangs 64 --seconds 0.5
 
-The driver, the supply with its claims and existence checks on a local disk, the prompt set and the worklist are the
+The driver, the supply with its leases and existence checks on a local disk, the prompt set and the worklist are the
 real ones. Gangs, layout and writing are fakes in this process that are done at once (or after `--seconds` a call, to
 see that nobody waits): what is left is the driver's own time. Two of three clips are right at first sight.
 """
@@ -27,7 +27,7 @@ from cluster.observability.progress import JobProgress
 from cluster.prompts.write import make_prompts
 from cluster.runtime.driver import Driver, prepare
 from cluster.runtime.fleet import Fleet
-from cluster.runtime.gang import STANDING
+from cluster.runtime.gang import GangState
 from cluster.workers import tasks as stages
 from cluster.workers.tasks import Receipt
 from numina.errors import GangError
@@ -41,7 +41,7 @@ class FakeGang:
     """A gang without processes: each of its calls takes so many seconds, one after the other."""
 
     silent = overdue = False
-    stage = STANDING
+    state = GangState.STANDING
     spec = SimpleNamespace(ranks=1)
 
     def __init__(self, name: str, fleet: "FakeFleet", seconds: float):

@@ -3,14 +3,19 @@
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
+import cluster.runtime.driver
+import cluster.workers.rank
 from cluster.job.config import JobConfig, load_job
 from cluster.prompts.write import make_prompts
+from tests.faults.quick_job import QuickRank
 
 PROMPTS = [
     {"id": "pair", "prompt": "three red circles and two blue squares moving on a grey background", "source": "test"},
@@ -31,18 +36,36 @@ def tiny_job(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., JobConfig]:
     return job
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster_address() -> Iterator[str]:
-    """A Ray of four cores that jobs join and leave."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
-    yield cluster.address
-    cluster.shutdown()
+    """One Ray cluster of four cores for all tests."""
+    head = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    yield head.address
+    head.shutdown()
+
+
+@pytest.fixture(scope="module")
+def joined(cluster_address: str) -> Iterator[str]:
+    """That cluster, joined until the module's last test: worker processes serve one job after the other, and import
+    torch once."""
+    ray.init(address=cluster_address, log_to_driver=False, configure_logging=False)
+    yield cluster_address
+    ray.shutdown()
 
 
 @pytest.fixture
-def joining_job(tiny_job: Callable[..., JobConfig], cluster_address: str) -> Callable[..., JobConfig]:
-    """A job on that Ray: it starts seconds sooner than on one of its own."""
-    return lambda *overrides: tiny_job(f"cluster.address={cluster_address}", *overrides)
+def joining_job(
+    tiny_job: Callable[..., JobConfig], joined: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., JobConfig]:
+    """A job on that cluster, which it neither joins nor leaves."""
+    monkeypatch.setattr(cluster.runtime.driver, "ray_cluster", lambda plan: nullcontext())
+    return lambda *overrides: tiny_job(f"cluster.address={joined}", *overrides)
+
+
+@pytest.fixture
+def quick_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks make clips without a model. All else of a job is real: for what depends on no clip."""
+    monkeypatch.setattr(cluster.workers.rank, "Rank", QuickRank)
 
 
 @pytest.fixture

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 import torch.distributed as dist
 
-import cluster.runtime.gang
+import cluster.workers.member
+import cluster.workers.rank
 from cluster.job.config import load_job
 from cluster.observability.logs import set_up
 from cluster.observability.progress import JobProgress
@@ -50,7 +52,7 @@ class QuickRank(cluster.workers.rank.Rank):
 
     def work(self, phase: str, keys: Sequence[str]) -> bool:
         """Takes its time; whether this rank answers."""
-        if self.rank == 0:
+        if self.rank == 0 and "NUMINA_DIARY" in os.environ:
             diary = os.open(os.environ["NUMINA_DIARY"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.write(diary, "".join(f"{phase} {key}\n" for key in keys).encode())
             os.close(diary)
@@ -87,6 +89,27 @@ class QuickRank(cluster.workers.rank.Rank):
 
     def drop(self, keys: Sequence[str]) -> None:
         pass
+
+
+class SlowToLoad(QuickRank):
+    """There is time to kill it before it stands."""
+
+    def load(self, first: cluster.workers.member.Arrival) -> dict[str, float]:
+        time.sleep(2)
+        return super().load(first)
+
+
+class ShortOfMemory(QuickRank):
+    """Runs out of GPU memory at its first clip."""
+
+    short = True
+
+    @ray.method(num_returns=2)
+    def plain(self, *arguments: Any) -> Any:
+        if self.short:
+            self.short = False
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 97 GiB")
+        return super().plain(*arguments)
 
 
 def obey(requests: Sequence[Request]) -> None:

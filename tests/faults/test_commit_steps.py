@@ -46,7 +46,7 @@ def make_clip(root: Path, video: bytes = b"first" * 10_000, frames: int = 3) -> 
     store.commit({**row, "prompt": "three cats", "targets": CATS, "strategy": "numina", "seed": 7})
 
 
-def hold_claim(root: Path) -> None:
+def hold_lease(root: Path) -> None:
     store = Store(str(root))
     store.take([KEY], [])
     store.release()
@@ -183,9 +183,9 @@ def test_a_commit_recovers_from_a_kill_at_every_step(tmp_path: Path) -> None:
         assert sum(path.is_file() for folder in ("videos", "layouts") for path in (root / folder).rglob("*")) == 2
 
 
-@pytest.mark.parametrize("job", [start_run, hold_claim])
-def test_a_start_and_a_claim_recover_from_a_kill_at_every_step(tmp_path: Path, job: Callable[[Path], None]) -> None:
-    """The next run starts and its work is claimed as if nothing had been there."""
+@pytest.mark.parametrize("job", [start_run, hold_lease])
+def test_a_start_and_a_lease_recover_from_a_kill_at_every_step(tmp_path: Path, job: Callable[[Path], None]) -> None:
+    """The next run starts and its work is leased as if nothing had been there."""
     base = tmp_path / "base"
     base.mkdir()
     steps, died = killed_copies(job, "system", base)

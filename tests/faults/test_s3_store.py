@@ -21,7 +21,7 @@ import pytest
 import s3fs
 
 from cluster.dataset.garbage import KINDS, collect_garbage
-from cluster.dataset.leases import CLAIM_SECONDS
+from cluster.dataset.leases import LEASE_SECONDS
 from cluster.dataset.store import Store
 from cluster.observability.status import status_of
 from numina.errors import OutputError, StorageError
@@ -101,7 +101,7 @@ def test_one_of_many_writers_makes_the_row(bucket: str) -> None:
         Store(f"{bucket}/out").open_run({"steps": 25})
 
 
-def test_claims_go_by_the_servers_clock(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leases_go_by_the_servers_clock(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen by others, also by one whose clock is ten minutes off; given back; kept by the smaller token."""
     a, b = (Store(f"{bucket}/out") for _ in range(2))
     b.open_run({})
@@ -110,13 +110,13 @@ def test_claims_go_by_the_servers_clock(bucket: str, monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as skewed:
         skewed.setattr(time, "time", lambda: true_time() + 600)  # by more, and the server refuses the signature
         assert b.take(KEYS[:3], []) == [KEYS[2]]
-    assert a.claimed() == {KEYS[2]: b.owner}
-    (claim,) = a.claims.living()
-    assert -2 < claim.age < CLAIM_SECONDS
+    assert a.leased() == {KEYS[2]: b.owner}
+    (lease,) = a.leases.living()
+    assert -2 < lease.age < LEASE_SECONDS
     with pytest.raises(OutputError, match=f"process {os.getpid()}"):
         collect_garbage(b)
     a.release()
-    assert (b.claimed(), b.others()) == ({}, [])
+    assert (b.leased(), b.others()) == ({}, [])
 
 
 def test_a_clean_up_keeps_rows_and_their_files(bucket: str) -> None:
@@ -155,13 +155,13 @@ def test_torn_objects_are_named(bucket: str) -> None:
 
 
 def test_a_user_in_the_url_is_used_and_shown_nowhere(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """s3://KEY:SECRET@bucket/… signs with them; no error, no record and no claim holds them."""
+    """s3://KEY:SECRET@bucket/… signs with them; no error, no record and no lease holds them."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     url = bucket.replace("s3://", "s3://AKIDEXAMPLE:wJalr%2FXUtn+FEMI@") + "/out"
     store = Store(url)
     store.open_run({"steps": 50}, asked=1, info={"parallel": 1})
-    store.claim(KEYS[:1])
+    store.lease(KEYS[:1])
     store.commit(a_row(key_of(1), store))
     store.compact(at_least=1)
     assert store.root == f"{bucket}/out"
@@ -260,7 +260,7 @@ def test_a_stopped_server_is_lost_storage(monkeypatch: pytest.MonkeyPatch) -> No
         lambda: store.commit(row),
         lambda: store.is_committed(key_of(1)),
         store.committed_index,
-        lambda: store.claim([]),
+        lambda: store.lease([]),
         store.others,
     ):
         with pytest.raises(StorageError, match="resume"):

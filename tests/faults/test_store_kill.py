@@ -29,14 +29,14 @@ KILLS = 200 if LONG else 25
 CLIPS = 1000 if LONG else 120
 KEYS = [key_of(number) for number in range(CLIPS)]
 WRITERS = 2
-AT_ONCE = 3  # clips that a writer works on, so claims, at a time
+AT_ONCE = 3  # clips that a writer works on, so leases, at a time
 GENERATION_SECONDS = (0.0, 0.1 if LONG else 0.15)
 COMPACT_CLIPS = 40
 SMALL_VIDEO, LARGE_VIDEO = 2**16, 2**22  # the large ones take so long to write that a kill may well come amid it
 
 
 def work(root: str, diary: str, seed: int, generation_seconds: tuple[float, float]) -> None:
-    """Make every clip that nobody has made or claims, as a driver does: index, claim, ask again, make, commit."""
+    """Make every clip that nobody has made or leases, as a driver does: index, lease, ask again, make, commit."""
     chance = random.Random(seed)
     store = Store(root)
     store.open_run({"steps": 50}, asked=CLIPS)
@@ -57,7 +57,7 @@ def work(root: str, diary: str, seed: int, generation_seconds: tuple[float, floa
                     store.compact(mine)
                     mine = []
             done |= {key for key in left if store.is_committed(key)}
-            store.claim([])
+            store.lease([])
             time.sleep(0.02)  # what is left the other works on
     store.release()
 
@@ -171,7 +171,7 @@ def test_sigkill_loses_doubles_and_tears_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600 if LONG else 120)
 def test_two_writers_hardly_repeat_each_other(tmp_path: Path) -> None:
-    """Undisturbed, claims keep two writers from making one clip twice: less than 2 % are, and that shows nowhere. The
+    """Undisturbed, leases keep two writers from making one clip twice: less than 2 % are, and that shows nowhere. The
     same two started again make nothing."""
     writers = Writers(tmp_path, (0.01, 0.03))
     writers.finish()

@@ -81,7 +81,7 @@ def limited(root: str) -> None:
     for write in (
         lambda: store.put_video(key_of(3), bytes(5000)),
         lambda: store.commit(row),
-        lambda: store.claim([key_of(number) for number in range(200)]),
+        lambda: store.lease([key_of(number) for number in range(200)]),
         lambda: store.compact(at_least=1),
     ):
         with pytest.raises(StorageError, match="resume"):
@@ -116,7 +116,7 @@ def test_a_lost_folder_is_not_begun_anew(tmp_path: Path, emptied: bool) -> None:
         with pytest.raises(StorageError, match="removed, emptied or unmounted"):
             use()
     with pytest.raises(StorageError, match="resume"):
-        store.claim([key_of(2)])
+        store.lease([key_of(2)])
     assert leaves(root) == set()
     if emptied:
         root.rmdir()
@@ -133,11 +133,11 @@ def without_permission(base: str) -> None:
     store = Store(str(root))
     store.open_run({})
     row = a_row(key_of(1), store)
-    store.claim([])
+    store.lease([])
     folders = [root, *(path for path in root.rglob("*") if path.is_dir())]
     for folder in folders:
         folder.chmod(0o500)
-    for write in (lambda: store.commit(row), lambda: store.put_video(key_of(2), b""), lambda: store.claim([])):
+    for write in (lambda: store.commit(row), lambda: store.put_video(key_of(2), b""), lambda: store.lease([])):
         with pytest.raises(StorageError, match="Permission denied"):
             write()
     for folder in reversed(folders):

@@ -8,11 +8,19 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# Every rank is forked from one process that imported these once: diffusers alone takes each rank seconds.
+mp.get_context("forkserver").set_forkserver_preload(["pipelines.models.wan", "pipelines.attention.engines"])
+
+
+def processes(work: Callable[..., None], number: int, *arguments: Any) -> None:
+    """Runs `work(number, *arguments)` in so many fresh processes and waits; an error in one is raised here."""
+    mp.start_processes(work, arguments, nprocs=number, start_method="forkserver")
+
 
 def spawn(work: Callable[..., None], ranks: int, folder: Path, *arguments: Any) -> None:
     """Runs `work(rank, *arguments)` in so many processes of one group; `folder` is where they meet."""
     folder.mkdir(exist_ok=True)
-    mp.spawn(_rank, (work, ranks, folder / "meet", arguments), nprocs=ranks)
+    processes(_rank, ranks, work, ranks, folder / "meet", arguments)
 
 
 def _rank(rank: int, work: Callable[..., None], ranks: int, meet: Path, arguments: tuple[Any, ...]) -> None:

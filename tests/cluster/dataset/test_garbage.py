@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.dataset.garbage import KINDS, Collected, collect_garbage
-from cluster.dataset.leases import CLAIM_SECONDS
+from cluster.dataset.leases import LEASE_SECONDS
 from cluster.dataset.segments import SEGMENT_ROWS
 from cluster.dataset.store import Store
 from cluster.observability.status import status_of
@@ -42,10 +42,10 @@ def littered(root: Path) -> Store:
     store.put_evaluation("exact", key_of(1), {"count_accuracy": 1.0})
     (root / "videos" / key_of(3)[:2] / ".numina-0123").write_bytes(b"half a video")
     dead = Store(str(root))
-    dead.claim([key_of(50)])
-    claim = root / f"leases/{dead.owner}.json"
-    claim.write_text(claim.read_text().replace('"machine": "', '"machine": "another '))
-    os.utime(claim, (1000.0, 1000.0))
+    dead.lease([key_of(50)])
+    lease = root / f"leases/{dead.owner}.json"
+    lease.write_text(lease.read_text().replace('"machine": "', '"machine": "another '))
+    os.utime(lease, (1000.0, 1000.0))
     return store
 
 
@@ -74,7 +74,7 @@ def test_what_no_row_needs_is_removed(tmp_path: Path) -> None:
         "layouts": 1,
         "latents": 1,
         "failures": 1,
-        "claims": 1,
+        "leases": 1,
         "commits": 10,
         "segments": 3,  # two, and the one of the commits that were in neither
     }
@@ -124,14 +124,14 @@ def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_living_driver_is_in_the_way(tmp_path: Path) -> None:
-    """It is named, with the remedy, and nothing is removed; one that runs here is alive however old its claim is."""
+    """It is named, with the remedy, and nothing is removed; one that runs here is alive however old its lease is."""
     store, driver = littered(tmp_path), Store(str(tmp_path))
-    driver.claim([key_of(70)])
+    driver.lease([key_of(70)])
     before = leaves(tmp_path)
-    for seconds_ago in (0.0, CLAIM_SECONDS * 10):
-        claim = tmp_path / f"leases/{driver.owner}.json"
-        made = claim.stat().st_mtime - seconds_ago
-        os.utime(claim, (made, made))
+    for seconds_ago in (0.0, LEASE_SECONDS * 10):
+        lease = tmp_path / f"leases/{driver.owner}.json"
+        made = lease.stat().st_mtime - seconds_ago
+        os.utime(lease, (made, made))
         with pytest.raises(OutputError, match=rf"in use(.|\n)*process {os.getpid()}, since 20(.|\n)*stop it"):
             collect_garbage(store)
         with pytest.raises(OutputError, match="in use"):
@@ -174,7 +174,7 @@ def test_a_torn_row_stops_it_before_anything_is_removed(tmp_path: Path, folder: 
 
 
 def test_a_row_committed_meanwhile_keeps_its_files(tmp_path: Path) -> None:
-    """Also of a writer that claims nothing: the commit is looked for once more before a video goes."""
+    """Also of a writer that leases nothing: the commit is looked for once more before a video goes."""
     store, late = littered(tmp_path), Store(str(tmp_path))
     names = store.row_files.tables
 

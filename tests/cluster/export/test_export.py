@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from cluster.cli.app import app
 from cluster.dataset.store import Store
-from cluster.export import ExportConfig, export
+from cluster.export.config import ExportConfig
+from cluster.export.job import export
 from cluster.prompts.check import read_prompts
 from cluster.prompts.importing import import_prompts
 from numina.errors import InputError, OutputError

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.job.checks import check_submitted
 from cluster.job.config import JobConfig, load_job
+from cluster.job.names import tasks_of
 from cluster.job.plan import FIRST_ROWS, JobPlan, prepare
 from cluster.job.tasks import ClipTask
 from cluster.job.worklist import open_worklist
@@ -28,7 +29,7 @@ Job = Callable[..., JobConfig]
 ROW: dict[str, Any] = {"id": "a", "prompt": "two red circles", "negative_prompt": "blurry", "seed": 5}
 
 
-def tasks_of(path: Path, *rows: dict[str, Any], job: JobConfig | None = None, **changes: Any) -> list[ClipTask]:
+def tasks_in(path: Path, *rows: dict[str, Any], job: JobConfig | None = None, **changes: Any) -> list[ClipTask]:
     path.unlink(missing_ok=True)
     make_prompts(rows, str(path))
     plan = JobPlan(
@@ -77,7 +78,7 @@ def test_keys_never_change(content: dict[str, Any], key: str) -> None:
 
 def test_a_task_has_the_key_of_its_row(tmp_path: Path) -> None:
     """However fast a plan makes keys."""
-    [task] = tasks_of(tmp_path / "set.parquet", ROW)
+    [task] = tasks_in(tmp_path / "set.parquet", ROW)
     job = load_job("demo", ["strategies=[numina]"])
     assert task.key == row_key(
         prompt=ROW["prompt"],
@@ -105,7 +106,7 @@ def test_a_task_has_the_key_of_its_row(tmp_path: Path) -> None:
 )
 def test_a_digest_changes_with_what_is_asked(tmp_path: Path, change: dict[str, Any]) -> None:
     """Each of the row's own columns as it is given, null apart from empty."""
-    [task], [other] = (tasks_of(tmp_path / "set.parquet", row) for row in (ROW, ROW | change))
+    [task], [other] = (tasks_in(tmp_path / "set.parquet", row) for row in (ROW, ROW | change))
     assert len(task.digest) == 32
     assert task.digest != other.digest
 
@@ -113,21 +114,21 @@ def test_a_digest_changes_with_what_is_asked(tmp_path: Path, change: dict[str, A
 def test_a_digest_changes_with_what_decides_the_pixels(tmp_path: Path) -> None:
     """Settings, dtype, checkpoint, the job's seed, strategy and sample: each task of these jobs has its own."""
     path, usual = tmp_path / "set.parquet", ["strategies=[numina,baseline]", "samples=2"]
-    found = tasks_of(path, ROW, job=load_job("demo", usual))
+    found = tasks_in(path, ROW, job=load_job("demo", usual))
     for override in ("seed=1", "generation.steps=7", "generation.guidance_scale=2.5"):
-        found += tasks_of(path, ROW, job=load_job("demo", [*usual, override]))
-    found += tasks_of(path, ROW, job=load_job("demo", usual), dtype="float16")
-    found += tasks_of(path, ROW, job=load_job("demo", usual), model=replace(MODEL, revision="another"))
+        found += tasks_in(path, ROW, job=load_job("demo", [*usual, override]))
+    found += tasks_in(path, ROW, job=load_job("demo", usual), dtype="float16")
+    found += tasks_in(path, ROW, job=load_job("demo", usual), model=replace(MODEL, revision="another"))
     assert len({task.digest for task in found}) == len(found) == 24
 
 
 def test_a_digest_changes_with_nothing_else(tmp_path: Path) -> None:
     """Neither place nor neighbours, other columns, degrees, batch, shard or the output's name."""
     path = tmp_path / "set.parquet"
-    [task] = tasks_of(path, ROW)
+    [task] = tasks_in(path, ROW)
     overrides = ["strategies=[numina]", "parallel.batch=3", "shard=1/2", "output=elsewhere", "cluster.attempts=9"]
     first = {"id": "first", "prompt": "one cross", "source": "web"}
-    [_, other] = tasks_of(path, first, ROW, job=load_job("demo", overrides))
+    [_, other] = tasks_in(path, first, ROW, job=load_job("demo", overrides))
     assert (other.digest, other.key) == (task.digest, task.key)
     assert other.row.extra == {"source": None}
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cluster.planner import Gpu, Objective, Setup, reasons
 from numina.errors import ConfigError
+from pipelines.models.families import FAMILIES
 from pipelines.parallel.support import Wish, check_support
 from tests.cluster.planner.conftest import (
     COG_5B,
@@ -160,7 +161,7 @@ def test_no_candidate_is_unsupported_or_too_large(
                 heads=wan.heads,
                 tokens=asked.memory.tokens,
                 guidance=scale > 1,
-                joint=wan.joint,
+                lacks=FAMILIES[wan.classes[0]].lacks,
             )
         )
         assert setup.ranks * setup.gangs <= gpus

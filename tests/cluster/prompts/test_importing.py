@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from cluster.cli.app import app
 from cluster.prompts.check import check_prompts, read_prompts
 from cluster.prompts.importing import import_prompts, own_word
-from cluster.prompts.sources import read_targets
+from cluster.prompts.source_rows import read_targets
 from numina.errors import PromptSetError
 
 PROMPTS = ["Three cats chasing two dogs.", "A lone astronaut floating in space.", "Two cranes lift four steel-beams."]

@@ -16,9 +16,10 @@ from ray.exceptions import RayTaskError
 from safetensors.numpy import load
 
 import cluster.runtime.driver
-import cluster.runtime.gang
+import cluster.workers.rank
 import cluster.workers.tasks
 from cluster.dataset.store import Store
+from cluster.evaluation.outcomes import rank_seconds
 from cluster.job.config import JobConfig
 from cluster.job.names import tasks_of
 from cluster.prompts.write import make_prompts
@@ -27,11 +28,13 @@ from cluster.runtime.flight import Call, Flight
 from cluster.workers.row import row_of
 from cluster.workers.tasks import Receipt
 from numina.errors import ConfigError, GangError, ModelError, OutputError, PromptSetError
+from numina.stage import Stage
 from pipelines.models.registry import load_model
 from pipelines.sampling.clip import Clip
 from pipelines.sampling.generate import generate
 from pipelines.video.mp4 import decode_mp4, encode_mp4
 from tests.cluster.conftest import PROMPTS, processes
+from tests.faults.quick_job import ShortOfMemory, SlowToLoad
 
 Job = Callable[..., JobConfig]
 PLAIN = ["strategies=[baseline]"]
@@ -41,9 +44,9 @@ def files(folder: Path) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_job_commits_every_video_once_and_resumes_for_nothing(tiny_job: Job, tmp_path: Path) -> None:
+def test_a_job_commits_every_video_once_and_resumes_for_nothing(joining_job: Job, tmp_path: Path) -> None:
     """Two prompts × two strategies on a gang of two: four rows with their files; run again, nothing is generated."""
-    job = tiny_job()
+    job = joining_job()
     outcome = run_job(prepare(job))
     assert (outcome.total, outcome.done, outcome.generated, outcome.failed) == (4, 4, 4, 0)
 
@@ -68,7 +71,7 @@ def test_a_job_commits_every_video_once_and_resumes_for_nothing(tiny_job: Job, t
     assert {row["seed"] for row in rows if row["id"] == "single"} == {7}
 
     before = files(tmp_path / "out" / "videos")
-    again = run_job(prepare(tiny_job("parallel.ulysses=1")))  # other degrees may resume
+    again = run_job(prepare(joining_job("parallel.ulysses=1")))  # other degrees may resume
     assert (again.done, again.generated) == (4, 0)
     assert files(tmp_path / "out" / "videos") == before
 
@@ -121,15 +124,16 @@ def test_a_stopped_gang_of_one_is_noticed_and_replaced(joining_job: Job) -> None
     assert sorted(row["retries"] for row in Store(job.output).rows().to_pylist()) == [0, 1]
 
 
-def test_a_gang_that_dies_while_it_starts_is_started_again(joining_job: Job) -> None:
+def test_a_gang_that_dies_while_it_starts_is_started_again(joining_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """One lost start costs nothing but time; a gang that never stands ends the job, with the reason."""
+    monkeypatch.setattr(cluster.workers.rank, "Rank", SlowToLoad)
     job = joining_job(*PLAIN, "parallel.ulysses=1", "limit=1", "cluster.attempts=2")
     starts = 0
 
     def kill_while_loading(until: int) -> Callable[[JobProgress], None]:
         def kill(progress: JobProgress) -> None:
             nonlocal starts
-            if progress.gangs.get("gang-0") == "loading" and starts < until and (ranks := processes("Rank")):
+            if progress.gangs.get("gang-0") == "loading" and starts < until and (ranks := processes("SlowToLoad")):
                 starts += 1
                 ranks[0].kill()
                 ranks[0].wait()
@@ -144,26 +148,14 @@ def test_a_gang_that_dies_while_it_starts_is_started_again(joining_job: Job) -> 
     assert (outcome.done, starts) == (1, 1)
 
 
-class ShortOfMemory(cluster.workers.rank.Rank):
-    """Runs out of GPU memory at its first clip."""
-
-    short = True
-
-    @ray.method(num_returns=2)
-    def plain(self, *arguments: Any) -> Any:
-        if self.short:
-            self.short = False
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 97 GiB")
-        return super().plain(*arguments)
-
-
 def test_a_gang_of_one_survives_a_lack_of_memory(joining_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clip is tried again in the same process: a fresh one would run out of memory again, and out of attempts."""
-    monkeypatch.setattr(cluster.runtime.gang, "Rank", ShortOfMemory)
+    monkeypatch.setattr(cluster.workers.rank, "Rank", ShortOfMemory)
     outcome = run_job(prepare(joining_job(*PLAIN, "parallel.ulysses=1", "limit=1", "cluster.attempts=2")))
     assert (outcome.done, outcome.failed) == (1, 0)
 
 
+@pytest.mark.usefixtures("quick_model")
 def test_a_lost_writer_costs_no_clip(joining_job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A writing process that is killed is replaced, and finds the frames in the object store; where writing fails
     with an error the clip is made again. The gang has its next clip meanwhile."""
@@ -208,6 +200,7 @@ def test_latents_are_kept_where_asked(joining_job: Job) -> None:
     assert alone.latents is None
 
 
+@pytest.mark.usefixtures("quick_model")
 def test_a_prompt_set_grows_and_only_new_rows_are_made(joining_job: Job) -> None:
     """`limit` for a first look, then the rest: no video is made twice."""
     assert run_job(prepare(joining_job("limit=1", "parallel.ulysses=1", "strategies=[baseline]"))).generated == 1
@@ -285,15 +278,15 @@ def numbered(job: Job, number: int, *overrides: str) -> Driver:
     plan = prepare(job(f"prompts={path}", *overrides))
     nothing: Any = SimpleNamespace(tasks=lambda shuffle: iter(()))
     driver = Driver(plan, Store(plan.job.output), nothing, JobProgress(), lambda progress: None)
-    driver.pending.extend(tasks_of(plan))
+    driver.queues.pending.extend(tasks_of(plan))
     return driver
 
 
 def batches(driver: Driver) -> list[str]:
     """All batches that a gang would be given, as their strategy and ids."""
     found = []
-    while driver.pending:
-        batch = driver._next_batch()
+    while driver.queues.pending:
+        batch = driver.queues.next_batch()
         [strategy] = {task.strategy for task in batch}
         found.append(f"{strategy} {' '.join(task.row.id or '' for task in batch)}")
     return found
@@ -311,21 +304,23 @@ def test_a_failed_batch_is_tried_again_clip_by_clip(tiny_job: Job) -> None:
     driver = numbered(tiny_job, 5, "parallel.batch=2", "strategies=[baseline]", "cluster.attempts=3")
 
     def fail_next() -> None:
-        flight = Flight(driver._next_batch(), gang=None, stage="denoise")
-        driver.flights.append(flight)
-        driver._fail(flight, GangError("lost"))
+        flight = Flight(driver.queues.next_batch(), gang=None, stage=Stage.DENOISE)
+        driver.queues.flights.append(flight)
+        driver.recovery.fail(flight, GangError("lost"))
 
     fail_next()
-    assert [task.row.id for task in driver.pending] == ["2", "3", "4", "0", "1"]
-    waiting = list(driver.pending)
+    assert [task.row.id for task in driver.queues.pending] == ["2", "3", "4", "0", "1"]
+    waiting = list(driver.queues.pending)
     assert batches(driver) == ["baseline 2 3", "baseline 4", "baseline 0", "baseline 1"]
-    driver.pending.extend(sorted(waiting, key=lambda task: task.row.id != "2"))  # 2 3 4 0 1: a failed one in the window
-    driver.pending.rotate(2)
+    driver.queues.pending.extend(
+        sorted(waiting, key=lambda task: task.row.id != "2")
+    )  # 2 3 4 0 1: a failed one in the window
+    driver.queues.pending.rotate(2)
     assert batches(driver) == ["baseline 0", "baseline 1", "baseline 2 3", "baseline 4"]
-    driver.pending.extend(waiting[3:])
+    driver.queues.pending.extend(waiting[3:])
     for _ in range(3):
         fail_next()
-    assert [task.row.id for task in driver.pending] == ["1"]
+    assert [task.row.id for task in driver.queues.pending] == ["1"]
     [records] = driver.store.failures().values()
     assert (records[0]["row"], records[0]["stage"]) == (0, "denoise")
     assert "lost" in records[0]["error"]
@@ -340,14 +335,14 @@ def test_what_a_failed_call_costs(tiny_job: Job, monkeypatch: pytest.MonkeyPatch
     lost: list[Any] = []
     monkeypatch.setattr(driver.fleet, "replace", lost.append)
     gang: Any = SimpleNamespace(name="gang-0", spec=SimpleNamespace(ranks=ranks), call=lambda *arguments: None)
-    stages = ("write", "denoise", "denoise")
-    written, failed, queued = [Flight(driver._next_batch(), gang, stage) for stage in stages]
-    driver.flights = [written, failed, queued]
-    driver._handle_error(Call(failed, gang), RayTaskError("plain", "", torch.OutOfMemoryError("97 GiB")))
+    stages = (Stage.WRITE, Stage.DENOISE, Stage.DENOISE)
+    written, failed, queued = [Flight(driver.queues.next_batch(), gang, stage) for stage in stages]
+    driver.queues.flights = [written, failed, queued]
+    driver.recovery.handle(Call(failed, gang), RayTaskError("plain", "", torch.OutOfMemoryError("97 GiB")))
     assert lost == [gang] * replaced
-    assert driver.flights == ([written] if replaced else [written, queued])
-    assert sorted(task.row.id for task in driver.pending) == (["1", "2"] if replaced else ["1"])
-    assert [driver.attempts[flight.keys[0]] for flight in (written, failed, queued)] == [0, 1, 0]
+    assert driver.queues.flights == ([written] if replaced else [written, queued])
+    assert sorted(task.row.id for task in driver.queues.pending) == (["1", "2"] if replaced else ["1"])
+    assert [driver.queues.failed_tries[flight.keys[0]] for flight in (written, failed, queued)] == [0, 1, 0]
 
 
 def test_the_same_video_is_asked_for_once(tiny_job: Job) -> None:
@@ -362,16 +357,18 @@ def test_the_same_video_is_asked_for_once(tiny_job: Job) -> None:
     assert len({task.key for task in tasks}) == 6
 
 
-def test_gpu_seconds_are_those_of_all_ranks(tiny_job: Job) -> None:
-    """What a gang's GPUs did, times its ranks; neither layouts nor mp4s nor texts that were made elsewhere."""
+def test_rank_seconds_are_those_of_all_ranks(tiny_job: Job) -> None:
+    """What a gang's ranks did, on GPUs and on CPUs; neither layouts nor mp4s nor texts that were made elsewhere. What a
+    strategy's clips cost is the same."""
     seconds = {"encode": 1.0, "identify": 2.0, "layout": 4.0, "guide": 8.0, "decode": 16.0, "write": 32.0}
     clip = Clip(np.zeros((0, 64, 64, 3), np.uint8), b"", seconds)
     for place, busy in (("gang", 27.0), ("apart", 26.0)):
         plan = prepare(tiny_job("parallel.cfg=2", f"memory.text_encoder={place}"))
         row = row_of(replace(plan, device="cuda"), next(tasks_of(plan)), clip, None, retries=0)
-        assert row["gpu_seconds"] == busy * 4
+        assert row["gpu_seconds"] == row["rank_seconds"] == rank_seconds(row) == busy * 4
         assert (row["engine"], row["cfg"], row["ulysses"], row["ring"]) == ("xfuser", 2, 2, 1)
-        assert row_of(plan, next(tasks_of(plan)), clip, None, retries=0)["gpu_seconds"] is None  # on CPUs
+        row = row_of(plan, next(tasks_of(plan)), clip, None, retries=0)  # on CPUs
+        assert (row["gpu_seconds"], rank_seconds(row)) == (None, busy * 4)
 
 
 @pytest.mark.slow

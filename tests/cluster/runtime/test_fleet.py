@@ -9,7 +9,7 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.job.config import JobConfig
 from cluster.runtime.driver import prepare
 from cluster.runtime.fleet import Fleet
-from cluster.runtime.gang import ENDING, LOADING, PLACING, STANDING
+from cluster.runtime.gang import GangState
 from numina.errors import GangError, ModelError
 
 Job = Callable[..., JobConfig]
@@ -22,13 +22,13 @@ class FakeGang:
     silent = False
 
     def __init__(self, name: str, stage: str, *, overdue: bool = False):
-        self.name, self.stage, self.overdue = name, stage, overdue
+        self.name, self.state, self.overdue = name, stage, overdue
 
     def lateness(self) -> str:
         return f"{self.name} is late"
 
     def kill(self) -> list[Any]:
-        self.stage = ENDING
+        self.state = GangState.ENDING
         return []
 
     def free(self) -> None:
@@ -38,7 +38,7 @@ class FakeGang:
         return []
 
     def fresh(self) -> "FakeGang":
-        return FakeGang(self.name, LOADING)
+        return FakeGang(self.name, GangState.LOADING)
 
 
 def fleet_of(job: JobConfig, *gangs: FakeGang) -> Any:
@@ -49,10 +49,12 @@ def fleet_of(job: JobConfig, *gangs: FakeGang) -> Any:
 
 def test_a_job_goes_on_without_a_gang_that_never_stands(tiny_job: Job) -> None:
     """Every lost start is followed by another, up to `attempts`; then the others go on; the last one ends the job."""
-    fleet = fleet_of(tiny_job("cluster.attempts=3"), FakeGang("gang-0", STANDING), FakeGang("gang-1", LOADING))
+    fleet = fleet_of(
+        tiny_job("cluster.attempts=3"), FakeGang("gang-0", GangState.STANDING), FakeGang("gang-1", GangState.LOADING)
+    )
     for _ in range(2):
         fleet._false_start(fleet.gangs["gang-1"], RayError("lost"))
-        assert fleet.gangs["gang-1"].stage == LOADING
+        assert fleet.gangs["gang-1"].state == GangState.LOADING
     fleet._false_start(fleet.gangs["gang-1"], RayError("lost"))
     assert list(fleet.gangs) == ["gang-0"]
     fleet.plan = prepare(tiny_job("cluster.attempts=1"))
@@ -62,20 +64,20 @@ def test_a_job_goes_on_without_a_gang_that_never_stands(tiny_job: Job) -> None:
 
 def test_what_no_new_process_would_mend_ends_the_job_at_once(tiny_job: Job) -> None:
     """A model that can't be loaded: the reason is the model's, after one start."""
-    fleet = fleet_of(tiny_job(), FakeGang("gang-0", LOADING), FakeGang("gang-1", LOADING))
+    fleet = fleet_of(tiny_job(), FakeGang("gang-0", GangState.LOADING), FakeGang("gang-1", GangState.LOADING))
     with pytest.raises(GangError, match="gang-1 could not start: ModelError: no file holds blocks"):
         fleet._false_start(fleet.gangs["gang-1"], RayTaskError("load", "", ModelError("no file holds blocks")))
 
 
 def test_a_gang_waits_for_a_place_as_long_as_another_one_works(tiny_job: Job) -> None:
     """A lost node may come back; without a gang at work, a place is waited for no longer than `start_timeout`."""
-    working, homeless = FakeGang("gang-0", STANDING), FakeGang("gang-1", PLACING, overdue=True)
+    working, homeless = FakeGang("gang-0", GangState.STANDING), FakeGang("gang-1", GangState.PLACING, overdue=True)
     fleet = fleet_of(tiny_job(), working, homeless)
     assert list(fleet.watch()) == []
-    assert homeless.stage == PLACING
-    working.stage = LOADING
+    assert homeless.state == GangState.PLACING
+    working.state = GangState.LOADING
     assert list(fleet.watch()) == []
     assert list(fleet.gangs) == ["gang-0"]
-    working.stage, working.overdue = PLACING, True
+    working.state, working.overdue = GangState.PLACING, True
     with pytest.raises(GangError, match="gang-0 is late"):
         list(fleet.watch())

@@ -7,6 +7,7 @@ import pytest
 
 import cluster.runtime.flight
 from cluster.runtime.flight import Flight, GangTimes, now
+from numina.stage import Stage
 
 
 class FakeGang:
@@ -21,7 +22,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return moment
 
 
-def flight(gang: Any, stage: str, since: float) -> Flight:
+def flight(gang: Any, stage: Stage, since: float) -> Flight:
     return Flight([], gang=gang, stage=stage, since=since)
 
 
@@ -30,11 +31,11 @@ def test_a_queued_batch_begins_when_its_gang_is_free(clock: list[float]) -> None
     asked for; spans of one gang never overlap, and its busy share is theirs."""
     times, gang = GangTimes(), FakeGang()
     times.busy_shares(["gang-0"])
-    first, second = flight(gang, "identify", 100.0), flight(gang, "denoise", 100.0)
+    first, second = flight(gang, Stage.IDENTIFY, 100.0), flight(gang, Stage.DENOISE, 100.0)
     clock[0] = 104.0
     times.ended(first, gang)
     assert times.began(second) == 104.0
-    first.stage, first.since = "layout", 104.0
+    first.stage, first.since = Stage.LAYOUT, 104.0
     clock[0] = 105.0
     times.ended(first, None)
     times.ended(second, gang)
@@ -52,7 +53,7 @@ def test_a_gang_that_took_anothers_place_begins_anew(clock: list[float]) -> None
     times, gang = GangTimes(), FakeGang()
     times.busy_shares(["gang-0"])
     clock[0] = 110.0
-    times.ended(flight(gang, "denoise", 100.0), gang)
+    times.ended(flight(gang, Stage.DENOISE, 100.0), gang)
     times.lost(gang)
     assert times.busy_shares([]) == {}
     clock[0] = 120.0

@@ -46,10 +46,10 @@ def local_ray() -> Iterator[None]:
 
 def stand(gang: Gang) -> list[str]:
     """The stages that a starting gang goes through."""
-    stages = [gang.stage]
+    stages = [gang.state]
     for reference in gang.start():
         gang.heard(reference, ray.get(reference))
-        stages.append(gang.stage)
+        stages.append(gang.state)
     return list(dict.fromkeys(stages))
 
 

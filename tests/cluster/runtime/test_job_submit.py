@@ -94,7 +94,7 @@ def test_a_checkout_is_sent_with_the_job(head: Head, job: list[str], tmp_path: P
     checkout, imported = tmp_path / "checkout", tmp_path / "imported"
     for package in ("cluster", "configs", "numina", "pipelines"):
         shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for module in ("driver", "gang"):
+    for module in ("runtime/driver", "workers/rank"):
         with (checkout / f"cluster/{module}.py").open("a") as file:
             file.write(f"\nwith open({str(imported)!r}, 'a') as log: print(__name__, __file__, file=log)\n")
     log = head.job("submit", "--working-dir", str(checkout), "--", "python", "-m", "cluster.cli", *job)
@@ -102,7 +102,7 @@ def test_a_checkout_is_sent_with_the_job(head: Head, job: list[str], tmp_path: P
     assert "exit status 0" in log
     assert len(rows(tmp_path)) == 4
     places = dict(line.split() for line in imported.read_text().splitlines())
-    assert set(places) == {"cluster.runtime.driver", "cluster.runtime.gang"}
+    assert set(places) == {"cluster.runtime.driver", "cluster.workers.rank"}
     assert all("working_dir_files" in place for place in places.values())
 
 

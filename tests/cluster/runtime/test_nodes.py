@@ -11,7 +11,7 @@ from cluster.job.config import JobConfig
 from cluster.job.worklist import open_worklist
 from cluster.runtime.driver import Driver, JobProgress, prepare
 from cluster.runtime.fleet import ray_cluster
-from cluster.runtime.gang import PLACING, STANDING, Gang
+from cluster.runtime.gang import Gang, GangState
 from pipelines.video.mp4 import decode_mp4
 
 Job = Callable[..., JobConfig]
@@ -87,11 +87,11 @@ def test_gangs_stay_inside_a_node_and_survive_its_loss(job: Job, nodes: Cluster)
 
     def exchange_the_nodes(driver: Driver) -> None:
         gangs = driver.fleet.gangs.values()
-        if not before and all(gang.stage == STANDING for gang in gangs):
+        if not before and all(gang.state == GangState.STANDING for gang in gangs):
             before.extend(homes(gang) for gang in gangs)
             for node in list(nodes.worker_nodes):
                 nodes.remove_node(node, allow_graceful=False)
-        elif before and not nodes.worker_nodes and all(gang.stage == PLACING for gang in gangs):
+        elif before and not nodes.worker_nodes and all(gang.state == GangState.PLACING for gang in gangs):
             nodes.add_node(num_cpus=2)
 
     driver = run(lossy, exchange_the_nodes)

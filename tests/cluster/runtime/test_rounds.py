@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.job.acceptance import Decision, Ruling
 from cluster.job.names import TaskNames, tasks_of
 from cluster.job.tasks import ClipTask
 from cluster.runtime.rounds import Rounds
-from cluster.workers.judge import Ruling
 from tests.cluster.job.test_worklist import a_plan, numbered
 
 
@@ -26,8 +26,9 @@ def tasks(names: TaskNames, tmp_path: Path) -> list[ClipTask]:
     return list(tasks_of(plan))
 
 
-def rejected(attempt: int) -> Ruling:
-    return Ruling(attempt, False, 0.0)
+def refused(attempt: int) -> Ruling:
+    """Of three attempts."""
+    return Ruling(attempt, Decision.REJECTED if attempt == 2 else Decision.NEXT_ATTEMPT, 0.0)
 
 
 def test_a_clip_under_way_is_waited_for(names: TaskNames, tasks: list[ClipTask]) -> None:
@@ -36,7 +37,7 @@ def test_a_clip_under_way_is_waited_for(names: TaskNames, tasks: list[ClipTask])
     first, second = (rounds.enter(task) for task in tasks[:2])
     assert (first, second) == (tasks[0], tasks[1])
     assert [(own.key, own.there) for own in rounds.committed(tasks[0].key)] == [(tasks[0].key, True)]
-    following = rounds.next_attempt(tasks[0], rejected(0))
+    following = rounds.next_attempt(tasks[0], refused(0))
     assert following is not None
     assert following.key == tasks[1].key
     assert rounds.enter(following) is None, "it is under way"
@@ -49,7 +50,7 @@ def test_a_clip_that_was_made_is_not_made_again(names: TaskNames, tasks: list[Cl
     rounds = Rounds(names)
     rounds.enter(tasks[0])
     rounds.committed(tasks[0].key)
-    following = rounds.next_attempt(tasks[0], rejected(0))
+    following = rounds.next_attempt(tasks[0], refused(0))
     assert following is not None
     assert rounds.enter(following) == following
     rounds.committed(following.key)
@@ -59,19 +60,19 @@ def test_a_clip_that_was_made_is_not_made_again(names: TaskNames, tasks: list[Cl
 def test_a_sample_is_settled_by_acceptance_or_by_the_last_attempt(names: TaskNames, tasks: list[ClipTask]) -> None:
     """And known to the supply by its first attempt's key, however many there were."""
     rounds = Rounds(names)
-    assert rounds.next_attempt(tasks[0], Ruling(0, True, 1.0)) is None
-    second = rounds.next_attempt(tasks[0], rejected(0))
+    assert rounds.next_attempt(tasks[0], Ruling(0, Decision.ACCEPTED, 1.0)) is None
+    second = rounds.next_attempt(tasks[0], refused(0))
     assert second is not None
-    third = rounds.next_attempt(second, rejected(1))
+    third = rounds.next_attempt(second, refused(1))
     assert third is not None
     assert (second.attempt, third.attempt) == (1, 2)
-    assert rounds.next_attempt(third, rejected(2)) is None
+    assert rounds.next_attempt(third, refused(2)) is None
     assert rounds.supplied(third) == tasks[0].key
 
 
 def test_a_judge_may_pass_over_attempts_that_are_there(names: TaskNames, tasks: list[ClipTask]) -> None:
     """On resuming, a ruling may be about a later attempt than the one asked about."""
-    following = Rounds(names).next_attempt(tasks[0], rejected(1))
+    following = Rounds(names).next_attempt(tasks[0], refused(1))
     assert following is not None
     assert following.attempt == 2
 
@@ -80,7 +81,7 @@ def test_all_who_wait_learn_that_a_clip_cant_be_had(names: TaskNames, tasks: lis
     """One failure, of everybody who asked."""
     rounds = Rounds(names)
     rounds.enter(tasks[1])
-    following = rounds.next_attempt(tasks[0], rejected(0))
+    following = rounds.next_attempt(tasks[0], refused(0))
     assert following is not None
     rounds.enter(following)
     assert rounds.given_up(tasks[1]) == [tasks[1], following]

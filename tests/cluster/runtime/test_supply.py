@@ -33,18 +33,18 @@ def drained(supply: Supply, *, seconds: float = 20.0) -> list[str]:
 
 
 def test_tasks_come_in_order_and_end(tmp_path: Path) -> None:
-    """One driver alone gets all, in the worklist's order, and leaves no claim behind."""
+    """One driver alone gets all, in the worklist's order, and leaves no lease behind."""
     store = Store(str(tmp_path))
     with Supply(tasks(*range(50)), store, ahead=8) as supply:
         assert drained(supply) == [key_of(number) for number in range(50)]
-    assert Store(str(tmp_path)).claimed() == {}
+    assert Store(str(tmp_path)).leased() == {}
 
 
-def test_no_more_than_ahead_is_claimed(tmp_path: Path) -> None:
-    """A driver claims what it begins soon, not the whole set: others find work."""
+def test_no_more_than_ahead_is_leased(tmp_path: Path) -> None:
+    """A driver leases what it begins soon, not the whole set: others find work."""
     with Supply(tasks(*range(50)), Store(str(tmp_path)), ahead=8) as supply:
         time.sleep(0.3)
-        assert len(Store(str(tmp_path)).claimed()) == 8
+        assert len(Store(str(tmp_path)).leased()) == 8
         first = supply.next()
         assert first is not None
         supply.finished(first.key)
@@ -60,8 +60,8 @@ def test_what_another_driver_committed_is_passed_over(tmp_path: Path) -> None:
         assert supply.elsewhere == 2
 
 
-def test_what_another_driver_claims_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three claimed tasks one is committed by the other, two are given back: the job isn't over before that."""
+def test_what_another_driver_leases_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three leased tasks one is committed by the other, two are given back: the job isn't over before that."""
     monkeypatch.setattr(cluster.runtime.supply, "LOOK_AGAIN_SECONDS", 0.1)
     store, other = Store(str(tmp_path)), Store(str(tmp_path))
     assert len(other.take([key_of(number) for number in (0, 1, 2)], ())) == 3

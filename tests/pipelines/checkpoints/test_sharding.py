@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from numina.errors import ConfigError
 from pipelines.attention.engines import parallelize
@@ -19,7 +18,7 @@ from pipelines.parallel.shard import MemoryConfig, ParallelConfig, Shard
 from tests.pipelines.checkpoints.test_loading import CPU, contents, error_of, files_opened, memory_to_load, save_larger
 from tests.pipelines.conftest import GENERATION, NEGATIVES, PROMPTS, SEEDS
 from tests.pipelines.parallel.test_shard import run_phases
-from tests.pipelines.ranks import spawn
+from tests.pipelines.ranks import processes, spawn
 
 RANKS = 2
 SHARDINGS = ("zero3", "zero3_offload")
@@ -159,7 +158,7 @@ def offload_alone(_: int, checkpoint: Path, folder: Path) -> None:
 
 def test_one_process_may_offload(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Without a process group, too: the whole module is its share."""
-    mp.spawn(offload_alone, (tiny_checkpoint, tmp_path), nprocs=1)
+    processes(offload_alone, 1, tiny_checkpoint, tmp_path)
     assert float((tmp_path / "error").read_text()) < 1e-5
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from numina.errors import ConfigError, ModelError
 from pipelines.judges import JudgeConfig, inspect_judge, load_judge
-from pipelines.judges.weights import MODELS
+from pipelines.judges.registry import JUDGES
 
+WEIGHTED = {kind: own.weights for kind, own in JUDGES.items() if own.weights}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -24,7 +25,7 @@ def copy(folder: Callable[[str], Path], tmp_path: Path) -> Path:
     return shutil.copytree(folder("grounding-dino"), tmp_path / "copy")
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", WEIGHTED)
 def test_a_whole_folder_is_described(kind: str, folder: Callable[[str], Path]) -> None:
     """Its weights' digest is what settings carry; bytes are the weights'."""
     facts = inspect_judge(config(kind, folder(kind)))
@@ -44,12 +45,12 @@ def test_the_digest_is_of_the_content(copy: Path, folder: Callable[[str], Path])
     assert inspect_judge(config("grounding-dino", copy))["weights"] != before
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", WEIGHTED)
 def test_no_folder_says_what_to_fetch_and_where(kind: str, tmp_path: Path) -> None:
     """All that is missing, the model it is made for, and the setting that takes it; loading says the same."""
     missing = tmp_path / "none"
     expected = (
-        rf"judge.path '{missing}' is no folder here; fetch such a model once, `hf download {MODELS[kind].example}"
+        rf"judge.path '{missing}' is no folder here; fetch such a model once, `hf download {WEIGHTED[kind].example}"
         r" --local-dir FOLDER`, and give judge.path=FOLDER, or judge.path=.* with judge.revision"
     )
     for check in (inspect_judge, load_judge):

@@ -94,7 +94,7 @@ def padded(rank: int, checkpoint: Path, folder: Path) -> None:
     mesh = init_device_mesh("cpu", (1, ranks, 1), mesh_dim_names=AXES)
     shard = _place(mesh, ParallelConfig(ring=ranks))
     split = TokenSplit(shard)
-    split.attach(model.transformer)
+    split.attach(model.seams)
 
     def whole_keys(query: Tensor, key: Tensor, value: Tensor, attention_kwargs: dict[str, int] | None) -> Tensor:
         assert attention_kwargs == {"valid_kv_len": 80}
@@ -102,7 +102,7 @@ def padded(rank: int, checkpoint: Path, folder: Path) -> None:
         return nnf.scaled_dot_product_attention(query, key, value)
 
     for block in range(model.depth):
-        model.self_attention(block).processor = UspSelfAttention(whole_keys, split)
+        model.self_attention(block).processor = UspSelfAttention(whole_keys, model.seams.project, split)
     np.savez(folder / f"0-rank{rank}.npz", **run_phases(model, shard))
 
 

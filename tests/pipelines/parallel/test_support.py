@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numina.errors import ConfigError
+from pipelines.models.families import FAMILIES
 from pipelines.parallel.support import (
     CACHES,
     ENGINES,
     RULES,
     SHARDINGS,
+    Lacks,
     Wish,
     check_support,
     nearest,
@@ -21,6 +23,7 @@ from pipelines.parallel.support import (
     resolve_engine,
 )
 
+COGVIDEOX = FAMILIES["CogVideoXPipeline"].lacks
 WAN = Wish(heads=40, tokens=32760, device="cuda")
 
 WISHES = st.builds(
@@ -37,7 +40,7 @@ WISHES = st.builds(
     heads=st.sampled_from([1, 4, 12, 24, 40]),
     tokens=st.sampled_from([1, 80, 1280, 17550, 27280, 32760, 75600]),
     guidance=st.booleans(),
-    joint=st.booleans(),
+    lacks=st.sampled_from([Lacks(), COGVIDEOX]),
     loras=st.booleans(),
     dtype=st.sampled_from(["auto", "float8"]),
 )
@@ -55,16 +58,16 @@ def test_the_nearest_of_any_wish_works(wish: Wish) -> None:
     other = nearest(wish)
     assert check_support(other) == other
     assert (other == wish) == (next(objections(wish), None) is None)
-    for fixed in ("device", "heads", "tokens", "guidance", "joint"):
+    for fixed in ("device", "heads", "tokens", "guidance", "lacks"):
         assert getattr(other, fixed) == getattr(wish, fixed)
 
 
 @pytest.mark.parametrize(
     ("wish", "why", "instead"),
     [
-        (replace(WAN, joint=True, cfg=2, ulysses=2), "one sequence of attention", "parallel.ulysses=1"),
-        (replace(WAN, joint=True, attention="flash"), "no kernel but PyTorch's own", "parallel.attention=auto"),
-        (replace(WAN, joint=True, cache="magcache"), "Wan's residuals", "cache=taylorseer"),
+        (replace(WAN, lacks=COGVIDEOX, cfg=2, ulysses=2), "one sequence of attention", "parallel.ulysses=1"),
+        (replace(WAN, lacks=COGVIDEOX, attention="flash"), "no kernel but PyTorch's own", "parallel.attention=auto"),
+        (replace(WAN, lacks=COGVIDEOX, cache="magcache"), "Wan's residuals", "cache=taylorseer"),
         (replace(WAN, dtype="float8", device="cpu"), "tensor cores", "model.dtype=auto"),
         (replace(WAN, dtype="float8", ulysses=2), "share a clip's tokens", "model.dtype=auto"),
         (replace(WAN, engine="xfuser", ulysses=2, device="cpu"), "can't even be imported", "parallel.engine=diffusers"),
@@ -126,7 +129,7 @@ ROWS = {
     "`single`": {"engine": "single", "device": "cpu"},
     "`diffusers`": {"engine": "diffusers", "device": "cpu"},
     "`xfuser`, on GPUs": {"engine": "xfuser"},
-    "any, CogVideoX": {"joint": True},
+    "any, CogVideoX": {"lacks": COGVIDEOX},
 }
 
 

@@ -1,6 +1,5 @@
 """Decoding spread over ranks: real processes with gloo give the pixels that one process gives."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from diffusers import AutoencoderKLWan
 
 from numina.errors import ModelError
 from pipelines.models.registry import load_model
 from pipelines.video import decode
 from pipelines.video.decode import decode_pixels, split_decoder
+from tests.pipelines.ranks import processes
 
 TINY = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
 TINY |= {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 2.0, 0.5, 1.0]}
@@ -113,20 +112,11 @@ def decode_all(vaes: dict[tuple[str, torch.dtype], Any], group: Any) -> dict[str
     return found
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Convolutions this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What all ranks found."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (folder,), nprocs=4)
+    processes(work, 4, folder)
     return folder
 
 

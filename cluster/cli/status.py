@@ -1,0 +1,21 @@
+"""`numina status`: how far an output is."""
+
+from datetime import UTC, datetime
+
+from cluster.cli.terminal import duration, rate, say
+
+
+def status(output: str) -> None:
+    """Show how much of an output is done; reads storage only."""
+    from cluster.dataset.store import Store
+    from cluster.observability.status import status_of
+
+    now = status_of(Store.reader(output))
+    left = "" if now.left is None else f", {now.left} left of {now.asked}"
+    say(f"{now.done} done, {now.failed} failed{left}")
+    if now.rate_per_hour:
+        eta = f", {duration(now.eta_seconds)} to go" if now.eta_seconds else ""
+        say(f"{rate(now.rate_per_hour)}{eta}")
+    if now.last_commit:
+        ago = (datetime.now(UTC) - now.last_commit).total_seconds()
+        say(f"last commit {duration(max(0, ago))} ago")  # storage has a clock of its own

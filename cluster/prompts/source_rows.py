@@ -1,0 +1,115 @@
+"""What readers of sources share: a line with its number, a row by what its columns mean, targets in all their forms."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+
+PROMPT_NAMES = ("prompt", "text", "caption")
+LONGEST_SHOWN = 80
+
+
+@dataclass(kw_only=True)
+class SourceRow:
+    """A row as a source has it, with all that was found wrong with it."""
+
+    line: int  # its first one, from 1
+    values: dict[str, Any] = field(default_factory=dict)  # of OWN_SCHEMA's columns and any others
+    problems: list[str] = field(default_factory=list)
+
+
+def read_lines(path: str) -> Iterator[tuple[int, str, str | None]]:
+    """Each line with its number, without what it ends with, and what is wrong with it; none that are blank at the
+    end."""
+    blank = list[tuple[int, str, str | None]]()
+    with fsspec.open(path, "rb") as stream:
+        for number, raw in enumerate(stream, start=1):
+            try:
+                text, problem = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip(), None
+            except UnicodeDecodeError as error:
+                text, problem = repr(raw), f"isn't UTF-8 ({error.reason}); save the file as UTF-8"
+            if text:
+                yield from blank
+                blank.clear()
+                yield number, text, problem
+            else:
+                blank.append((number, text, problem))
+
+
+def take(row: SourceRow, values: dict[str, Any], path: str) -> None:
+    """Sort a row's values by what they mean."""
+    name = next((name for name in PROMPT_NAMES if name in values), None)
+    if name is None:
+        problem = f"has no prompt (it has {sorted(values)}); name it one of {', '.join(PROMPT_NAMES)}"
+        row.problems.append(said(path, row.line, "row", problem))
+        return
+    values = dict(values)
+    row.values["prompt"] = values.pop(name)
+    for own in ("id", "targets", "negative_prompt", "seed"):
+        row.values[own] = values.pop(own, None)
+    row.values |= values
+    if row.values["id"] is None:
+        row.values["id"] = line_id(row.line)
+    row.values["id"] = str(row.values["id"])
+    for own in ("prompt", "negative_prompt"):
+        if not isinstance(row.values[own], str | None):
+            row.problems.append(said(path, row.line, row.values[own], f"is no text; {own} must be a string"))
+    row.problems += _converted(row, path)
+
+
+def _converted(row: SourceRow, path: str) -> Iterator[str]:
+    if row.values["targets"] is not None:
+        given = row.values["targets"]
+        try:
+            row.values["targets"] = read_targets(given)
+        except ValueError as error:
+            yield said(path, row.line, given, f"{error} (targets)")
+    if row.values["seed"] is not None:
+        given = row.values["seed"]
+        try:
+            if isinstance(given, bool | float):
+                raise ValueError
+            row.values["seed"] = int(given)
+        except (TypeError, ValueError):
+            yield said(path, row.line, given, "is no seed; write a whole number, or leave it out")
+
+
+def read_targets(value: Any) -> list[dict[str, Any]]:
+    """Targets in one of the three forms. Raises ValueError that says what is wrong."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f'isn\'t JSON ({error}); write e.g. {{"cats": 3}}') from error
+    if isinstance(value, Mapping) and set(value) == {"nouns", "counts"} and isinstance(value["nouns"], list):
+        if not isinstance(value["counts"], list) or len(value["nouns"]) != len(value["counts"]):
+            raise ValueError("has more or fewer counts than nouns; give one count for each noun")
+        pairs = list(zip(value["nouns"], value["counts"], strict=True))
+    elif isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, list) and all(
+        isinstance(item, Mapping) and {"noun", "count"} <= set(item) for item in value
+    ):
+        pairs = [(item["noun"], item["count"]) for item in value]
+    else:
+        raise ValueError('holds no mapping of counts; write {"cats": 3, "dogs": 2}')
+    for noun, count in pairs:
+        if not isinstance(noun, str) or not noun.strip():
+            raise ValueError(f"{noun!r} is no noun; name what is to be counted")
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise ValueError(f"{count!r} of {noun!r} is no whole number; write it in digits, without quotes")
+    return [{"noun": noun, "count": count} for noun, count in pairs]
+
+
+def line_id(number: int) -> str:
+    """The id of a row that has none."""
+    return f"{number:03d}"
+
+
+def said(path: str, line: int, value: object, trouble: str) -> str:
+    """One line on what is wrong in a line of a file."""
+    shown = value if isinstance(value, str) else repr(value)
+    shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[: LONGEST_SHOWN - 1]}…"
+    return f"{path}, line {line}: {shown!r}: {trouble}"

@@ -1,0 +1,118 @@
+"""What becomes of clips and gangs when something fails: another try, a failure record, a fresh gang, the job's end."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ray.exceptions import RayTaskError
+
+from cluster.observability.logs import redact
+from cluster.runtime.faults import Handling, cause_of, handling_of, is_out_of_memory, reason
+from cluster.runtime.flight import Call, Flight, GangTimes
+from cluster.runtime.gang import Gang
+from numina.errors import GangError
+from numina.stage import Stage
+
+if TYPE_CHECKING:
+    from cluster.dataset.store import Store
+    from cluster.job.tasks import ClipTask
+    from cluster.observability.metrics import Metrics
+    from cluster.observability.progress import JobProgress
+    from cluster.runtime.fleet import Fleet
+    from cluster.runtime.queues import Queues
+    from cluster.runtime.rounds import Rounds
+    from cluster.runtime.supply import Supply
+
+HOPELESS = 20  # clips in a row that fail, none of them for its input, until the job is stopped
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, kw_only=True)
+class Recovery:
+    """The driver's answer to errors."""
+
+    queues: Queues
+    fleet: Fleet
+    times: GangTimes
+    rounds: Rounds
+    supply: Supply
+    store: Store
+    progress: JobProgress
+    metrics: Metrics
+    attempts: int  # tries of a clip at most: `cluster.attempts`
+    failed_in_a_row: int = 0
+
+    def handle(self, call: Call, error: Exception) -> None:
+        """A call failed. Raises what no clip is blamed for."""
+        flight, gang, handling = call.flight, call.gang, handling_of(error)
+        if handling is Handling.STOP:
+            raise cause_of(error) from error
+        if flight is None:
+            log.warning("rows could not be merged into a segment; they are read one by one: %s", reason(error))
+            return
+        raised = isinstance(error, RayTaskError)  # by this call: a lost process fails all its calls at once
+        # Input is refused by every rank alike, before any collective. Any other error leaves several ranks out of step.
+        alone = gang is not None and gang.spec.ranks == 1 and raised
+        well = handling is Handling.REFUSED or (alone and (handling is Handling.GIVE_UP or is_out_of_memory(error)))
+        if gang is not None and not well:
+            self.lose(gang, flight if raised else None, error)
+        elif flight in self.queues.flights:
+            if flight.gang is not None:
+                flight.gang.call("drop", flight.keys)
+            self.fail(flight, error)
+
+    def lose(self, gang: Gang, culprit: Flight | None, error: BaseException) -> None:
+        """Hands back the batches of a lost gang, and has it replaced.
+
+        Only one batch is blamed, the one whose call failed first or, where none is known, the one that was computed:
+        the others were merely there.
+        """
+        log.warning("%s is lost and will be replaced: %s", gang.name, reason(error), extra={"gang": gang.name})
+        aboard = self.queues.aboard(gang)
+        if culprit not in aboard:
+            culprit = next((flight for flight in aboard if flight.stage is not Stage.LAYOUT), None)
+        for flight in aboard:
+            if flight is culprit:
+                self.fail(flight, error)
+            else:
+                self.queues.forget(flight)
+                self.queues.add(flight.tasks)
+        self.queues.forget_calls(gang)
+        self.times.lost(gang)
+        self.fleet.replace(gang)
+
+    def fail(self, flight: Flight, error: BaseException) -> None:
+        """Hands a batch's clips back for another try; after the last one, or where no other try would end otherwise,
+        they are recorded and the job goes on."""
+        self.queues.forget(flight)
+        again = handling_of(error) is Handling.RETRY
+        for task in flight.tasks:
+            self.queues.failed_tries[task.key] += 1
+            tries = self.queues.failed_tries[task.key]
+            if again and tries < self.attempts:
+                log.warning("try %d failed in %s: %s", tries, flight.stage, reason(error), extra={"key": task.key})
+                self.progress.retries += 1
+                self.metrics.retried(type(cause_of(error)).__name__)
+                self.queues.add([task])
+            else:
+                self.give_up(task, flight.stage, error)
+
+    def give_up(self, task: ClipTask, stage: Stage, error: BaseException) -> None:
+        """Records a clip as failed. Raises GangError where so many failed in a row that the job itself is at fault."""
+        log.error("clip failed in %s, no attempt left: %s", stage, reason(error), extra={"key": task.key})
+        record = {"prompt": task.row.prompt, "row": task.row.index, "stage": stage, "error": redact(reason(error))}
+        tries = self.queues.failed_tries.pop(task.key, 1)
+        self.store.fail(task.key, record | {"task_digest": task.chain_digest, "tries": tries})
+        for waited in self.rounds.given_up(task):
+            self.supply.finished(self.rounds.supplied(waited))
+            self.progress.failed += 1
+        self.metrics.failed(stage)
+        self.failed_in_a_row += handling_of(error) is not Handling.REFUSED
+        if self.failed_in_a_row >= HOPELESS:
+            raise GangError(
+                f"{HOPELESS} clips in a row failed, the last one with {reason(error)}; the job stops here. "
+                "Fix the cause, then run the same command with retry_failed=true"
+            ) from error

@@ -114,7 +114,7 @@ class Leases:
             raise OutputError(
                 f"output {self._files.root!r} is in use, and {why}:\n" + "\n".join(shown) + "\n"
                 "wait until it ends, or stop it; "
-                f"the lease of a process that died on another machine ends by itself after {LEASE_SECONDS:.0f} s"
+                f"the lease of a process that died on another machine expires after {LEASE_SECONDS:.0f} s"
             )
 
     def _others(self) -> list[str]:

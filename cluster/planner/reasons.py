@@ -8,7 +8,7 @@ from cluster.planner.timing import Cost
 
 
 def reasons(planner: Planner, found: Sequence[Candidate], gpus: int, objective: Objective) -> list[str]:
-    """Of the first of the candidates found for so many GPUs."""
+    """The reasons for the first of the candidates found for so many GPUs."""
     best = found[0]
     return [
         _gangs(found, gpus, objective),
@@ -29,7 +29,7 @@ def time_reasons(planner: Planner, best: Candidate) -> Iterator[str]:
     yield _clip(planner, best.setup.batch, cost)
     yield f"forward: {1000 * cost.forward.seconds:.0f} ms, {cost.forward.source} ({gpu.forward.measured})"
     if cost.forward.at_least:
-        yield "on top: what a ring's links and gathered weights cost was never measured, so these times are least ones"
+        yield "not included: the cost of a ring's links and of gathering weights (never measured); real times are longer"
     for name, timing in (("decode", cost.decode), ("text", cost.encode)):
         yield f"{name}: {timing.seconds:.2f} s, {timing.source}" if timing else f"{name}: not measured, left out"
     compiled = replace(best.setup, compile=True)
@@ -47,8 +47,8 @@ def _clip(planner: Planner, batch: int, cost: Cost) -> str:
     if not any(planner.time.methods):
         return f"time: {cost.seconds:.0f} s for {clips}"
     return (
-        f"time: at most {cost.seconds:.0f} s for {clips}, as if all were identified and guided from the start again;"
-        f" {cost.seconds_if_right:.0f} s where counts are right at once"
+        f"time: at most {cost.seconds:.0f} s for {clips}, if all need a second pass;"
+        f" {cost.seconds_if_right:.0f} s if counts are right at once"
     )
 
 
@@ -75,16 +75,16 @@ def _gangs(found: Sequence[Candidate], gpus: int, objective: Objective) -> str:
 def _split(planner: Planner, best: Candidate) -> Iterator[str]:
     setup = best.setup
     if setup.ranks == 1:
-        yield "cfg 1, ulysses 1, ring 1: a clip that one GPU can hold waits for no other"
+        yield "cfg 1, ulysses 1, ring 1: one GPU can hold a clip, so GPUs don't wait for each other"
         return
     if setup.cfg == 2:
-        yield "cfg 2: a step's two branches share nothing but their predictions, so they part first"
+        yield "cfg 2: a step's two branches exchange only their predictions, so they go on different GPUs first"
     elif planner.time.branches == 1:
         yield "cfg 1: generation.guidance_scale of 1 or less leaves one branch"
     if setup.ulysses > 1:
         yield f"ulysses {setup.ulysses}: {_ulysses(planner, best)}"
     if setup.ring > 1:
-        yield f"ring {setup.ring}: hands keys and values on where Ulysses can't go, which was never measured"
+        yield f"ring {setup.ring}: passes keys and values on where Ulysses isn't possible; this was never measured"
     if setup.nodes > 1:
         yield f"nodes {setup.nodes}: only branches and rings cross them, Ulysses stays inside"
 
@@ -119,7 +119,7 @@ def _shard(planner: Planner, best: Candidate) -> str:
     where = f"over {setup.ranks} ranks" if setup.shard == "zero3" else "in host memory"
     return (
         f"shard {setup.shard}: {peak}, {planner.memory.weights:.1f} of transformer weights {where};"
-        f" held whole it would be {whole:.1f}"
+        f" unsharded the peak would be {whole:.1f}"
     )
 
 

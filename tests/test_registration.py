@@ -208,7 +208,7 @@ def swan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_model_family(swan: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It is inspected, checked, planned, held to what it can't do, and generates; unregistered it is refused."""
-    with pytest.raises(ModelError, match="'SwanPipeline'; what is run: WanPipeline"):
+    with pytest.raises(ModelError, match="'SwanPipeline'; supported are WanPipeline"):
         inspect_model(str(swan))
     monkeypatch.setitem(FAMILIES, "SwanPipeline", SWAN)
     facts = inspect_model(str(swan))

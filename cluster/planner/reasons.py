@@ -29,7 +29,7 @@ def time_reasons(planner: Planner, best: Candidate) -> Iterator[str]:
     yield _clip(planner, best.setup.batch, cost)
     yield f"forward: {1000 * cost.forward.seconds:.0f} ms, {cost.forward.source} ({gpu.forward.measured})"
     if cost.forward.at_least:
-        yield "not included: the cost of a ring's links and of gathering weights (never measured); real times are longer"
+        yield "not included: the cost of a ring's links and of gathering weights (never measured); real times are more"
     for name, timing in (("decode", cost.decode), ("text", cost.encode)):
         yield f"{name}: {timing.seconds:.2f} s, {timing.source}" if timing else f"{name}: not measured, left out"
     compiled = replace(best.setup, compile=True)

@@ -82,7 +82,7 @@ def storage_trouble(action: str, path: str, *, lost: tuple[type[Exception], ...]
         shown, trouble = without_secrets(path), without_secrets(str(error))
         raise StorageError(
             f"can't {action} {shown!r}: {trouble}; the job stops, and no clip counts as failed: "
-            "free some space or restore the storage, then run the same command to continue"
+            "free some space or restore the storage, then run the same command to resume"
         ) from error
 
 

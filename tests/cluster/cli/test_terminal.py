@@ -18,7 +18,7 @@ from cluster.observability.progress import JobProgress, main_state
 
 DRIVE = """
 import logging, sys, time
-from cluster import logs
+from cluster.observability import logs
 from cluster.observability.progress import JobProgress, main_state
 from cluster.cli.terminal import job_progress, tell
 

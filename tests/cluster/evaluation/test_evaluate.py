@@ -114,7 +114,7 @@ def test_nothing_is_judged_twice_but_what_could_not_be(dataset: Store) -> None:
 def test_settings_dont_mix_under_one_name(dataset: Store) -> None:
     """Verdicts of every frame and of every fourth one aren't the same judge's."""
     evaluate(dataset, COUNTER)
-    with pytest.raises(OutputError, match="give these a name of their own with name="):
+    with pytest.raises(OutputError, match="or another name with name="):
         evaluate(dataset, judge_config("counter", {"every": 4}))
     verdicts = by_strategy(dataset, evaluate(dataset, judge_config("counter", {"every": 4, "name": "quick"})))
     assert len(verdicts["right"]["detected"][0]["frames"]) == 5

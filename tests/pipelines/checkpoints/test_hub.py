@@ -199,7 +199,7 @@ def test_a_hub_id_is_a_pinned_commit(ask: Ask, hub: str, tiny_checkpoint: Path) 
     )
     assert cached == with_lora
     assert missing[0] == "ModelError"
-    assert "HF_HUB_OFFLINE forbids to download it; let `numina models check` fetch it once" in missing[1]
+    assert "HF_HUB_OFFLINE forbids downloads; run `numina models check` once" in missing[1]
     assert unpinned[0] == "ConfigError"
     [again] = ask((MODEL, COMMIT, []), environment={"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert again == whole

@@ -16,7 +16,7 @@ from cluster.dataset.store import Store
 from cluster.job.config import load_job
 from cluster.runtime.driver import prepare
 from cluster.workers.tasks import Output, store_of
-from numina.errors import OutputError
+from numina.errors import StorageError
 from tests.faults.jobs import Job, family, numbered_prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -148,7 +148,7 @@ def test_the_loss_of_the_head_ends_the_job(tmp_path: Path, monkeypatch: pytest.M
 def test_an_output_that_a_worker_does_not_see_is_refused(tmp_path: Path) -> None:
     """A row that is written to a disk of a worker's own would be lost: the worker looks for the run first."""
     output = Output.of(prepare(load_job("demo", [f"output={tmp_path}/elsewhere"])))
-    with pytest.raises(OutputError, match=r"isn't there on node .* all nodes share"):
+    with pytest.raises(StorageError, match=r"isn't there on node .* all nodes share"):
         store_of(output)
     output.store().open_run(output.plan.identity())
     assert store_of(output).run_config()

@@ -24,7 +24,7 @@ from cluster.dataset.garbage import KINDS, collect_garbage
 from cluster.dataset.leases import LEASE_SECONDS
 from cluster.dataset.store import Store
 from cluster.observability.status import status_of
-from numina.errors import OutputError, StorageError
+from numina.errors import DamageError, OutputError, StorageError
 from tests.cluster.dataset.test_store import CATS, a_row, key_of
 from tests.faults.jobs import Job, numbered_prompts
 
@@ -148,7 +148,7 @@ def test_torn_objects_are_named(bucket: str) -> None:
     (segment,) = store.compact()
     store.files.replace(segment, store.read(segment)[:-9])
     for read in (store.rows, store.committed_index, lambda: status_of(store)):
-        with pytest.raises(OutputError, match=rf"{bucket}/out/{segment} is torn.*remove it"):
+        with pytest.raises(DamageError, match=rf"{bucket}/out/{segment} is torn.*remove it"):
             read()
     store.files.remove(segment)
     assert len(store.rows()) == 3

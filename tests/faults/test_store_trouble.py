@@ -17,7 +17,7 @@ from cluster.dataset.store import Store
 from cluster.observability.status import status_of
 from cluster.storage.open import open_files
 from cluster.storage.protocol import without_secrets
-from numina.errors import OutputError, StorageError
+from numina.errors import DamageError, OutputError, StorageError
 from tests.cluster.dataset.test_store import a_row, key_of, leaves
 
 NOBODY = 65534
@@ -187,7 +187,7 @@ def test_a_torn_row_is_never_silently_missing(tmp_path: Path, folder: str, cut: 
         lambda: collect_garbage(store),
     ]
     for read in readers:
-        with pytest.raises(OutputError, match=rf"{tmp_path}/{name} is torn(.|\n)*remove it"):
+        with pytest.raises(DamageError, match=rf"{tmp_path}/{name} is torn(.|\n)*remove it"):
             read()
     (tmp_path / name).unlink()
     assert len(store.committed()) == (3 if folder == "commits" else 4)
@@ -199,7 +199,7 @@ def test_a_torn_row_is_never_silently_missing(tmp_path: Path, folder: str, cut: 
 def test_a_torn_commit_does_not_stop_the_compaction_of_others(tmp_path: Path) -> None:
     """They are gathered first, and then the error names every torn one."""
     store, torn = torn_output(tmp_path, "commits", 9)
-    with pytest.raises(OutputError, match=torn):
+    with pytest.raises(DamageError, match=torn):
         store.compact(map(key_of, range(4)))
     assert store.row_files.loose() == [key_of(3)]
 
@@ -212,7 +212,7 @@ def test_flipped_bits_are_found(tmp_path: Path) -> None:
     flipped = commit.read_bytes().replace(b"three cats", b"three bats")
     assert flipped != commit.read_bytes()
     commit.write_bytes(flipped)
-    with pytest.raises(OutputError, match=f"{commit.name} is torn"):
+    with pytest.raises(DamageError, match=f"{commit.name} is torn"):
         store.rows()
 
 
@@ -224,7 +224,7 @@ def test_torn_records_are_named(tmp_path: Path, name: str, content: str) -> None
     path = tmp_path / name.format(key=key_of(1))
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    with pytest.raises(OutputError, match=rf"{path}(.|\n)*remove it"):
+    with pytest.raises(DamageError, match=rf"{path}(.|\n)*remove it"):
         status_of(store)
     path.unlink()
     assert status_of(store).failed == 0

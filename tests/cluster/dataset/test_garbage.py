@@ -15,7 +15,7 @@ from cluster.dataset.leases import LEASE_SECONDS
 from cluster.dataset.segments import SEGMENT_ROWS
 from cluster.dataset.store import Store
 from cluster.observability.status import status_of
-from numina.errors import OutputError, StorageError
+from numina.errors import DamageError, OutputError, StorageError
 from tests.cluster.dataset.test_store import a_row, key_of, leaves
 
 CLEAN = dict.fromkeys(KINDS, 0)
@@ -168,7 +168,7 @@ def test_a_torn_row_stops_it_before_anything_is_removed(tmp_path: Path, folder: 
         torn = f"commits/{key_of(9)[:2]}/{key_of(9)}.parquet"  # in no segment
     (tmp_path / torn).write_bytes((tmp_path / torn).read_bytes()[:-50])
     before = leaves(tmp_path)
-    with pytest.raises(OutputError, match=rf"{torn} is torn(.|\n)*remove it"):
+    with pytest.raises(DamageError, match=rf"{torn} is torn(.|\n)*remove it"):
         collect_garbage(store)
     assert leaves(tmp_path) == before
 

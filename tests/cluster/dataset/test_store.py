@@ -23,7 +23,7 @@ from cluster.observability.status import status_of
 from cluster.rows import ROW_SCHEMA
 from cluster.storage.object_store import ObjectFiles
 from cluster.storage.posix import PosixFiles
-from numina.errors import OutputError, StorageError
+from numina.errors import DamageError, OutputError, StorageError
 from numina.prompts.targets import Target
 
 CATS = (Target(noun="cats", count=3),)
@@ -227,16 +227,34 @@ class TestOpenRun:
         with ThreadPoolExecutor(8) as threads:
             assert sum(threads.map(opened, range(8))) == 1
 
-    @pytest.mark.parametrize("content", ["{", "[]", '{"format": "numina-output/99", "config": {}}'])
-    def test_an_unknown_run_file_is_refused(self, tmp_path: Path, content: str) -> None:
+    @pytest.mark.parametrize(
+        ("content", "error"),
+        [
+            ("{", DamageError),
+            ("[]", OutputError),
+            ('{"format": "numina-output/99", "config": {}}', OutputError),
+        ],
+    )
+    def test_an_unknown_run_file_is_refused(self, tmp_path: Path, content: str, error: type[Exception]) -> None:
         """A damaged run.json or one of a later format is an error with a remedy, not overwritten."""
         (tmp_path / "run.json").write_text(content)
-        with pytest.raises(OutputError, match=r"run\.json"):
+        with pytest.raises(error, match=r"run\.json"):
             Store(str(tmp_path)).open_run(self.CONFIG)
         assert (tmp_path / "run.json").read_text() == content
 
 
 class TestFilesystems:
+    def test_a_reader_needs_no_promise_and_adds_no_row(self) -> None:
+        """Reports and exports read an output anywhere; none of them can commit by mistake."""
+        root = f"memory://{key_of(7)}"
+        writer = Store(root, single_writer=True)
+        writer.open_run({})
+        assert writer.commit(a_row(key_of(1), writer))
+        reader = Store.reader(root)
+        assert reader.rows()["key"].to_pylist() == [key_of(1)]
+        with pytest.raises(AssertionError, match="reader"):
+            reader.commit(a_row(key_of(2), writer))
+
     def test_one_without_the_promise_is_refused(self) -> None:
         """A filesystem that can't create-if-absent needs single_writer; then it works."""
         root = f"memory://{key_of(1)}"

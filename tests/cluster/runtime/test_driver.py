@@ -27,7 +27,7 @@ from cluster.runtime.driver import Driver, JobProgress, prepare, run_job
 from cluster.runtime.flight import Call, Flight
 from cluster.workers.row import row_of
 from cluster.workers.tasks import Receipt
-from numina.errors import ConfigError, GangError, ModelError, OutputError, PromptSetError
+from numina.errors import ConfigError, GangError, InputError, JobError, ModelError, OutputError, PromptSetError
 from numina.stage import Stage
 from pipelines.models.registry import load_model
 from pipelines.sampling.clip import Clip
@@ -241,6 +241,40 @@ def test_bad_input_is_refused_before_anything_starts(
     with pytest.raises(error, match=message):
         prepare(tiny_job(*overrides))
     assert not (tmp_path / "out").exists()
+
+
+def test_input_that_turns_out_wrong_in_mid_job_is_no_wrong_input(joining_job: Job) -> None:
+    """By then something was started: the error's class, and so the exit status, says that a job has failed."""
+    job = joining_job(*PLAIN)
+    plan = prepare(job)
+
+    def lose_the_set(progress: JobProgress) -> None:
+        if progress.total:
+            Path(job.prompts).unlink(missing_ok=True)
+
+    with pytest.raises(JobError, match=r"the job stopped after it began: prompt set .*prompts\.parquet") as raised:
+        run_job(plan, lose_the_set)
+    assert not isinstance(raised.value, InputError)
+    assert Store(job.output).run_config()
+
+
+class Misshapen(cluster.workers.rank.Rank):
+    """Has a bug: it multiplies what can't be multiplied."""
+
+    @ray.method(num_returns=2)
+    def plain(self, *arguments: Any) -> Any:
+        return torch.ones(2, 3) @ torch.ones(2, 3), None
+
+
+def test_a_bug_costs_one_try(joining_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong shape is a RuntimeError, as a lost peer is; its clip is given up at once, and the error says why."""
+    monkeypatch.setattr(cluster.workers.rank, "Rank", Misshapen)
+    job = joining_job(*PLAIN, "parallel.ulysses=1", "limit=1", "cluster.attempts=3")
+    outcome = run_job(prepare(job))
+    assert (outcome.done, outcome.failed, outcome.retries) == (0, 1, 0)
+    [[record]] = Store(job.output).failures().values()
+    assert record["tries"] == 1
+    assert "shapes cannot be multiplied" in record["error"]
 
 
 def test_a_poison_prompt_is_recorded_and_the_job_goes_on(joining_job: Job) -> None:

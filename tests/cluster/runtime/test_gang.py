@@ -1,5 +1,8 @@
 """Gangs on a real local Ray: placed as a whole, heard of while they work, gone when they end."""
 
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,10 +13,11 @@ import pytest
 import ray
 import torch
 
+from cluster.dataset.leases import process_started
 from cluster.job.config import JobConfig
 from cluster.runtime.driver import prepare
 from cluster.runtime.fleet import Fleet
-from cluster.runtime.gang import Gang, end_gangs
+from cluster.runtime.gang import Gang, end_gangs, end_processes
 from cluster.runtime.placement import bundles
 from cluster.workers.rank import GangSpec, size_told
 from numina.errors import GangError
@@ -45,12 +49,12 @@ def local_ray() -> Iterator[None]:
 
 
 def stand(gang: Gang) -> list[str]:
-    """The stages that a starting gang goes through."""
-    stages = [gang.state]
+    """The states that a starting gang goes through."""
+    states = [gang.state]
     for reference in gang.start():
         gang.heard(reference, ray.get(reference))
-        stages.append(gang.state)
-    return list(dict.fromkeys(stages))
+        states.append(gang.state)
+    return list(dict.fromkeys(states))
 
 
 def seconds_until(happens: Callable[[], bool], timeout: float) -> float:
@@ -92,6 +96,19 @@ def test_a_gang_without_room_says_what_it_needs_and_what_there_is(tiny_job: Call
     with pytest.raises(GangError, match=message):
         seconds_until(lambda: bool(list(fleet.watch())), timeout=10)
     fleet.end()
+
+
+def test_a_process_that_took_over_a_pid_is_left_alone() -> None:
+    """A rank that has ended gives its number back, and another job's process may have it by now: the time at which a
+    process was started tells them apart."""
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(command) as stranger:
+        started = process_started(stranger.pid)
+        assert started is not None
+        end_processes._function([(stranger.pid, started - 1), (stranger.pid, None)], 0.3)
+        assert stranger.poll() is None
+        end_processes._function([(stranger.pid, started)], 5.0)
+        assert stranger.wait(timeout=5) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

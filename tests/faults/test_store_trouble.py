@@ -125,24 +125,34 @@ def test_a_lost_folder_is_not_begun_anew(tmp_path: Path, emptied: bool) -> None:
     assert len(store.rows()) == 1
 
 
+def uses_of(root: Path) -> tuple[Store, dict[str, Any], list[Callable[[], Any]], list[Callable[[], Any]]]:
+    """A store with a video and no row, that row, and all that writes to the store and that reads it."""
+    store = Store(str(root))
+    store.open_run({})
+    row = a_row(key_of(1), store)
+    writes = [lambda: store.commit(row), lambda: store.put_video(key_of(2), b""), lambda: store.lease([])]
+    reads = [store.rows, store.committed_index, lambda: status_of(store), lambda: store.is_committed(key_of(1))]
+    return store, row, writes, reads
+
+
 def without_permission(base: str) -> None:
+    _, _, writes, reads = uses_of(Path(base) / "own")
+    for use in (*writes, *reads):  # another user may not see the code that is imported late
+        use()
     if os.getuid() == 0:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
     root = Path(base) / "out"
-    store = Store(str(root))
-    store.open_run({})
-    row = a_row(key_of(1), store)
+    store, row, writes, reads = uses_of(root)
     store.lease([])
     folders = [root, *(path for path in root.rglob("*") if path.is_dir())]
     for folder in folders:
         folder.chmod(0o500)
-    for write in (lambda: store.commit(row), lambda: store.put_video(key_of(2), b""), lambda: store.lease([])):
+    for write in writes:
         with pytest.raises(StorageError, match="Permission denied"):
             write()
     for folder in reversed(folders):
         folder.chmod(0o000)
-    reads = (store.rows, store.committed_index, lambda: status_of(store), lambda: store.is_committed(key_of(1)))
     for read in reads:
         with pytest.raises(StorageError, match="Permission denied"):
             read()

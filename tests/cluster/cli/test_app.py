@@ -54,6 +54,7 @@ def test_generate_writes_one_mp4(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert "without NUMINA" in plain
 
 
+@pytest.mark.usefixtures("quick_model")
 def test_run_status_evaluate_report(tiny_job: Job, tmp_path: Path) -> None:
     """The life of a dataset by its verbs; a second run has nothing to do, one with variants makes their rows only."""
     given, output = [*arguments(tiny_job()), "parallel.ulysses=1", "method.guide.add=6"], str(tmp_path / "out")
@@ -140,12 +141,12 @@ def test_models_check_says_all_that_is_wrong(
     assert "lacks the part tokenizer/" in said
 
 
-def test_failures_set_the_exit_status(tiny_job: Job, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("quick_model")
+def test_failures_set_the_exit_status(joining_job: Job, tmp_path: Path) -> None:
     """A job with a video that can't be made ends with status 1 and says where the reason is."""
-    row = {"prompt": f"{'red ' * 30}circles", "targets": [{"noun": "circles", "count": 3}]}  # cut off after 24 tokens
-    make_prompts([row], str(tmp_path / "long.parquet"))
-    long = [*arguments(tiny_job()), f"prompts={tmp_path}/long.parquet", "parallel.ulysses=1", "strategies=[numina]"]
-    result = CliRunner().invoke(app, ["run", "--config", "demo", *long])
+    make_prompts([{"prompt": "three red circles, bug"}], str(tmp_path / "bad.parquet"))
+    given = [*arguments(joining_job()), f"prompts={tmp_path}/bad.parquet", "parallel.ulysses=1", "strategies=[numina]"]
+    result = CliRunner().invoke(app, ["run", "--config", "demo", *given])
     assert result.exit_code == 1
     assert "0 of 1 videos" in result.output
     assert "/failures" in result.output

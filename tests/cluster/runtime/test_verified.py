@@ -42,6 +42,7 @@ def accept(job: JobConfig, task: ClipTask) -> None:
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.usefixtures("quick_model")
 def test_attempts_go_on_until_one_is_accepted(joining_job: Job) -> None:
     """One prompt's second attempt is accepted, the other's are all rejected: two rows and three, a verdict on each,
     and what each cost. Run again, nothing is made; with more attempts allowed, the rejected one goes on."""
@@ -85,6 +86,7 @@ def test_a_judge_that_cant_know_a_noun_is_refused_first(tiny_job: Job, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
+@pytest.mark.usefixtures("quick_model")
 def test_a_chain_goes_on_where_it_was_left(joining_job: Job) -> None:
     """What was committed and not judged is judged, not made again; clips of other strategies are attempts too."""
     plain = joining_job(*VERIFIED, "strategies=[numina]")
@@ -112,6 +114,7 @@ def test_stronger_attempts_keep_the_noise(joining_job: Job) -> None:
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.usefixtures("quick_model")
 def test_a_prompt_is_enhanced_and_its_own_is_kept(joining_job: Job) -> None:
     """The row says what was generated with and what was asked; both strategies are of one prompt."""
     job = joining_job("strategies=[baseline,prompt_enhancement]", "parallel.ulysses=1", "generation.steps=2", "limit=1")

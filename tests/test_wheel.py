@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PROBE = """
 from pathlib import Path
 import cluster.job.config
-from cluster.runtime.driver import prepare
+from cluster.job.prepared import prepare
 from cluster.planner import estimate
 
 assert "site" in cluster.job.config.__file__, cluster.job.config.__file__

@@ -29,18 +29,19 @@ def compare(
     from cluster.evaluation.evaluate import evaluate as judge_all
     from cluster.job.config import load_job
     from cluster.job.judge import judge_config
-    from cluster.runtime.driver import prepare, run_job
+    from cluster.job.prepared import prepare
+    from cluster.runtime.run import run_job
     from pipelines.judges import inspect_judge
 
     job = load_job(config, overrides or [])
     set_up(job.cluster.log_format)
-    judges, plan = [judge_config(job.verify.judge, job.judge)], prepare(job)
+    judges, prepared = [judge_config(job.verify.judge, job.judge)], prepare(job)
     if clip is not None:
         judges.append(judge_config("clip", {"path": clip}))
     for judge in judges:
         inspect_judge(judge)
     with job_progress() as report:
-        outcome = run_job(plan, report)
+        outcome = run_job(prepared, report)
     if outcome.stopped:
         say(f"stopped with {outcome.left} videos left; the same command continues")
         raise typer.Exit(STOPPED)

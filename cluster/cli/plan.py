@@ -31,7 +31,7 @@ def plan(
     """
     from cluster.cli.tables import candidate_table, facts_table, print_configured
     from cluster.job.config import load_job
-    from cluster.job.plan import prepare
+    from cluster.job.prepared import prepare
     from cluster.planner import DEFAULT_GPU, Planner, load_gpu, prepare_for_gpus, reasons, wishes_of
 
     job, table = load_job(config, overrides or []), load_gpu(gpu or DEFAULT_GPU)

@@ -29,7 +29,7 @@ def prompts_check(
     max_count: MaxCount = 20,
 ) -> None:
     """Check a prompt set and print the targets of every row."""
-    from cluster.job.plan import prompt_path
+    from cluster.job.prepared import prompt_path
     from cluster.prompts.check import read_prompts
     from cluster.prompts.write import write_targets
 
@@ -132,7 +132,7 @@ def prompts_enhance(
 
     A model's answers are saved in OUT.answers.jsonl as they arrive; the same command again requests only missing ones.
     """
-    from cluster.job.plan import prompt_path
+    from cluster.job.prepared import prompt_path
     from cluster.prompts.enhance import enhance_set
     from pipelines.rewriting.llm import EndpointWriter, LocalWriter, Writer
 

@@ -10,13 +10,14 @@ from cluster.observability.logs import redact, set_up
 def run(config: Config = None, overrides: Overrides = None) -> None:
     """Run a job, or resume it: the same command again does only the work that is left."""
     from cluster.job.config import load_job
-    from cluster.runtime.driver import prepare, run_job
+    from cluster.job.prepared import prepare
+    from cluster.runtime.run import run_job
 
     job = load_job(config, overrides or [])
     set_up(job.cluster.log_format)
-    plan, output = prepare(job), redact(job.output)
+    prepared, output = prepare(job), redact(job.output)
     with job_progress() as report:
-        outcome = run_job(plan, report)
+        outcome = run_job(prepared, report)
     idle = "nothing to do" if not outcome.left else "nothing generated now"
     now = f"{outcome.generated} generated now ({outcome.guided} guided)" if outcome.generated else idle
     tell(f"{outcome.done} of {outcome.total} videos in {output}: {now}, {outcome.failed} failed")

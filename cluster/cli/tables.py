@@ -26,7 +26,7 @@ def print_configured(planner: "Planner", refuse: bool) -> None:
     from cluster.planner import time_reasons
 
     setup, size = planner.configured, planner.estimate()
-    refusal = planner.refusal(setup) if planner.plan.device == "cuda" else None
+    refusal = planner.refusal(setup) if planner.prepared.device == "cuda" else None
     if refusal and refuse:
         raise InputError(refusal)
     memory = size.candidate.memory
@@ -36,7 +36,7 @@ def print_configured(planner: "Planner", refuse: bool) -> None:
         "gangs": f"{setup.gangs} × {setup.ranks} ranks ({split}), engine {size.candidate.engine}",
         "weights": f"{size.weights_gib:.2f} GiB of transformer",
     }
-    if planner.plan.device == "cuda":
+    if planner.prepared.device == "cuda":
         gpu = f"{planner.gpu.memory_gib:g} of {planner.gpu.name}"
         rows["memory"] = f"{memory.peak:.1f} GiB at most on every GPU, while {memory.phase}; {gpu}"
     if size.hours is None:
@@ -53,13 +53,13 @@ def print_configured(planner: "Planner", refuse: bool) -> None:
 
 def facts_table(planner: "Planner", rows: dict[str, str]) -> Table:
     """What a job is, and some more rows."""
-    plan, model, generation = planner.plan, planner.model, planner.job.generation
+    prepared, model, generation = planner.prepared, planner.model, planner.job.generation
     return two_columns(
         {
             "model": f"{model.name} ({model.depth} blocks, {model.heads} heads)",
-            "device": f"{plan.device}, {plan.dtype}",
+            "device": f"{prepared.device}, {prepared.dtype}",
             "clip": f"{generation.height}×{generation.width}, {generation.num_frames} frames",
-            "videos": str(plan.asked),
+            "videos": str(prepared.asked),
             **rows,
         }
     )

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from cluster.job.config import ALGORITHM_VERSION
-from cluster.job.plan import JobPlan
+from cluster.job.prepared import PreparedJob
 from cluster.job.strategy import ENHANCEMENT, Trial, attempt_digest, attempt_seed
 from cluster.job.tasks import ClipTask
 from cluster.keys import RowKeys, TaskDigests, sample_seed
@@ -19,22 +19,22 @@ from pipelines.rewriting.rules import enhance_prompt
 class TaskNames:
     """Digests and keys of a job's videos. `slots` are what each row is asked for: trials of each of its samples."""
 
-    def __init__(self, plan: JobPlan) -> None:
-        self._job, self._rules = plan.job, plan.rules
-        self.slots = list(product(range(plan.job.samples), plan.trials))
+    def __init__(self, prepared: PreparedJob) -> None:
+        self._job, self._rules = prepared.job, prepared.rules
+        self.slots = list(product(range(prepared.job.samples), prepared.trials))
         self._settings: dict[tuple[str, float], dict[str, Any]] = {
             (base, strength): {
-                "config": plan.job.row_config(base, plan.dtype, strength),
-                "model_revision": plan.model.revision,
+                "config": prepared.job.row_config(base, prepared.dtype, strength),
+                "model_revision": prepared.model.revision,
                 "algorithm_version": ALGORITHM_VERSION,
             }
-            for strategy in plan.job.all_strategies
+            for strategy in prepared.job.all_strategies
             for base, strength in product([strategy.base], strategy.strengths)
         }
         self._keys = {name: RowKeys(**settings) for name, settings in self._settings.items()}
         self._digests = {
             (sample, base): self._chains(sample, base)
-            for sample, base in product(range(plan.job.samples), {trial.base for trial in plan.trials})
+            for sample, base in product(range(prepared.job.samples), {trial.base for trial in prepared.trials})
         }
 
     def _chains(self, sample: int, base: str) -> TaskDigests:
@@ -93,15 +93,15 @@ class TaskNames:
         return replace(row, prompt=prompt, original_prompt=row.prompt)
 
 
-def tasks_of(plan: JobPlan) -> Iterator[ClipTask]:
+def tasks_of(prepared: PreparedJob) -> Iterator[ClipTask]:
     """All videos of a job, in the order of the prompt set; what would be the same video is asked for once.
 
     Holds all their keys: see `worklist` for what is left of a large job.
     """
-    names, known = TaskNames(plan), set[str]()
-    for block, batch in plan.prompts.read():
+    names, known = TaskNames(prepared), set[str]()
+    for block, batch in prepared.prompts.read():
         for offset, text in enumerate(row_texts(batch)):
-            row = plan.prompts.row(RawRow(block, batch, offset), plan.job.max_count)
+            row = prepared.prompts.row(RawRow(block, batch, offset), prepared.job.max_count)
             for task in names.tasks(row, text):
                 if task.key not in known:
                     known.add(task.key)

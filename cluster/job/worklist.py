@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.job.names import TaskNames
-from cluster.job.plan import JobPlan
+from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
 from cluster.prompts.check import SetCheck
 from cluster.prompts.files import Block
@@ -43,7 +43,7 @@ class Worklist:
     total: int  # of this shard
     done: int  # of this shard, committed already
     failed: int  # of this shard, given up already
-    _plan: JobPlan
+    _prepared: PreparedJob
     _states: np.ndarray  # [rows of the shard, tasks of a row]
 
     def tasks(self, *, shuffle: int | None = None) -> Iterator[ClipTask]:
@@ -52,28 +52,28 @@ class Worklist:
         A block of rows is in memory at a time. Two drivers that shuffle differently meet little. Raises PromptSetError
         when the prompt set was changed since.
         """
-        plan, names, part = self._plan, TaskNames(self._plan), _Part(*self._plan.job.part)
+        prepared, names, part = self._prepared, TaskNames(self._prepared), _Part(*self._prepared.job.part)
         order = None if shuffle is None else np.random.default_rng(shuffle)
         pending = (self._states == _State.PENDING) | (self._states == _State.UNJUDGED)
         left = pending.any(axis=1)
-        blocks = [block for block in plan.prompts.blocks if left[part.rows(block)].any()]
+        blocks = [block for block in prepared.prompts.blocks if left[part.rows(block)].any()]
         if order is not None:
             blocks = [blocks[place] for place in order.permutation(len(blocks))]
-        for block, batch in plan.prompts.read(blocks):
+        for block, batch in prepared.prompts.read(blocks):
             rows = np.flatnonzero(left[part.rows(block)])
             if order is not None:
                 order.shuffle(rows)
             texts = row_texts(batch.take(pa.array(part.offsets(block)[rows])))
             for row, text in zip(rows + part.rows(block).start, texts, strict=True):
                 raw = RawRow(block, batch, part.number(row) - block.index)
-                asked = plan.prompts.row(raw, plan.job.max_count)
+                asked = prepared.prompts.row(raw, prepared.job.max_count)
                 slots = np.flatnonzero(pending[row]).tolist()
                 for slot, task in zip(slots, names.tasks(asked, text, slots), strict=True):
                     yield replace(task, there=True) if self._states[row, slot] == _State.UNJUDGED else task
 
 
 def open_worklist(
-    plan: JobPlan,
+    prepared: PreparedJob,
     committed: Committed,
     given_up: Committed,
     settled: frozenset[bytes] = frozenset(),
@@ -87,9 +87,9 @@ def open_worklist(
     PromptSetError with what is wrong. `report` is given the number of rows that were passed, now and then; None
     is returned once `stopped` says so.
     """
-    names, part, job = TaskNames(plan), _Part(*plan.job.part), plan.job
-    check = SetCheck(plan.prompts, job.max_count, samples=job.samples)
-    states = np.zeros((part.size(plan.prompts.rows), len(names.slots)), np.uint8)
+    names, part, job = TaskNames(prepared), _Part(*prepared.job.part), prepared.job
+    check = SetCheck(prepared.prompts, job.max_count, samples=job.samples)
+    states = np.zeros((part.size(prepared.prompts.rows), len(names.slots)), np.uint8)
     for block, batch, contents in check.read([*OWN_SCHEMA.names, ENHANCED]):
         if stopped():
             return None
@@ -111,16 +111,16 @@ def open_worklist(
         report(block.index + block.rows)
     shared = check.find_repeats()
     if problems := check.problems:
-        raise PromptSetError(describe_problems(plan.prompts.path, problems))
+        raise PromptSetError(describe_problems(prepared.prompts.path, problems))
     for number, sample in shared:
         if part.has(number):
             states[number // part.count, names.slots_of(sample)] = _State.SHARED
     return Worklist(
-        asked=plan.asked - len(shared) * len(plan.trials),
+        asked=prepared.asked - len(shared) * len(prepared.trials),
         total=int(np.count_nonzero(states != _State.SHARED)),
         done=int(np.count_nonzero(states == _State.DONE)),
         failed=int(np.count_nonzero(states == _State.FAILED)),
-        _plan=plan,
+        _prepared=prepared,
         _states=states,
     )
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.job.config import JobConfig, config_folder, load_job
-from cluster.job.plan import prepare
+from cluster.job.prepared import prepare
 from cluster.planner import planned_gib
 from numina.errors import ConfigError
 from pipelines.base import GenerationConfig, ModelFacts

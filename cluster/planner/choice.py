@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from cluster.job.checks import check_combination
 from cluster.job.config import JobConfig
-from cluster.job.plan import JobPlan, prepare
+from cluster.job.prepared import PreparedJob, prepare
 from cluster.planner.measured import DEFAULT_GPU, Gpu, load_gpu
 from cluster.planner.memory import Memory, MemoryModel, read_sizes
 from cluster.planner.setup import SETTINGS, Setup, as_overrides, settings_of, splits
@@ -51,17 +51,17 @@ class Estimate:
         return self.videos / rate if rate else None
 
 
-def estimate(plan: JobPlan, gpu: str = DEFAULT_GPU) -> Estimate:
+def estimate(prepared: PreparedJob, gpu: str = DEFAULT_GPU) -> Estimate:
     """The job's size, memory and time as configured; no time on CPUs, where nothing was measured."""
-    return Planner(plan, load_gpu(gpu)).estimate()
+    return Planner(prepared, load_gpu(gpu)).estimate()
 
 
-def planned_gib(plan: JobPlan) -> float | None:
+def planned_gib(prepared: PreparedJob) -> float | None:
     """The most that every GPU of the job as configured must hold; None on CPUs."""
-    return estimate(plan).candidate.memory.peak if plan.device == "cuda" else None
+    return estimate(prepared).candidate.memory.peak if prepared.device == "cuda" else None
 
 
-def prepare_for_gpus(job: JobConfig) -> JobPlan:
+def prepare_for_gpus(job: JobConfig) -> PreparedJob:
     """Checks model, shape and prompts of a job that is to be planned: its own degrees and device don't count.
 
     Raises an InputError, as `prepare` does.
@@ -87,11 +87,11 @@ def wishes_of(job: JobConfig, overrides: Sequence[str]) -> dict[str, Any]:
 class Planner:
     """Memory, time and choice for one job on one kind of GPU."""
 
-    def __init__(self, plan: JobPlan, gpu: Gpu):
-        self.plan, self.job, self.model, self.gpu = plan, plan.job, plan.model, gpu
-        sizes = read_sizes(plan.model)
-        self.memory = MemoryModel(plan, sizes, gpu)
-        self.time = TimeModel(plan, sizes, gpu)
+    def __init__(self, prepared: PreparedJob, gpu: Gpu):
+        self.prepared, self.job, self.model, self.gpu = prepared, prepared.job, prepared.model, gpu
+        sizes = read_sizes(prepared.model)
+        self.memory = MemoryModel(prepared, sizes, gpu)
+        self.time = TimeModel(prepared, sizes, gpu)
 
     @property
     def configured(self) -> Setup:
@@ -102,17 +102,17 @@ class Planner:
         """The job as it is configured."""
         return Estimate(
             tokens=self.memory.tokens,
-            videos=self.plan.asked,
+            videos=self.prepared.asked,
             weights_gib=self.memory.weights,
             candidate=self.candidate(self.configured),
         )
 
     def candidate(self, setup: Setup) -> Candidate:
         """What a setup takes, whether it fits or not."""
-        cost = self.time.of(setup) if self.plan.device == "cuda" else None
+        cost = self.time.of(setup) if self.prepared.device == "cuda" else None
         return Candidate(
             setup=setup,
-            engine=resolve_engine(self.job.parallel.engine, self.plan.device, setup.sequence_ranks),
+            engine=resolve_engine(self.job.parallel.engine, self.prepared.device, setup.sequence_ranks),
             memory=self.memory.of(setup),
             cost=cost,
             clips_per_hour=setup.gangs * setup.batch * 3600 / cost.seconds if cost else None,
@@ -134,7 +134,7 @@ class Planner:
         degrees = {key: getattr(setup, key) for key in ("cfg", "ulysses", "ring", "gangs", "batch", "compile")}
         memory = MemoryConfig(shard=setup.shard, text_encoder=setup.text_encoder)
         job = replace(self.job, parallel=replace(self.job.parallel, **degrees), memory=memory)
-        check_combination(job, self.model, self.plan.device)
+        check_combination(job, self.model, self.prepared.device)
 
     def candidates(
         self, gpus: int, *, nodes: int = 1, objective: Objective = "throughput", wishes: Mapping[str, Any] | None = None
@@ -241,7 +241,7 @@ class Planner:
         """What of `generation` would have to change: the step cache, that weights may be sharded, or the size."""
         for changes in self._easier_clips():
             job = replace(self.job, generation=replace(self.job.generation, **changes))
-            found = Planner(replace(self.plan, job=job), self.gpu)._fitting(gpus, nodes, objective, {})
+            found = Planner(replace(self.prepared, job=job), self.gpu)._fitting(gpus, nodes, objective, {})
             if found:
                 clip = " ".join(f"generation.{name}={value}" for name, value in changes.items())
                 return f"{clip} with {_described(found[:1], wishes)}"

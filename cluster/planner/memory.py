@@ -10,7 +10,7 @@ from functools import cached_property
 from math import ceil, log, prod
 from pathlib import Path
 
-from cluster.job.plan import JobPlan
+from cluster.job.prepared import PreparedJob
 from cluster.planner.measured import EncodeRow, Gpu, default_gpu
 from cluster.planner.setup import Setup
 from pipelines.base import ModelFacts
@@ -109,17 +109,17 @@ class Memory:
 class MemoryModel:
     """Memory of one job's ranks."""
 
-    def __init__(self, plan: JobPlan, sizes: Sizes, gpu: Gpu):
-        self.job, self.sizes = plan.job, sizes
+    def __init__(self, prepared: PreparedJob, sizes: Sizes, gpu: Gpu):
+        self.job, self.sizes = prepared.job, sizes
         self.decode = gpu.decode.rows or default_gpu().decode.rows
         self.encode = gpu.encode.rows or default_gpu().encode.rows
-        self.generation = plan.job.generation
-        self.bytes = BYTES[plan.dtype]  # of a number of the transformer and the text encoder, however stored
-        self.family = FAMILIES[plan.model.family]
-        self.decoder_bytes = BYTES[self.family.vae_dtype or plan.dtype]
-        self.tokens = plan.model.grid(plan.job.generation).tokens
-        self.joint = plan.model.joint
-        self.times = plan.model.times(plan.job.generation)
+        self.generation = prepared.job.generation
+        self.bytes = BYTES[prepared.dtype]  # of a number of the transformer and the text encoder, however stored
+        self.family = FAMILIES[prepared.model.family]
+        self.decoder_bytes = BYTES[self.family.vae_dtype or prepared.dtype]
+        self.tokens = prepared.model.grid(prepared.job.generation).tokens
+        self.joint = prepared.model.joint
+        self.times = prepared.model.times(prepared.job.generation)
 
     def of(self, setup: Setup) -> Memory:
         """What every rank holds, in GiB; the first one collects pixels too, but as bytes and on the CPU."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import log
 
-from cluster.job.plan import JobPlan
+from cluster.job.prepared import PreparedJob
 from cluster.planner.measured import Curve, ForwardRow, Gpu, between, forward_curve
 from cluster.planner.memory import Sizes, encodes
 from cluster.planner.setup import Setup
@@ -45,15 +45,15 @@ class Cost:
 class TimeModel:
     """Seconds of one job's clips on one kind of GPU."""
 
-    def __init__(self, plan: JobPlan, sizes: Sizes, gpu: Gpu):
-        self.model, self.sizes, self.gpu = plan.model, sizes, gpu
-        self.generation = plan.job.generation
-        self.engine, self.dtype = plan.job.parallel.engine, plan.dtype
-        self.family = FAMILIES[plan.model.family]
-        self.decoder_dtype = self.family.vae_dtype or ("bfloat16" if plan.dtype == FLOAT8 else plan.dtype)
-        self.methods = list(plan.job.methods.values())
-        self.tokens = plan.model.grid(plan.job.generation).tokens
-        self.times = plan.model.times(plan.job.generation)
+    def __init__(self, prepared: PreparedJob, sizes: Sizes, gpu: Gpu):
+        self.model, self.sizes, self.gpu = prepared.model, sizes, gpu
+        self.generation = prepared.job.generation
+        self.engine, self.dtype = prepared.job.parallel.engine, prepared.dtype
+        self.family = FAMILIES[prepared.model.family]
+        self.decoder_dtype = self.family.vae_dtype or ("bfloat16" if prepared.dtype == FLOAT8 else prepared.dtype)
+        self.methods = list(prepared.job.methods.values())
+        self.tokens = prepared.model.grid(prepared.job.generation).tokens
+        self.times = prepared.model.times(prepared.job.generation)
         self.branches = 2 if self.generation.guidance_scale > 1 else 1
 
     def of(self, setup: Setup) -> Cost | None:

@@ -13,39 +13,33 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ray import ObjectRef
 
-from cluster.dataset.store import Committed, Store
-from cluster.job.acceptance import Acceptance, Ruling
-from cluster.job.judge import judge_config
+from cluster.dataset.store import Store
+from cluster.job.acceptance import Ruling
 from cluster.job.names import TaskNames
-from cluster.job.plan import JobPlan, prepare, prompt_path
-from cluster.job.strategy import strategy_record
+from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
-from cluster.job.worklist import Worklist, open_worklist
+from cluster.job.worklist import Worklist
 from cluster.observability.metrics import Metrics
 from cluster.observability.progress import JobProgress
 from cluster.runtime.drain import Drain
 from cluster.runtime.faults import CLUSTER_LOST, reason
-from cluster.runtime.fleet import Fleet, ray_cluster
+from cluster.runtime.fleet import Fleet
 from cluster.runtime.flight import Call, Flight, GangTimes, now
 from cluster.runtime.gang import GangState
 from cluster.runtime.queues import Queues
 from cluster.runtime.recovery import Recovery
 from cluster.runtime.rounds import Rounds
 from cluster.runtime.supply import Supply
-from cluster.workers.row import code_version
 from cluster.workers.tasks import COMPACT_CPUS, LAYOUT_CPUS, WRITE_CPUS, Draft, Output, Receipt, compact, lay_out, write
-from numina.errors import GangError, InputError, JobError
+from numina.errors import GangError, InputError
 from numina.stage import Stage
 
 if TYPE_CHECKING:
     from numina.correct import Correction
-
-__all__ = ["ClipTask", "Driver", "JobPlan", "JobProgress", "prepare", "prompt_path", "run_job"]
 
 PATIENCE = 1.0  # seconds between two looks at the gangs while nothing happens
 COMPACT_EVERY = 1000  # rows of this driver between two compactions
@@ -55,78 +49,12 @@ JUDGED_AT_ONCE = 4  # clips that a judge is given in one call
 log = logging.getLogger(__name__)
 
 
-def run_job(plan: JobPlan, report: Callable[[JobProgress], None] = lambda progress: None) -> JobProgress:
-    """Runs or resumes a job; returns when every video is committed or recorded as failed, or when a signal stopped it.
-
-    Raises OutputError when the output belongs to another job, GangError when no gang can stand, StorageError when the
-    storage is full or lost, DamageError when a file of the output can't be read, and JobError when input turns out
-    to be wrong after the gangs have started.
-    """
-    job, progress = plan.job, JobProgress()
-    store = Output.of(plan).store()
-    with Drain(job.cluster.grace) as drain:
-        worklist = _open(plan, store, progress, report, drain)
-        if worklist is None:
-            progress.draining, progress.total = True, plan.asked
-            return progress
-        store.open_run(plan.identity(), asked=worklist.asked, info=_run_record(plan))
-        progress.draining = drain.asked
-        report(progress)
-        if progress.left and not drain.asked:
-            with ray_cluster(plan):
-                drain.listen()  # Ray took SIGTERM
-                try:
-                    Driver(plan, store, worklist, progress, report, drain=drain).run()
-                except InputError as error:  # says by its class that nothing was started
-                    raise JobError(f"the job stopped after it began: {error}") from error
-    return progress
-
-
-def _run_record(plan: JobPlan) -> dict[str, Any]:
-    """What this start of a job leaves in the output for readers."""
-    job = plan.job
-    record: dict[str, Any] = {
-        "code_version": code_version(),
-        "parallel": asdict(job.parallel),
-        "memory": asdict(job.memory),
-        "shard": job.shard,
-        "strategies": list(map(strategy_record, job.all_strategies)),
-    }
-    if job.verifies:
-        record["verify"] = {"judge": judge_config(job.verify.judge, job.judge).name, "accept": job.verify.accept}
-    return record
-
-
-def _open(
-    plan: JobPlan, store: Store, progress: JobProgress, report: Callable[[JobProgress], None], drain: Drain
-) -> Worklist | None:
-    """What is left to do; None when it is asked to stop meanwhile: a look at a million rows takes minutes.
-
-    What storage says of the rest is forgotten again: it may be a million keys.
-    """
-
-    def checked(rows: int) -> None:
-        progress.checked = rows
-        report(progress)
-
-    committed = store.committed_index()
-    given_up = Committed(keys=frozenset(), tasks=frozenset()) if plan.job.retry_failed else store.given_up(committed)
-    settled = frozenset[bytes]()
-    if plan.job.verifies:
-        verdicts = store.verdicts_of_attempts(judge_config(plan.job.verify.judge, plan.job.judge).name)
-        settled = Acceptance.of(plan.job.verify).settled(verdicts, committed.keys)
-    worklist = open_worklist(plan, committed, given_up, settled, report=checked, stopped=lambda: drain.asked)
-    if worklist is not None:
-        progress.total, progress.done, progress.failed = worklist.total, worklist.done, worklist.failed
-    return worklist
-
-
 class Driver:
     """The event loop over one job's batches."""
 
     def __init__(
         self,
-        plan: JobPlan,
+        prepared: PreparedJob,
         store: Store,
         worklist: Worklist,
         progress: JobProgress,
@@ -136,17 +64,17 @@ class Driver:
         drain: Drain | None = None,
         metrics: Metrics | None = None,
     ):
-        job = plan.job
-        self.plan = plan
+        job = prepared.job
+        self.prepared = prepared
         self.store = store
         self.progress = progress
         self.report = report
-        self.fleet = fleet or Fleet(plan)
+        self.fleet = fleet or Fleet(prepared)
         self.drain = drain or Drain(job.cluster.grace)
         self.metrics = metrics or Metrics(job.output)
-        self.rounds = Rounds(TaskNames(plan))
+        self.rounds = Rounds(TaskNames(prepared))
         self.times = GangTimes()
-        self.queues = Queues(batch=job.parallel.batch, trials=len(plan.trials))
+        self.queues = Queues(batch=job.parallel.batch, trials=len(prepared.trials))
         in_flight = job.parallel.gangs * (job.cluster.clips_in_flight + 1) * job.parallel.batch
         self._ahead = max(in_flight, self.queues.window)
         # Another driver at work goes through the prompts in another order.
@@ -173,7 +101,7 @@ class Driver:
         try:
             with self.supply:
                 self.fleet.start()
-                self._output = self.fleet.put(Output.of(self.plan))
+                self._output = self.fleet.put(Output.of(self.prepared))
                 while not self._is_over():
                     self._watch()
                     self._encode_ahead()
@@ -208,7 +136,7 @@ class Driver:
         """Looks after what no reference tells: gangs that are silent, clips that take too long."""
         for gang, error in self.fleet.watch():
             self.recovery.lose(gang, None, error)
-        limit = self.plan.job.cluster.clip_timeout
+        limit = self.prepared.job.cluster.clip_timeout
         for gang, flight in self.queues.at_work().items():
             if now() - self.times.began(flight) > limit:
                 late = GangError(f"a batch was in {flight.stage} for more than cluster.clip_timeout={limit:g} s")
@@ -218,9 +146,9 @@ class Driver:
 
     def _encode_ahead(self) -> None:
         """Keeps encoded batches ready, so that no gang waits for a text; and no more than gangs take soon."""
-        if not self.plan.encodes_apart or self.progress.draining:
+        if not self.prepared.encodes_apart or self.progress.draining:
             return
-        room = (self.plan.job.cluster.clips_in_flight + 1) * len(self.fleet.gangs) - len(self.queues.encoded)
+        room = (self.prepared.job.cluster.clips_in_flight + 1) * len(self.fleet.gangs) - len(self.queues.encoded)
         ahead = sum(flight.stage is Stage.ENCODE for flight in self.queues.flights)
         while ahead < room and (encoder := self.queues.least_busy(self.fleet.encoders.values())):
             flight = self._next_flight()
@@ -231,15 +159,15 @@ class Driver:
 
     def _fill_gangs(self) -> None:
         """Keeps `clips_in_flight` batches in every gang, so that none waits for a layout."""
-        limit = self.plan.job.cluster.clips_in_flight
+        limit = self.prepared.job.cluster.clips_in_flight
         while not self.progress.draining and (gang := self.queues.least_busy(self.fleet.gangs.values(), limit)):
-            if self.plan.encodes_apart:
+            if self.prepared.encodes_apart:
                 flight = self.queues.encoded.popleft() if self.queues.encoded else None
             else:
                 flight = self._next_flight()
             if flight is None:
                 return
-            method = self.plan.method_of(flight.tasks[0])
+            method = self.prepared.method_of(flight.tasks[0])
             if method is None:
                 self.queues.send(flight, gang, Stage.DENOISE, "plain", flight.requests, flight.texts)
             else:
@@ -247,7 +175,7 @@ class Driver:
 
     def _fill_judges(self) -> None:
         """Keeps judges busy with committed clips that are to be verified."""
-        limit = self.plan.job.cluster.clips_in_flight
+        limit = self.prepared.job.cluster.clips_in_flight
         while self.queues.unjudged and (judge := self.queues.least_busy(self.fleet.judges.values(), limit)):
             flight = Flight(self.queues.next_unjudged(JUDGED_AT_ONCE))
             self.queues.send(flight, judge, Stage.JUDGE, "rule", list(map(self.rounds.chain, flight.tasks)))
@@ -292,7 +220,7 @@ class Driver:
             case Stage.ENCODE:
                 self.queues.keep_encoded(flight, flight.made, answer)
             case Stage.IDENTIFY:
-                method = self.plan.method_of(flight.tasks[0])
+                method = self.prepared.method_of(flight.tasks[0])
                 layout = self.fleet.beside(lay_out, LAYOUT_CPUS, flight.made, flight.tasks, method)
                 self.queues.send_beside(flight, Stage.LAYOUT, layout)
             case Stage.LAYOUT:

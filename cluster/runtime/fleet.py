@@ -34,7 +34,7 @@ from numina.errors import GangError
 from pipelines.models.registry import place_free
 
 if TYPE_CHECKING:
-    from cluster.job.plan import JobPlan
+    from cluster.job.prepared import PreparedJob
 
 CORES_SEEN_SECONDS = 10.0  # how long the cluster's number of cores is taken for known: asking costs a millisecond
 
@@ -42,8 +42,8 @@ CORES_SEEN_SECONDS = 10.0  # how long the cluster's number of cores is taken for
 class Fleet:
     """The gangs and encoders of one job, by name."""
 
-    def __init__(self, plan: JobPlan):
-        self.plan = plan
+    def __init__(self, prepared: PreparedJob):
+        self.prepared = prepared
         self.gangs: dict[str, Gang] = {}
         self.encoders: dict[str, Gang] = {}
         self.judges: dict[str, Gang] = {}
@@ -57,7 +57,7 @@ class Fleet:
 
     def start(self) -> None:
         """Begins to start all; loading a model takes minutes."""
-        job = self.plan.job
+        job = self.prepared.job
         cluster = job.cluster
         patience: dict[str, Any] = {
             "start_timeout": cluster.start_timeout,
@@ -68,23 +68,23 @@ class Fleet:
         shared: dict[str, Any] = patience | {
             "model_path": place_free(job.model.path),
             "model_revision": job.model.revision,
-            "dtype": self.plan.dtype,
+            "dtype": self.prepared.dtype,
             "generation": job.generation,
         }
         spec = GangSpec(
-            device=self.plan.device,
+            device=self.prepared.device,
             methods=tuple(job.methods.values()),
             parallel=job.parallel,
             memory=job.memory,
             cpus_per_rank=cluster.cpus_per_rank,
             keep_latents=job.latents,
             loras=tuple(replace(lora, path=place_free(lora.path)) for lora in job.model.loras),
-            planned_gib=planned_gib(self.plan),
+            planned_gib=planned_gib(self.prepared),
             **shared,
         )
         for number in range(job.parallel.gangs):
             self._start(Gang(f"gang-{number}", spec))
-        if self.plan.encodes_apart:
+        if self.prepared.encodes_apart:
             encoder = EncoderSpec(cpus=cluster.encoder_cpus, gpus=cluster.encoder_gpus, **shared)
             for number in range(cluster.encoders):
                 self._start(Gang(f"encoder-{number}", encoder))
@@ -92,7 +92,7 @@ class Fleet:
             verify = job.verify
             judge = JudgeSpec(
                 judge=placed(judge_config(verify.judge, job.judge), verify.gpus),
-                output=Output.of(self.plan),
+                output=Output.of(self.prepared),
                 acceptance=Acceptance.of(verify),
                 cpus=verify.cpus,
                 gpus=verify.gpus,
@@ -161,7 +161,7 @@ class Fleet:
     def beside(self, stage: Any, cpus: float, *arguments: Any) -> ObjectRef:
         """A task on any CPU of the cluster. It reserves no core where gangs took them all, or it would never run."""
         if time.monotonic() > self._spare_until:
-            self._spare = ray.cluster_resources().get("CPU", 0.0) - reserved_cpus(self.plan)
+            self._spare = ray.cluster_resources().get("CPU", 0.0) - reserved_cpus(self.prepared)
             self._spare_until = time.monotonic() + CORES_SEEN_SECONDS
         return stage.options(num_cpus=cpus if self._spare >= 1 else 0).remote(*arguments)
 
@@ -184,7 +184,7 @@ class Fleet:
         self.false_starts[gang.name] += 1
         if handling_of(error) is Handling.REFUSED:
             raise GangError(f"{gang.name} could not start: {reason(error)}") from error
-        if self.false_starts[gang.name] >= self.plan.job.cluster.attempts:
+        if self.false_starts[gang.name] >= self.prepared.job.cluster.attempts:
             self._give_up(gang, error)
         else:
             _log(gang).warning("%s could not start and is started again: %s", gang.name, reason(error))
@@ -207,16 +207,16 @@ class Fleet:
 
 
 @contextmanager
-def ray_cluster(plan: JobPlan) -> Iterator[None]:
+def ray_cluster(prepared: PreparedJob) -> Iterator[None]:
     """Joins the job's Ray cluster; a local one is started for the job and ended with it."""
-    address = plan.job.cluster.address
+    address = prepared.job.cluster.address
     options: dict[str, Any] = {}
     if address == "local":
         # One core more than the ranks take, at least: what runs beside them is short, and ranks sleep where they wait.
-        cores = max(reserved_cpus(plan) + 1, len(os.sched_getaffinity(0)))
+        cores = max(reserved_cpus(prepared) + 1, len(os.sched_getaffinity(0)))
         options = {"num_cpus": cores, "include_dashboard": False}
-        if plan.job.cluster.metrics_port:
-            options["_metrics_export_port"] = plan.job.cluster.metrics_port
+        if prepared.job.cluster.metrics_port:
+            options["_metrics_export_port"] = prepared.job.cluster.metrics_port
     ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
     logging.getLogger(__name__).info("metrics at %s", ", ".join(endpoints()))
     try:
@@ -225,11 +225,11 @@ def ray_cluster(plan: JobPlan) -> Iterator[None]:
         ray.shutdown()
 
 
-def reserved_cpus(plan: JobPlan) -> int:
+def reserved_cpus(prepared: PreparedJob) -> int:
     """CPU cores that a job's gangs, encoders and judges take."""
-    cluster, parallel = plan.job.cluster, plan.job.parallel
-    encoders = cluster.encoders * cluster.encoder_cpus if plan.encodes_apart else 0
-    judges = plan.job.verify.judges * plan.job.verify.cpus if plan.job.verifies else 0
+    cluster, parallel = prepared.job.cluster, prepared.job.parallel
+    encoders = cluster.encoders * cluster.encoder_cpus if prepared.encodes_apart else 0
+    judges = prepared.job.verify.judges * prepared.job.verify.cpus if prepared.job.verifies else 0
     return parallel.gangs * parallel.ranks * cluster.cpus_per_rank + encoders + judges
 
 

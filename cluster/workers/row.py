@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.job.config import config_hash
-from cluster.job.plan import JobPlan
+from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
 from numina.stage import BESIDE_GANGS, Stage
 from pipelines.sampling.cache import cache_label
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from numina.correct import Correction
 
 
-def row_of(plan: JobPlan, task: ClipTask, clip: Clip, correction: Correction | None, retries: int) -> dict[str, Any]:
+def row_of(
+    prepared: PreparedJob, task: ClipTask, clip: Clip, correction: Correction | None, retries: int
+) -> dict[str, Any]:
     """A finished clip's columns, without the names of its files. `correction` is None for a plain clip."""
-    job, generation, parallel = plan.job, plan.job.generation, plan.job.parallel
+    job, generation, parallel = prepared.job, prepared.job.generation, prepared.job.parallel
     method = job.methods[task.strategy]
-    elsewhere = {*BESIDE_GANGS, *([Stage.ENCODE] if plan.encodes_apart else [])}
+    elsewhere = {*BESIDE_GANGS, *([Stage.ENCODE] if prepared.encodes_apart else [])}
     busy = sum(seconds for stage, seconds in clip.timings.items() if stage not in elsewhere) * parallel.ranks
     refinement = correction.refinement if correction else None
     return {
@@ -40,10 +42,10 @@ def row_of(plan: JobPlan, task: ClipTask, clip: Clip, correction: Correction | N
         "strength": task.strength,
         "chain": task.chain,
         "seed": task.seed,
-        "model": plan.model.name,
-        "model_revision": plan.model.revision,
+        "model": prepared.model.name,
+        "model_revision": prepared.model.revision,
         "code_version": code_version(),
-        "config_hash": config_hash(job.row_config(task.strategy, plan.dtype, task.strength)),
+        "config_hash": config_hash(job.row_config(task.strategy, prepared.dtype, task.strength)),
         "task_digest": task.digest,
         "width": generation.width,
         "height": generation.height,
@@ -51,7 +53,7 @@ def row_of(plan: JobPlan, task: ClipTask, clip: Clip, correction: Correction | N
         "fps": generation.fps,
         "steps": generation.steps,
         "guidance_scale": generation.guidance_scale,
-        "engine": plan.engine,
+        "engine": prepared.engine,
         "ulysses": parallel.ulysses,
         "ring": parallel.ring,
         "cfg": parallel.cfg,
@@ -60,7 +62,7 @@ def row_of(plan: JobPlan, task: ClipTask, clip: Clip, correction: Correction | N
         "guided": refinement is not None,
         "shortfall": list(refinement.shortfall) if refinement else None,
         "timings": clip.timings,
-        "gpu_seconds": busy if plan.device == "cuda" else None,
+        "gpu_seconds": busy if prepared.device == "cuda" else None,
         "rank_seconds": busy,
         "retries": retries,
         "peak_memory_bytes": clip.peak_memory_bytes,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import ray
 
 from cluster.dataset.store import Store
-from cluster.job.plan import JobPlan
+from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
 from cluster.workers.row import layout_arrays, row_of
 from numina.errors import InputError, StorageError
@@ -35,19 +35,21 @@ Spans = list[dict[str, Any]]  # the row column of this name
 class Output:
     """Where a job's rows go, and what they are made of: all that a writing process needs to know."""
 
-    plan: JobPlan  # without the prompt set's files: there may be thousands
+    prepared: PreparedJob  # without the prompt set's files: there may be thousands
     extra_columns: pa.Schema
 
     @classmethod
-    def of(cls, plan: JobPlan) -> Self:
-        where = plan.job.output
-        job = replace(plan.job, output=where if "://" in where else os.path.abspath(where))  # workers start elsewhere
-        lean = replace(plan, job=job, prompts=replace(plan.prompts, files=()))
-        return cls(plan=lean, extra_columns=plan.prompts.extra_columns)
+    def of(cls, prepared: PreparedJob) -> Self:
+        where = prepared.job.output
+        job = replace(
+            prepared.job, output=where if "://" in where else os.path.abspath(where)
+        )  # workers start elsewhere
+        lean = replace(prepared, job=job, prompts=replace(prepared.prompts, files=()))
+        return cls(prepared=lean, extra_columns=prepared.prompts.extra_columns)
 
     def store(self) -> Store:
         """A holder of the output."""
-        job = self.plan.job
+        job = self.prepared.job
         return Store(job.output, single_writer=job.single_writer, extra_columns=self.extra_columns)
 
 
@@ -99,8 +101,8 @@ def write(clips: Sequence[Clip], drafts: Sequence[Draft], output: Output, began:
     from pipelines.sampling.write import write_clips
 
     store = store_of(output)
-    written = write_clips(clips, output.plan.job.generation, keep_frames=False)
-    return [_commit(store, output.plan, clip, draft, began) for clip, draft in zip(written, drafts, strict=True)]
+    written = write_clips(clips, output.prepared.job.generation, keep_frames=False)
+    return [_commit(store, output.prepared, clip, draft, began) for clip, draft in zip(written, drafts, strict=True)]
 
 
 @ray.remote
@@ -109,15 +111,15 @@ def compact(keys: Sequence[str], output: Output) -> list[str]:
     return store_of(output).compact(keys)
 
 
-def _commit(store: Store, plan: JobPlan, clip: Clip, draft: Draft, began: float) -> Receipt:
+def _commit(store: Store, prepared: PreparedJob, clip: Clip, draft: Draft, began: float) -> Receipt:
     clip = replace(clip, timings={**clip.timings, **draft.timings})
     file_name, digest = store.put_video(draft.task.key, clip.mp4)
-    row = row_of(plan, draft.task, clip, draft.correction, retries=draft.retries)
+    row = row_of(prepared, draft.task, clip, draft.correction, retries=draft.retries)
     row |= {"file_name": file_name, "video_sha256": digest}
     if draft.correction is not None:
         row["layout_file"] = store.put_layout(draft.task.key, layout_arrays(draft.task, draft.correction))
     if clip.latents is not None:
-        made_by = f"{plan.model.name}@{plan.model.revision}"
+        made_by = f"{prepared.model.name}@{prepared.model.revision}"
         row["latents_file"] = store.put_latents(draft.task.key, clip.latents, made_by)
     spent = {"stage": Stage.WRITE, "place": "cpu", "began": began, "seconds": clip.timings[Stage.WRITE]}
     won = store.commit(row | {"spans": [*draft.spans, spent]})
@@ -131,7 +133,7 @@ def store_of(output: Output) -> Store:
     """This process's holder of the output.
 
     Raises StorageError on a node that doesn't see the job's output: rows written there would be lost."""
-    root = output.plan.job.output
+    root = output.prepared.job.output
     if root not in _stores:
         store = output.store()
         if store.run_config() is None:

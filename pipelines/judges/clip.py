@@ -20,7 +20,7 @@ from pipelines.judges.weights import digest_of, judge_folder, load_parts
 Embedding = Float[np.ndarray, " D"]
 
 
-class Clip:
+class ClipJudge:
     """Scores a video by CLIP (arXiv 2103.00020), and counts nothing. Of a prompt it reads the first 77 tokens."""
 
     def __init__(self, config: JudgeConfig) -> None:

@@ -42,7 +42,7 @@ JUDGES = {  # by `kind`
         weights=Weights(model_type="owlv2", example="google/owlv2-base-patch16-ensemble", tokenizer=MERGES),
     ),
     "clip": JudgeKind(
-        judge="pipelines.judges.clip:Clip",
+        judge="pipelines.judges.clip:ClipJudge",
         counts=False,
         weights=Weights(model_type="clip", example="openai/clip-vit-base-patch32", tokenizer=MERGES),
     ),

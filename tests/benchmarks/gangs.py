@@ -24,8 +24,10 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from cluster.dataset.store import Store
 from cluster.job.config import load_job
+from cluster.job.prepared import prepare
+from cluster.observability.progress import JobProgress
 from cluster.prompts.write import make_prompts
-from cluster.runtime.driver import JobProgress, prepare, run_job
+from cluster.runtime.run import run_job
 from pipelines.testbed.model import build_tokenizer
 from pipelines.testbed.world import heldout_prompts
 from tests.benchmarks.guidance_cost import MODELS, build

@@ -27,7 +27,7 @@ from cluster.dataset.segments import commit_name, parquet_bytes
 from cluster.dataset.store import Store
 from cluster.job.config import load_job
 from cluster.job.names import TaskNames
-from cluster.job.plan import JobPlan, prepare
+from cluster.job.prepared import PreparedJob, prepare
 from cluster.job.worklist import open_worklist
 from cluster.prompts.row import row_texts
 from cluster.rows import ROW_SCHEMA, TARGETS
@@ -37,7 +37,7 @@ SEGMENT = 1_000
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 
 
-def a_plan(folder: Path) -> JobPlan:
+def a_plan(folder: Path) -> PreparedJob:
     """The embedded model's job over the set."""
     places = [f"prompts={folder}/prompts.parquet", f"output={folder}/out"]
     return prepare(load_job("demo", [*places, "strategies=[numina]", "model.device=cpu"]))
@@ -65,16 +65,16 @@ def make_prompt_set(path: Path, rows: int, given: bool) -> None:
 
 def make_output(folder: Path, done: int, commits: bool) -> None:
     """Segments with rows for `done` tasks of the set, spread over it; with `commits` a file under each key's name."""
-    plan = a_plan(folder)
-    store, names = Store(plan.job.output), TaskNames(plan)
-    rows = plan.prompts.rows
+    prepared = a_plan(folder)
+    store, names = Store(prepared.job.output), TaskNames(prepared)
+    rows = prepared.prompts.rows
     finished = np.zeros(rows, bool)
     finished[np.random.default_rng(0).permutation(rows)[:done]] = True
     if commits:
         for shard in range(256):
             (folder / f"out/commits/{shard:02x}").mkdir(parents=True, exist_ok=True)
     kept: list[pa.Table] = []
-    for block, batch in plan.prompts.read():
+    for block, batch in prepared.prompts.read():
         chosen = np.flatnonzero(finished[block.index : block.index + block.rows])
         digests = [digest.hex() for digest in names.digests(0, row_texts(batch))]
         columns = {
@@ -85,7 +85,7 @@ def make_output(folder: Path, done: int, commits: bool) -> None:
         }
         empty = {field.name: pa.nulls(len(chosen), field.type) for field in ROW_SCHEMA}
         kept.append(pa.table({**empty, **columns}, schema=ROW_SCHEMA))
-        if sum(len(table) for table in kept) >= 50 * SEGMENT or block is plan.prompts.blocks[-1]:
+        if sum(len(table) for table in kept) >= 50 * SEGMENT or block is prepared.prompts.blocks[-1]:
             table = pa.concat_tables(kept).combine_chunks()
             for start in range(0, len(table), SEGMENT):
                 segment = table.slice(start, SEGMENT)
@@ -112,14 +112,14 @@ def resume(folder: Path) -> None:
         print(json.dumps({"part": part, **found, **times, "MiB": round(resident), "peak MiB": round(peak)}), flush=True)
         last, last_cpu = now, cpu
 
-    plan = a_plan(folder)
-    say("prepare", rows=plan.prompts.rows)
-    store = Store(plan.job.output)
+    prepared = a_plan(folder)
+    say("prepare", rows=prepared.prompts.rows)
+    store = Store(prepared.job.output)
     committed = store.committed_index()
     say("committed_index", rows=len(committed.keys))
     given_up = store.given_up(committed)
     say("given_up", rows=len(given_up.keys))
-    worklist = open_worklist(plan, committed, given_up)
+    worklist = open_worklist(prepared, committed, given_up)
     say("open_worklist", asked=worklist.asked, total=worklist.total, done=worklist.done, failed=worklist.failed)
     del committed, given_up
     say("first task", key=next(worklist.tasks()).key)

@@ -22,18 +22,19 @@ import psutil
 
 from cluster.dataset.store import Store
 from cluster.job.config import load_job
+from cluster.job.prepared import prepare
 from cluster.job.worklist import open_worklist
 from cluster.observability.progress import JobProgress
 from cluster.prompts.write import make_prompts
-from cluster.runtime.driver import Driver, prepare
+from cluster.runtime.driver import Driver
 from cluster.runtime.fleet import Fleet
 from cluster.runtime.gang import GangState
 from cluster.workers import tasks as stages
 from cluster.workers.tasks import Receipt
 from numina.errors import GangError
 
-RIGHT = SimpleNamespace(plan=None)
-WRONG = SimpleNamespace(plan="plan")
+RIGHT = SimpleNamespace(prepared=None)
+WRONG = SimpleNamespace(prepared="plan")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -58,11 +59,11 @@ class FakeGang:
 class FakeFleet(Fleet):
     """Workers in this process; a reference is a number, and what it holds is known from the start."""
 
-    def __init__(self, plan: Any, seconds: float):
-        super().__init__(plan)
+    def __init__(self, prepared: Any, seconds: float):
+        super().__init__(prepared)
         self.gangs = {
             f"gang-{number}": FakeGang(f"gang-{number}", self, seconds)  # type: ignore[misc]
-            for number in range(plan.job.parallel.gangs)
+            for number in range(prepared.job.parallel.gangs)
         }
         self.clock: list[tuple[float, int]] = []  # when which reference is done
         self.held: dict[int, Any] = {}
@@ -132,12 +133,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         make_set(f"{work}/prompts.parquet", options.clips)
         places = [f"prompts={work}/prompts.parquet", f"output={work}/out", "model.path=testbed", "model.device=cpu"]
-        plan = prepare(load_job("demo", [*places, "strategies=[numina]", f"parallel.gangs={options.gangs}"]))
-        store, progress = Store(plan.job.output), JobProgress()
+        prepared = prepare(load_job("demo", [*places, "strategies=[numina]", f"parallel.gangs={options.gangs}"]))
+        store, progress = Store(prepared.job.output), JobProgress()
         began = time.perf_counter()
         committed = store.committed_index()
-        worklist = open_worklist(plan, committed, store.given_up(committed))
-        store.open_run(plan.identity(), asked=worklist.asked)
+        worklist = open_worklist(prepared, committed, store.given_up(committed))
+        store.open_run(prepared.identity(), asked=worklist.asked)
         progress.total = worklist.total
         print(
             f"{progress.total} clips, {options.gangs} gangs; opened in {time.perf_counter() - began:.1f} s", flush=True
@@ -149,8 +150,8 @@ def main() -> None:
                 resident.append((now.generated, process.memory_info().rss / 2**20))
                 print(f"after {now.generated:7d} clips: {resident[-1][1]:.1f} MiB resident", flush=True)
 
-        fleet = FakeFleet(plan, options.seconds)
-        driver = Driver(plan, store, worklist, progress, report, fleet=fleet)
+        fleet = FakeFleet(prepared, options.seconds)
+        driver = Driver(prepared, store, worklist, progress, report, fleet=fleet)
         began, worked = time.perf_counter(), time.process_time()
         driver.run()
         wall, worked = time.perf_counter() - began, time.process_time() - worked

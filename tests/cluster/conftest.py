@@ -58,7 +58,7 @@ def joining_job(
     tiny_job: Callable[..., JobConfig], joined: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., JobConfig]:
     """A job on that cluster, which it neither joins nor leaves."""
-    monkeypatch.setattr(cluster.runtime.driver, "ray_cluster", lambda plan: nullcontext())
+    monkeypatch.setattr(cluster.runtime.driver, "ray_cluster", lambda prepared: nullcontext())
     return lambda *overrides: tiny_job(f"cluster.address={joined}", *overrides)
 
 

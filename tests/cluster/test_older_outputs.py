@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from cluster.cli.app import app
 from cluster.dataset.store import Store
 from cluster.job.config import load_job
-from cluster.job.plan import prepare
+from cluster.job.prepared import prepare
 from cluster.observability.status import status_of
 from cluster.rows import ROW_SCHEMA
-from cluster.runtime.driver import run_job
+from cluster.runtime.run import run_job
 
 OUTPUTS = Path(__file__).parents[1] / "outputs"
 VERSIONS = sorted(folder.name for folder in OUTPUTS.iterdir())

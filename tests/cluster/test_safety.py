@@ -21,7 +21,7 @@ from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import outcomes
 from cluster.job.config import JobConfig
 from cluster.job.names import tasks_of
-from cluster.job.plan import prepare
+from cluster.job.prepared import prepare
 from cluster.job.strategy import Strategy
 from cluster.prompts.check import read_prompts
 from cluster.prompts.write import make_prompts
@@ -147,10 +147,10 @@ def test_judges_name_no_other_folder(judge: str, tmp_path: Path) -> None:
 def test_prompts_are_not_expanded(tiny_job: Callable[..., JobConfig], tmp_path: Path) -> None:
     """`${…}` in a prompt, or in a column of its own, is in the row as it was in the set."""
     make_prompts([{"prompt": EXPANDABLE, "negative_prompt": EXPANDABLE, "note": EXPANDABLE}], f"{tmp_path}/set.parquet")
-    plan = prepare(tiny_job(f"prompts={tmp_path}/set.parquet", "strategies=[baseline]"))
-    [task] = tasks_of(plan)
+    prepared = prepare(tiny_job(f"prompts={tmp_path}/set.parquet", "strategies=[baseline]"))
+    [task] = tasks_of(prepared)
     clip = Clip(np.zeros((1, 1, 1, 3), np.uint8), b"", timings={})
-    row = row_of(plan, task, clip, None, retries=0) | {"file_name": "a.mp4", "video_sha256": "ab"}
+    row = row_of(prepared, task, clip, None, retries=0) | {"file_name": "a.mp4", "video_sha256": "ab"}
     store = Store(str(tmp_path / "out"))
     store.commit(row)
     [kept] = store.rows().to_pylist()
@@ -253,9 +253,9 @@ def test_markup_in_a_checked_set_is_printed_as_it_is(tmp_path: Path) -> None:
 
 def test_an_output_does_not_say_where_it_was(tiny_job: Callable[..., JobConfig], tmp_path: Path) -> None:
     """run.json has what decides the rows: no folder, no URL, so no key or password of one."""
-    plan = prepare(tiny_job("output=s3://me:hush@bucket/out"))
+    prepared = prepare(tiny_job("output=s3://me:hush@bucket/out"))
     store = Store(str(tmp_path / "out"))
-    store.open_run(plan.identity(), asked=4)
+    store.open_run(prepared.identity(), asked=4)
     kept = "".join(path.read_text() for path in (tmp_path / "out").rglob("*.json"))
     assert json.loads((tmp_path / "out" / "run.json").read_text())["config"]
     assert not any(text in kept for text in ("hush", "s3://", str(tmp_path)))

@@ -21,9 +21,10 @@ import torch.distributed as dist
 import cluster.workers.member
 import cluster.workers.rank
 from cluster.job.config import load_job
+from cluster.job.prepared import prepare
 from cluster.observability.logs import set_up
 from cluster.observability.progress import JobProgress
-from cluster.runtime.driver import prepare, run_job
+from cluster.runtime.run import run_job
 from numina.layout import Capture
 from numina.prompts.tokens import TokenSpans
 from pipelines.parallel.shard import limit_collectives

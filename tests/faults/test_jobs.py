@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 
 from cluster.dataset.store import Store
 from cluster.job.config import load_job
-from cluster.runtime.driver import prepare
+from cluster.job.prepared import prepare
 from cluster.workers.tasks import Output, store_of
 from numina.errors import StorageError
 from tests.faults.jobs import Job, family, numbered_prompts
@@ -150,5 +150,5 @@ def test_an_output_that_a_worker_does_not_see_is_refused(tmp_path: Path) -> None
     output = Output.of(prepare(load_job("demo", [f"output={tmp_path}/elsewhere"])))
     with pytest.raises(StorageError, match=r"isn't there on node .* all nodes share"):
         store_of(output)
-    output.store().open_run(output.plan.identity())
+    output.store().open_run(output.prepared.identity())
     assert store_of(output).run_config()

@@ -160,7 +160,7 @@ def outcome_of(monkeypatch: pytest.MonkeyPatch, **counts: Any) -> Callable[..., 
         report(outcome)
         return outcome
 
-    monkeypatch.setattr("cluster.runtime.driver.run_job", run_job)
+    monkeypatch.setattr("cluster.runtime.run.run_job", run_job)
 
     def run(*given: str) -> tuple[int, str, str]:
         result = CliRunner().invoke(app, ["run", "--config", "demo", *given], catch_exceptions=False)

@@ -17,7 +17,7 @@ import cluster.prompts.row
 from cluster.dataset.store import Committed
 from cluster.job.config import load_job
 from cluster.job.names import TaskNames, tasks_of
-from cluster.job.plan import JobPlan
+from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
 from cluster.job.worklist import open_worklist
 from cluster.prompts.promptset import open_prompts
@@ -30,10 +30,10 @@ NOTHING = Committed(keys=frozenset(), tasks=frozenset())
 CIRCLES = "two red circles"
 
 
-def a_plan(path: str, *overrides: str) -> JobPlan:
+def a_plan(path: str, *overrides: str) -> PreparedJob:
     job = load_job("demo", [f"prompts={path}", "strategies=[numina]", *overrides])
     prompts = open_prompts(path, limit=job.limit)
-    return JobPlan(job=job, model=MODEL, device="cpu", dtype="float32", prompts=prompts)
+    return PreparedJob(job=job, model=MODEL, device="cpu", dtype="float32", prompts=prompts)
 
 
 def numbered(folder: Path | str, rows: int, row_group: int = 3, **columns: Any) -> str:
@@ -51,8 +51,10 @@ def of(tasks: Iterable[ClipTask], *, digests: bool = True) -> Committed:
     return Committed(keys=frozenset(bytes.fromhex(task.key) for task in listed), tasks=names)
 
 
-def counts(plan: JobPlan, committed: Committed = NOTHING, given_up: Committed = NOTHING) -> tuple[int, int, int, int]:
-    worklist = open_worklist(plan, committed, given_up)
+def counts(
+    prepared: PreparedJob, committed: Committed = NOTHING, given_up: Committed = NOTHING
+) -> tuple[int, int, int, int]:
+    worklist = open_worklist(prepared, committed, given_up)
     assert len(list(worklist.tasks())) == worklist.total - worklist.done - worklist.failed
     return worklist.asked, worklist.total, worklist.done, worklist.failed
 
@@ -67,29 +69,29 @@ def forbid_parsing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 def test_a_fresh_job_has_all_of_its_tasks_left(tmp_path: Path) -> None:
     """The same tasks as the plan's own, in the order of the set, and no difference on a second walk."""
-    plan = a_plan(numbered(tmp_path, 7), "samples=2", "strategies=[baseline,numina]")
-    worklist = open_worklist(plan, NOTHING, NOTHING)
+    prepared = a_plan(numbered(tmp_path, 7), "samples=2", "strategies=[baseline,numina]")
+    worklist = open_worklist(prepared, NOTHING, NOTHING)
     assert (worklist.asked, worklist.total, worklist.done, worklist.failed) == (28, 28, 0, 0)
-    assert list(worklist.tasks()) == list(worklist.tasks()) == list(tasks_of(plan))
+    assert list(worklist.tasks()) == list(worklist.tasks()) == list(tasks_of(prepared))
 
 
 def test_what_is_committed_or_given_up_is_not_left(tmp_path: Path) -> None:
     """Task by task, not row by row; a video that failed once and was made since is done."""
-    plan = a_plan(numbered(tmp_path, 5), "samples=2")
-    tasks = list(tasks_of(plan))
-    worklist = open_worklist(plan, of(tasks[:3]), of(tasks[2:6]))
+    prepared = a_plan(numbered(tmp_path, 5), "samples=2")
+    tasks = list(tasks_of(prepared))
+    worklist = open_worklist(prepared, of(tasks[:3]), of(tasks[2:6]))
     assert (worklist.total, worklist.done, worklist.failed) == (10, 3, 3)
     assert list(worklist.tasks()) == tasks[6:]
 
 
 def test_finished_rows_are_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parsing costs a hundred times what a digest does: a resume doesn't pay it for what is done or given up."""
-    plan = a_plan(numbered(tmp_path, 6))
-    tasks = list(tasks_of(plan))
+    prepared = a_plan(numbered(tmp_path, 6))
+    tasks = list(tasks_of(prepared))
     undo = forbid_parsing(monkeypatch)
-    assert counts(plan, of(tasks[:5]), of(tasks[5:])) == (6, 6, 5, 1)
+    assert counts(prepared, of(tasks[:5]), of(tasks[5:])) == (6, 6, 5, 1)
     with pytest.raises(AssertionError, match="number 5"):
-        open_worklist(plan, of(tasks[:5]), NOTHING)
+        open_worklist(prepared, of(tasks[:5]), NOTHING)
     undo()
 
 
@@ -172,27 +174,27 @@ def test_samples_that_share_a_seed_are_one_video(tmp_path: Path, first: int) -> 
     path = str(tmp_path / "set.parquet")
     seeds = [(first + number) % 2**63 for number in range(3)]
     make_prompts([{"id": str(place), "prompt": CIRCLES, "seed": seed} for place, seed in enumerate(seeds)], path)
-    plan = a_plan(path, "samples=2", "strategies=[baseline,numina]")
-    worklist = open_worklist(plan, NOTHING, NOTHING)
+    prepared = a_plan(path, "samples=2", "strategies=[baseline,numina]")
+    worklist = open_worklist(prepared, NOTHING, NOTHING)
     tasks = list(worklist.tasks())
-    assert tasks == list(tasks_of(plan))
+    assert tasks == list(tasks_of(prepared))
     assert [(task.row.id, task.sample) for task in tasks[::2]] == [("0", 0), ("0", 1), ("1", 1), ("2", 1)]
     assert (worklist.asked, worklist.total) == (8, 8)
-    assert counts(plan, of(tasks[:3])) == (8, 8, 3, 0)
+    assert counts(prepared, of(tasks[:3])) == (8, 8, 3, 0)
     Path(path).unlink()
     make_prompts([{"id": "1", "prompt": CIRCLES, "seed": seeds[1]}], path)
     of_the_second = of(tasks_of(a_plan(path, "samples=2", "strategies=[baseline,numina]")))
     Path(path).unlink()
     make_prompts([{"id": str(place), "prompt": CIRCLES, "seed": seed} for place, seed in enumerate(seeds)], path)
-    assert counts(plan, of_the_second) == (8, 8, 4, 0)
+    assert counts(prepared, of_the_second) == (8, 8, 4, 0)
 
 
 def test_strategies_of_one_configuration_are_asked_for_once(tmp_path: Path) -> None:
     """A variant with numina's own settings is numina."""
     path = numbered(tmp_path, 2)
-    plan = a_plan(path, "method.guide.add=6", "variants.grid.guide.add=[5,6]")
-    assert counts(plan) == (4, 4, 0, 0)
-    assert [task.strategy for task in open_worklist(plan, NOTHING, NOTHING).tasks()] == ["numina", "grid:add=5"] * 2
+    prepared = a_plan(path, "method.guide.add=6", "variants.grid.guide.add=[5,6]")
+    assert counts(prepared) == (4, 4, 0, 0)
+    assert [task.strategy for task in open_worklist(prepared, NOTHING, NOTHING).tasks()] == ["numina", "grid:add=5"] * 2
 
 
 @settings(max_examples=20, deadline=None)
@@ -213,8 +215,8 @@ def test_shards_and_orders_have_each_task_once(
         seeds = data.draw(st.lists(st.none() | st.integers(0, 3), min_size=rows, max_size=rows))
         path = numbered(folder, rows, row_group, seed=pa.array(seeds, pa.int64()))
         settings = [f"samples={samples}", *([f"limit={limit}"] if limit else [])]
-        plan = a_plan(path, *settings)
-        expected = list(tasks_of(plan))
+        prepared = a_plan(path, *settings)
+        expected = list(tasks_of(prepared))
         done = data.draw(st.sets(st.sampled_from(range(len(expected)))))
         committed = of(expected[place] for place in done)
         left = [task for place, task in enumerate(expected) if place not in done]
@@ -245,9 +247,9 @@ def test_drivers_that_shuffle_differently_meet_little(tmp_path: Path, monkeypatc
 def test_a_walk_holds_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are read when they are come to, and those without anything left not at all."""
     monkeypatch.setattr(cluster.prompts.files, "BLOCK_ROWS", 2)
-    plan = a_plan(numbered(tmp_path, 8, row_group=4))
-    tasks = list(tasks_of(plan))
-    worklist = open_worklist(plan, of(tasks[2:6]), NOTHING)
+    prepared = a_plan(numbered(tmp_path, 8, row_group=4))
+    tasks = list(tasks_of(prepared))
+    worklist = open_worklist(prepared, of(tasks[2:6]), NOTHING)
     read: list[int] = []
     whole = cluster.prompts.files._Reader.read
 
@@ -287,26 +289,26 @@ class TestVerified:
 
     def test_a_sample_is_done_when_it_is_settled(self, tmp_path: Path) -> None:
         """A committed attempt isn't enough: it is handed out to be judged. Settled by its chain, it is done."""
-        plan = a_plan(numbered(tmp_path, 2), *self.OVERRIDES)
-        tasks = list(tasks_of(plan))
+        prepared = a_plan(numbered(tmp_path, 2), *self.OVERRIDES)
+        tasks = list(tasks_of(prepared))
         first = next(task for task in tasks if task.verified)
-        worklist = open_worklist(plan, of([first]), NOTHING)
+        worklist = open_worklist(prepared, of([first]), NOTHING)
         assert (worklist.total, worklist.done) == (4, 0)
         assert {task.key: task.there for task in worklist.tasks()} == {task.key: task is first for task in tasks}
-        assert open_worklist(plan, of([first], digests=False), NOTHING).done == 0
-        settled = open_worklist(plan, of([first]), NOTHING, settled=frozenset([bytes.fromhex(first.chain)]))
+        assert open_worklist(prepared, of([first], digests=False), NOTHING).done == 0
+        settled = open_worklist(prepared, of([first]), NOTHING, settled=frozenset([bytes.fromhex(first.chain)]))
         assert settled.done == 1
         assert first.key not in [task.key for task in settled.tasks()]
 
     def test_what_failed_for_good_is_known_by_the_chain(self, tmp_path: Path) -> None:
         """Whichever attempt it was: the sample isn't begun again."""
-        plan = a_plan(numbered(tmp_path, 1), *self.OVERRIDES)
-        [first] = [task for task in tasks_of(plan) if task.verified]
-        later = TaskNames(plan).attempts(first)[2]
+        prepared = a_plan(numbered(tmp_path, 1), *self.OVERRIDES)
+        [first] = [task for task in tasks_of(prepared) if task.verified]
+        later = TaskNames(prepared).attempts(first)[2]
         assert later.chain_digest == first.digest
         failed = Committed(keys=frozenset(), tasks=frozenset([bytes.fromhex(later.chain_digest)]))
         for committed in (NOTHING, of([first])):
-            assert open_worklist(plan, committed, failed).failed == 1
+            assert open_worklist(prepared, committed, failed).failed == 1
 
     def test_a_strategy_shares_its_clips(self, tmp_path: Path) -> None:
         """numina's clip is the first attempt of numina+verified, and of a seed search among seeds of numina."""

@@ -12,7 +12,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from cluster.job.config import load_job
-from cluster.job.plan import JobPlan
+from cluster.job.prepared import PreparedJob
 from cluster.planner import Gpu, Planner, Setup, load_gpu
 from cluster.planner.measured import ForwardRow
 from cluster.prompts.files import PromptFile
@@ -207,6 +207,6 @@ def planner(models: Models) -> Plan:
     return make
 
 
-def job_plan(model: ModelFacts, *overrides: str) -> JobPlan:
+def job_plan(model: ModelFacts, *overrides: str) -> PreparedJob:
     job = load_job("wan14b", [f"model.path={model.path}", *overrides])
-    return JobPlan(job=job, model=model, device="cuda", dtype="bfloat16", prompts=PROMPTS)
+    return PreparedJob(job=job, model=model, device="cuda", dtype="bfloat16", prompts=PROMPTS)

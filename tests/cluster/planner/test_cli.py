@@ -20,7 +20,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--config", "wan14b", f"model.path={folder}", "prompts=testbed:demo"]
 
 
-def plan(*arguments: str) -> str:
+def prepared(*arguments: str) -> str:
     result = CliRunner().invoke(app, ["plan", *arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
@@ -28,7 +28,7 @@ def plan(*arguments: str) -> str:
 
 def test_a_cluster_gets_candidates_overrides_and_reasons(job: list[str]) -> None:
     """The job on top, a line per candidate with how its time is known, what to copy, and why the first is the first."""
-    output = plan(*job, "--gpus", "8", "--gpu", "h100")
+    output = prepared(*job, "--gpus", "8", "--gpu", "h100")
     for text in ("Wan2.1-T2V-14B-Diffusers (40 blocks, 40 heads)", "32760 per clip", "8 × H100 80 GB SXM, 79 GiB"):
         assert text in output
     lines = output.splitlines()
@@ -46,7 +46,7 @@ def test_a_cluster_gets_candidates_overrides_and_reasons(job: list[str]) -> None
 def test_its_overrides_make_a_supported_job(job: list[str]) -> None:
     """Each candidate's line, added to the same command, is a job that loads and passes the checks of `run`."""
     model = inspect(job[2].removeprefix("model.path="))
-    output = plan(*job, "--gpus", "16", "--nodes", "2", "--objective", "latency")
+    output = prepared(*job, "--gpus", "16", "--nodes", "2", "--objective", "latency")
     copied = [line.partition(": ")[2].split() for line in output.splitlines() if line[1:3] == ": "]
     assert copied[0] == ["parallel.ulysses=8"]  # of two branches, as the job has it
     for overrides in copied:
@@ -56,17 +56,17 @@ def test_its_overrides_make_a_supported_job(job: list[str]) -> None:
 
 def test_overrides_of_degrees_and_memory_are_wishes(job: list[str]) -> None:
     """What the command line names is held; what can't be is refused with the nearest."""
-    output = plan(*job, "--gpus", "8", "parallel.cfg=2", "memory.text_encoder=apart")
+    output = prepared(*job, "--gpus", "8", "parallel.cfg=2", "memory.text_encoder=apart")
     candidates = [line.split() for line in output.splitlines() if line[:2] in ("1 ", "2 ", "3 ", "4 ", "5 ")]
     assert candidates
     assert all((words[2], words[6]) == ("2", "apart") for words in candidates)
     with pytest.raises(ConfigError, match=r"nearest on 8 GPUs: parallel\.ulysses=4"):
-        plan(*job, "--gpus", "8", "parallel.ulysses=3")
+        prepared(*job, "--gpus", "8", "parallel.ulysses=3")
 
 
 def test_without_gpus_the_job_as_configured_is_described(job: list[str]) -> None:
     """Its gangs, memory and time on the GPU that was measured."""
-    output = plan(*job)
+    output = prepared(*job)
     assert "1 × 4 ranks (cfg 2 × ulysses 2 × ring 1), engine xfuser" in output
     assert "32760 per clip, 16380 per rank" in output
     assert "46.5 GiB at most on every GPU" in output
@@ -78,17 +78,17 @@ def test_memory_that_is_not_there(job: list[str], tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text("name: a 24 GiB GPU\nmemory_gib: 24\n")
     small = ["--gpu", f"{tmp_path}/small.yaml"]
     with pytest.raises(InputError, match=r"22.5 GiB more than the 24 .*what fits: memory.shard=zero3 \("):
-        plan(*job, *small)
-    assert "memory.shard=zero3" in plan(*job, *small, "--gpus", "8")
-    assert "doesn't fit: the job as configured needs" in plan(*job, "parallel.batch=16")
+        prepared(*job, *small)
+    assert "memory.shard=zero3" in prepared(*job, *small, "--gpus", "8")
+    assert "doesn't fit: the job as configured needs" in prepared(*job, "parallel.batch=16")
 
 
 def test_options_about_a_cluster_need_its_size(job: list[str]) -> None:
     """An objective without GPUs would be ignored; an unknown one lists those there are."""
     with pytest.raises(InputError, match="--gpus 8"):
-        plan(*job, "--objective", "latency")
+        prepared(*job, "--objective", "latency")
     with pytest.raises(InputError, match="those shipped: h100"):
-        plan(*job, "--gpus", "8", "--gpu", "h9000")
+        prepared(*job, "--gpus", "8", "--gpu", "h9000")
     result = CliRunner().invoke(app, ["plan", *job, "--gpus", "8", "--objective", "speed"])
     assert result.exit_code == 2
     assert "latency" in result.output

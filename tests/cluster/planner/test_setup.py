@@ -77,7 +77,7 @@ def test_planning_for_gpus_needs_none(models: Models) -> None:
         "model.device=cuda",
         "cluster.address=local",
     ]
-    plan = prepare_for_gpus(load_job("wan14b", [*overrides, "memory.shard=zero3", "parallel.ulysses=1"]))
-    assert (plan.device, plan.dtype, plan.job.memory.shard) == ("cuda", "bfloat16", "zero3")
+    prepared = prepare_for_gpus(load_job("wan14b", [*overrides, "memory.shard=zero3", "parallel.ulysses=1"]))
+    assert (prepared.device, prepared.dtype, prepared.job.memory.shard) == ("cuda", "bfloat16", "zero3")
     with pytest.raises(ConfigError, match=r"model.device=auto"):
         prepare_for_gpus(load_job("demo"))

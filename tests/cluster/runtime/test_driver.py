@@ -22,9 +22,12 @@ from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import rank_seconds
 from cluster.job.config import JobConfig
 from cluster.job.names import tasks_of
+from cluster.job.prepared import prepare
+from cluster.observability.progress import JobProgress
 from cluster.prompts.write import make_prompts
-from cluster.runtime.driver import Driver, JobProgress, prepare, run_job
+from cluster.runtime.driver import Driver
 from cluster.runtime.flight import Call, Flight
+from cluster.runtime.run import run_job
 from cluster.workers.row import row_of
 from cluster.workers.tasks import Receipt
 from numina.errors import ConfigError, GangError, InputError, JobError, ModelError, OutputError, PromptSetError
@@ -246,14 +249,14 @@ def test_bad_input_is_refused_before_anything_starts(
 def test_input_that_turns_out_wrong_in_mid_job_is_no_wrong_input(joining_job: Job) -> None:
     """By then something was started: the error's class, and so the exit status, says that a job has failed."""
     job = joining_job(*PLAIN)
-    plan = prepare(job)
+    prepared = prepare(job)
 
     def lose_the_set(progress: JobProgress) -> None:
         if progress.total:
             Path(job.prompts).unlink(missing_ok=True)
 
     with pytest.raises(JobError, match=r"the job stopped after it began: prompt set .*prompts\.parquet") as raised:
-        run_job(plan, lose_the_set)
+        run_job(prepared, lose_the_set)
     assert not isinstance(raised.value, InputError)
     assert Store(job.output).run_config()
 
@@ -309,10 +312,10 @@ def numbered(job: Job, number: int, *overrides: str) -> Driver:
     """A driver, not running, over `number` prompts; `ids` says which tasks a batch has."""
     path = str(Path(job().output).parent / f"{number}.parquet")
     make_prompts([{"id": str(index), "prompt": "two red circles"} for index in range(number)], path)
-    plan = prepare(job(f"prompts={path}", *overrides))
+    prepared = prepare(job(f"prompts={path}", *overrides))
     nothing: Any = SimpleNamespace(tasks=lambda shuffle: iter(()))
-    driver = Driver(plan, Store(plan.job.output), nothing, JobProgress(), lambda progress: None)
-    driver.queues.pending.extend(tasks_of(plan))
+    driver = Driver(prepared, Store(prepared.job.output), nothing, JobProgress(), lambda progress: None)
+    driver.queues.pending.extend(tasks_of(prepared))
     return driver
 
 
@@ -384,8 +387,8 @@ def test_the_same_video_is_asked_for_once(tiny_job: Job) -> None:
     path = str(Path(tiny_job().output).parent / "near.parquet")
     make_prompts([{"id": str(seed), "prompt": "two red circles", "seed": seed} for seed in (3, 4)], path)
     given = ["samples=2", "strategies=[numina]", "method.guide.add=6", "variants.grid.guide.add=[5,6]"]
-    plan = prepare(tiny_job(f"prompts={path}", *given))
-    tasks = list(tasks_of(plan))
+    prepared = prepare(tiny_job(f"prompts={path}", *given))
+    tasks = list(tasks_of(prepared))
     assert [(task.row.id, task.seed) for task in tasks[::2]] == [("3", 3), ("3", 4), ("4", 5)]
     assert [task.strategy for task in tasks] == ["numina", "grid:add=5"] * 3
     assert len({task.key for task in tasks}) == 6
@@ -397,11 +400,11 @@ def test_rank_seconds_are_those_of_all_ranks(tiny_job: Job) -> None:
     seconds = {"encode": 1.0, "identify": 2.0, "layout": 4.0, "guide": 8.0, "decode": 16.0, "write": 32.0}
     clip = Clip(np.zeros((0, 64, 64, 3), np.uint8), b"", seconds)
     for place, busy in (("gang", 27.0), ("apart", 26.0)):
-        plan = prepare(tiny_job("parallel.cfg=2", f"memory.text_encoder={place}"))
-        row = row_of(replace(plan, device="cuda"), next(tasks_of(plan)), clip, None, retries=0)
+        prepared = prepare(tiny_job("parallel.cfg=2", f"memory.text_encoder={place}"))
+        row = row_of(replace(prepared, device="cuda"), next(tasks_of(prepared)), clip, None, retries=0)
         assert row["gpu_seconds"] == row["rank_seconds"] == rank_seconds(row) == busy * 4
         assert (row["engine"], row["cfg"], row["ulysses"], row["ring"]) == ("xfuser", 2, 2, 1)
-        row = row_of(plan, next(tasks_of(plan)), clip, None, retries=0)  # on CPUs
+        row = row_of(prepared, next(tasks_of(prepared)), clip, None, retries=0)  # on CPUs
         assert (row["gpu_seconds"], rank_seconds(row)) == (None, busy * 4)
 
 

@@ -7,7 +7,7 @@ import pytest
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.job.config import JobConfig
-from cluster.runtime.driver import prepare
+from cluster.job.prepared import prepare
 from cluster.runtime.fleet import Fleet
 from cluster.runtime.gang import GangState
 from numina.errors import GangError, ModelError
@@ -57,7 +57,7 @@ def test_a_job_goes_on_without_a_gang_that_never_stands(tiny_job: Job) -> None:
         assert fleet.gangs["gang-1"].state == GangState.LOADING
     fleet._false_start(fleet.gangs["gang-1"], RayError("lost"))
     assert list(fleet.gangs) == ["gang-0"]
-    fleet.plan = prepare(tiny_job("cluster.attempts=1"))
+    fleet.prepared = prepare(tiny_job("cluster.attempts=1"))
     with pytest.raises(GangError, match="gang-0 could not start: RayError: lost"):
         fleet._false_start(fleet.gangs["gang-0"], RayError("lost"))
 

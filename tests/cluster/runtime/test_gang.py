@@ -15,7 +15,7 @@ import torch
 
 from cluster.dataset.leases import process_started
 from cluster.job.config import JobConfig
-from cluster.runtime.driver import prepare
+from cluster.job.prepared import prepare
 from cluster.runtime.fleet import Fleet
 from cluster.runtime.gang import Gang, end_gangs, end_processes
 from cluster.runtime.placement import bundles

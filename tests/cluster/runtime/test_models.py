@@ -8,7 +8,8 @@ import pytest
 
 from cluster.dataset.store import Store
 from cluster.job.config import JobConfig
-from cluster.runtime.driver import prepare, run_job
+from cluster.job.prepared import prepare
+from cluster.runtime.run import run_job
 from numina.errors import ConfigError
 from pipelines.models.registry import load_model
 from pipelines.sampling.generate import generate
@@ -35,16 +36,16 @@ def test_rows_of_the_fullest_split_are_those_of_one_process(
     """Identified, laid out, guided, decoded and committed by all ranks together as by one: the branches beside each
     other, and each of Wan's over two ranks (the smallest one's own tests have that)."""
     alone_in_branch = name in ("cogvideox-5b", "wan2.1-1.3b")
-    plan = prepare(job_of(joining_job, twin(name), f"parallel.ulysses={1 if alone_in_branch else 2}"))
-    outcome = run_job(plan)
+    prepared = prepare(job_of(joining_job, twin(name), f"parallel.ulysses={1 if alone_in_branch else 2}"))
+    outcome = run_job(prepared)
     assert (outcome.generated, outcome.guided, outcome.failed) == (2, 1, 0)
-    job, store, model = plan.job, Store(plan.job.output), load_model(plan.job.model.path, device="cpu")
+    job, store, model = prepared.job, Store(prepared.job.output), load_model(prepared.job.model.path, device="cpu")
     videos = []
     for row in store.rows().to_pylist():
         assert (row["engine"], row["cfg"], row["ulysses"]) == (
             ("single", 2, 1) if alone_in_branch else ("diffusers", 2, 2)
         )
-        assert (row["model"], row["model_revision"], row["fps"]) == (name, plan.model.revision, job.generation.fps)
+        assert (row["model"], row["model_revision"], row["fps"]) == (name, prepared.model.revision, job.generation.fps)
         method = job.methods[row["strategy"]]
         alone = generate(model, row["prompt"], seed=row["seed"], generation=job.generation, method=method)
         video = decode_mp4(store.read(row["file_name"]))

@@ -8,8 +8,10 @@ from ray.cluster_utils import Cluster
 
 from cluster.dataset.store import Store
 from cluster.job.config import JobConfig
+from cluster.job.prepared import prepare
 from cluster.job.worklist import open_worklist
-from cluster.runtime.driver import Driver, JobProgress, prepare
+from cluster.observability.progress import JobProgress
+from cluster.runtime.driver import Driver
 from cluster.runtime.fleet import ray_cluster
 from cluster.runtime.gang import Gang, GangState
 from pipelines.video.mp4 import decode_mp4
@@ -43,12 +45,12 @@ def job(tiny_job: Job, nodes: Cluster) -> Job:
 
 def run(job: JobConfig, look: Callable[[Driver], None] = lambda driver: None) -> Driver:
     """Runs a job, and looks at its driver at every change."""
-    plan, store = prepare(job), Store(job.output)
+    prepared, store = prepare(job), Store(job.output)
     nothing = store.committed_index()
-    worklist = open_worklist(plan, nothing, nothing)
-    store.open_run(plan.identity())
-    with ray_cluster(plan):
-        driver = Driver(plan, store, worklist, JobProgress(), lambda progress: look(driver))
+    worklist = open_worklist(prepared, nothing, nothing)
+    store.open_run(prepared.identity())
+    with ray_cluster(prepared):
+        driver = Driver(prepared, store, worklist, JobProgress(), lambda progress: look(driver))
         driver.run()
     return driver
 

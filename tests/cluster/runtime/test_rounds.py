@@ -22,8 +22,10 @@ def names(tmp_path: Path) -> TaskNames:
 @pytest.fixture
 def tasks(names: TaskNames, tmp_path: Path) -> list[ClipTask]:
     """The search's three; the first is the verified one too."""
-    plan = a_plan(str(tmp_path / "set.parquet"), "strategies=[numina+seed_search,numina+verified]", "search.seeds=3")
-    return list(tasks_of(plan))
+    prepared = a_plan(
+        str(tmp_path / "set.parquet"), "strategies=[numina+seed_search,numina+verified]", "search.seeds=3"
+    )
+    return list(tasks_of(prepared))
 
 
 def refused(attempt: int) -> Ruling:

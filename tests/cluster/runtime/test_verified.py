@@ -16,10 +16,11 @@ from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import outcomes, strategies_of
 from cluster.job.config import JobConfig
 from cluster.job.names import TaskNames, tasks_of
+from cluster.job.prepared import prepare
 from cluster.job.tasks import ClipTask
 from cluster.observability.status import status_of
 from cluster.prompts.write import make_prompts
-from cluster.runtime.driver import prepare, run_job
+from cluster.runtime.run import run_job
 from numina.errors import InputError, ModelError
 from tests.pipelines.judges import tiny
 
@@ -29,8 +30,8 @@ VERIFIED = ["strategies=[numina+verified]", "verify.attempts=3", "parallel.ulyss
 
 def chains(job: JobConfig) -> dict[str, list[ClipTask]]:
     """All attempts that a prompt may have, by its id."""
-    plan = prepare(job)
-    return {task.row.id or "": TaskNames(plan).attempts(task) for task in tasks_of(plan) if task.verified}
+    prepared = prepare(job)
+    return {task.row.id or "": TaskNames(prepared).attempts(task) for task in tasks_of(prepared) if task.verified}
 
 
 def accept(job: JobConfig, task: ClipTask) -> None:

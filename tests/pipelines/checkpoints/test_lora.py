@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cluster.job.config import load_job
-from cluster.job.plan import prepare
+from cluster.job.prepared import prepare
 from numina.errors import ConfigError, ModelError
 from pipelines.base import VideoModel
 from pipelines.checkpoints.lora import FILE, LoraConfig

@@ -12,7 +12,7 @@ import pytest
 from cluster.job.checks import check_submitted
 from cluster.job.config import JobConfig, load_job
 from cluster.job.names import tasks_of
-from cluster.job.plan import FIRST_ROWS, JobPlan, prepare
+from cluster.job.prepared import FIRST_ROWS, PreparedJob, prepare
 from cluster.job.tasks import ClipTask
 from cluster.job.worklist import open_worklist
 from cluster.keys import row_key
@@ -32,14 +32,14 @@ ROW: dict[str, Any] = {"id": "a", "prompt": "two red circles", "negative_prompt"
 def tasks_in(path: Path, *rows: dict[str, Any], job: JobConfig | None = None, **changes: Any) -> list[ClipTask]:
     path.unlink(missing_ok=True)
     make_prompts(rows, str(path))
-    plan = JobPlan(
+    prepared = PreparedJob(
         job=job or load_job("demo", ["strategies=[numina]"]),
         model=MODEL,
         device="cpu",
         dtype="float32",
         prompts=open_prompts(str(path)),
     )
-    return list(tasks_of(replace(plan, **changes)))
+    return list(tasks_of(replace(prepared, **changes)))
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,9 @@ def test_a_digest_changes_with_nothing_else(tmp_path: Path) -> None:
 
 def test_the_digest_is_a_column_of_the_row(tiny_job: Job) -> None:
     """A later run recognises the row by it."""
-    plan = prepare(tiny_job())
-    task = next(tasks_of(plan))
-    row = row_of(plan, task, Clip(np.zeros((0, 64, 64, 3), np.uint8), b"", {}), None, retries=0)
+    prepared = prepare(tiny_job())
+    task = next(tasks_of(prepared))
+    row = row_of(prepared, task, Clip(np.zeros((0, 64, 64, 3), np.uint8), b"", {}), None, retries=0)
     assert row["task_digest"] == task.digest
     assert ROW_SCHEMA.field("task_digest").type == pa.string()
 
@@ -145,8 +145,8 @@ def test_the_digest_is_a_column_of_the_row(tiny_job: Job) -> None:
 def test_videos_are_counted_without_rows(tiny_job: Job) -> None:
     """Rows from footers, times samples, times strategies that differ."""
     variants = ["method.guide.add=6", "variants.grid.guide.add=[5,6]"]
-    plan = prepare(tiny_job("samples=3", *variants))
-    assert plan.asked == 2 * 3 * 3 == len(list(tasks_of(plan)))
+    prepared = prepare(tiny_job("samples=3", *variants))
+    assert prepared.asked == 2 * 3 * 3 == len(list(tasks_of(prepared)))
     assert prepare(tiny_job("samples=3", "limit=1")).asked == 6
 
 
@@ -155,9 +155,9 @@ def test_the_first_rows_are_checked_at_once_and_the_others_before_work(tiny_job:
     path = str(tmp_path / "large.parquet")
     rows = [{"prompt": f"two circles and number {number}", "targets": None} for number in range(FIRST_ROWS)]
     make_prompts([*rows, {"prompt": "the sea"}], path)
-    plan = prepare(tiny_job(f"prompts={path}"))
+    prepared = prepare(tiny_job(f"prompts={path}"))
     with pytest.raises(PromptSetError, match=rf"1 problem:\n.*row {FIRST_ROWS}, column 'prompt': 'the sea'"):
-        open_worklist(plan, NOTHING, NOTHING)
+        open_worklist(prepared, NOTHING, NOTHING)
     make_prompts([{"prompt": "the sea"}, *rows], str(tmp_path / "other.parquet"))
     with pytest.raises(PromptSetError, match=r"row 0, column 'prompt': 'the sea'"):
         prepare(tiny_job(f"prompts={tmp_path}/other.parquet"))

@@ -25,7 +25,7 @@ FIRST_ROWS = 1000  # of a prompt set, checked before anything else is looked at
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobPlan:
+class PreparedJob:
     """A job whose settings and first rows were checked; `worklist.open_worklist` checks the others."""
 
     job: JobConfig
@@ -75,7 +75,7 @@ class JobPlan:
         }
 
 
-def prepare(job: JobConfig) -> JobPlan:
+def prepare(job: JobConfig) -> PreparedJob:
     """Checks model, shapes, degrees, the prompt set's files and columns, and its first rows whole.
 
     Raises an InputError before any GPU is taken.
@@ -93,7 +93,9 @@ def prepare(job: JobConfig) -> JobPlan:
     prompts = open_prompts(path, limit=job.limit)
     if job.verifies:
         check_judge(job, islice(prompts.parse(job.max_count), FIRST_ROWS))
-    return JobPlan(job=job, model=model, device=device, dtype=resolve_dtype(job.model.dtype, device), prompts=prompts)
+    return PreparedJob(
+        job=job, model=model, device=device, dtype=resolve_dtype(job.model.dtype, device), prompts=prompts
+    )
 
 
 def prompt_path(prompts: str) -> str:

@@ -269,8 +269,17 @@ def test_progress_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """Rows that were passed, up to all: checking a million new rows takes minutes."""
     monkeypatch.setattr(cluster.prompts.files, "BLOCK_ROWS", 2)
     told: list[int] = []
-    open_worklist(a_plan(numbered(tmp_path, 7, row_group=4)), NOTHING, NOTHING, told.append)
+    open_worklist(a_plan(numbered(tmp_path, 7, row_group=4)), NOTHING, NOTHING, report=told.append)
     assert told == [2, 4, 6, 7]
+
+
+def test_the_look_at_a_set_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two blocks of rows; then nothing is known of what is left."""
+    monkeypatch.setattr(cluster.prompts.files, "BLOCK_ROWS", 2)
+    told: list[int] = []
+    prepared = a_plan(numbered(tmp_path, 7, row_group=4))
+    assert open_worklist(prepared, NOTHING, NOTHING, report=told.append, stopped=lambda: len(told) == 2) is None
+    assert told == [2, 4]
 
 
 def test_a_set_that_was_changed_meanwhile_is_refused(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ UNFIT = {
     with_a_layer_too_many: r"doesn't fit WanTransformer3DModel: 2 of its 44 tensors .* transformer\.blocks\.9\.",
     of_a_text_encoder_too: r"1 of its 43 tensors belong to no layer, such as text_encoder\.",
     of_another_width: r"size mismatch for blocks\.0\.attn1\.to_q.*; use a LoRA that was made for this model",
-    a_dora: r"is a DoRA \(transformer\.blocks\.0\.attn1\.to_q\.dora_scale\)",
+    a_dora: r"is a DoRA: .* transformer\.blocks\.0\.attn1\.to_q\.dora_scale;",
     of_nothing_known: r"Invalid LoRA checkpoint.*; use a LoRA that was made for this model",
 }
 

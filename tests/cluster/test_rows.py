@@ -30,7 +30,9 @@ class TestRowKey:
     def test_it_is_the_same_in_another_process(self) -> None:
         """The key doesn't depend on the process, its hash seed or the order of a mapping."""
         turned = {**self.CONTENT, "config": {"method": {"name": "closed"}, "generation": {"shift": 5, "steps": 50}}}
-        code = f"from cluster.rows import row_key; from numina.prompts import Target; print(row_key(**{turned!r}))"
+        code = (
+            f"from cluster.keys import row_key; from numina.prompts.targets import Target; print(row_key(**{turned!r}))"
+        )
         environment = {**os.environ, "PYTHONHASHSEED": "99"}
         command = [sys.executable, "-c", code]
         printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.strip()

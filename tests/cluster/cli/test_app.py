@@ -142,10 +142,10 @@ def test_models_check_says_all_that_is_wrong(
 
 
 @pytest.mark.usefixtures("quick_model")
-def test_failures_set_the_exit_status(joining_job: Job, tmp_path: Path) -> None:
+def test_failures_set_the_exit_status(tiny_job: Job, tmp_path: Path) -> None:
     """A job with a video that can't be made ends with status 1 and says where the reason is."""
     make_prompts([{"prompt": "three red circles, bug"}], str(tmp_path / "bad.parquet"))
-    given = [*arguments(joining_job()), f"prompts={tmp_path}/bad.parquet", "parallel.ulysses=1", "strategies=[numina]"]
+    given = [*arguments(tiny_job()), f"prompts={tmp_path}/bad.parquet", "parallel.ulysses=1", "strategies=[numina]"]
     result = CliRunner().invoke(app, ["run", "--config", "demo", *given])
     assert result.exit_code == 1
     assert "0 of 1 videos" in result.output

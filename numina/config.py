@@ -9,12 +9,14 @@ frame) of a frame of ``MethodConfig.grid`` tokens, shares in [0, 1]. The classes
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
-from typing import Literal
+from typing import Any, Literal
 
+from numina.choices import choices_of
 from numina.errors import ConfigError
 
 _SHARE_SLACK = 1e-9  # 0.29 * 100 is 28.999…: without it a share that means a whole number would round down
 
+Cache = Literal["none", "taylorseer", "magcache", "first_block", "cfg_cache"]  # of steps
 TokenSet = Literal["noun", "phrase", "first"]  # all mentions of the noun, with their modifiers, or the first mention
 
 
@@ -27,7 +29,7 @@ class IdentifyConfig:
     block: float = 0.5  # l*, share of the depth (published: block 15 of 30)
     blocks: int = 1  # how many blocks are read, evenly from l* to the last; 0: all of these (ours; published: l* alone)
     combine: Literal["mean", "steadiest"] = "mean"  # of several blocks: their mean, or the one steadiest over frames
-    cache: str = "none"  # step cache up to t* (pipelines/sampling/cache.py); the captured step is always computed
+    cache: Cache = "none"  # step cache up to t* (pipelines/sampling/cache.py); the captured step is always computed
     source: Literal["clusters", "peaks"] = "clusters"  # clusters: self-attention PCA + mean shift (published)
     tokens: TokenSet = "noun"  # whose response is read: the noun's tokens (published) or its whole phrase's
     head: Literal["peak_frame", "peak_clip", "mean"] = "peak_frame"  # cross-attention head of a noun (published: peak)
@@ -60,13 +62,9 @@ class IdentifyConfig:
         _at_least(self, 0, "contrast_weight", "structure_weight", "edge_weight", "link_distance", "blocks")
         _at_least(self, 1, "structure_blocks", "dbscan_min_samples", "min_area", "stride")
         _above_zero(self, "dbscan_eps")
-        _one_of(self, "source", "clusters", "peaks")
-        _one_of(self, "combine", "mean", "steadiest")
-        _one_of(self, "cache", "none", "taylorseer", "magcache", "first_block", "cfg_cache")
+        _one_of_its_choices(self)
         if self.blocks != 1 and self.needs_self_attention:
             raise _out_of_range(self, "blocks", self.blocks, "must be 1 where source is clusters: one block clusters")
-        _one_of(self, "tokens", "noun", "phrase", "first")
-        _one_of(self, "head", "peak_frame", "peak_clip", "mean")
 
     def capture_step(self, times: Sequence[float]) -> int:
         """Index (from 0) of the denoising step whose attention is read: the one nearest to t* (`numina.schedule`)."""
@@ -104,7 +102,7 @@ class RefineConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "disc_radius", "center_weight", "temporal_weight", "max_move", "margin")
-        _one_of(self, "placement", "room", "released")
+        _one_of_its_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +129,7 @@ class GuideConfig:
         _share(self, "until")
         if self.anchor is not None:
             _at_least(self, 0, "anchor")
-        _one_of(self, "tokens", "noun", "phrase", "first")
-        _one_of(self, "schedule", "tanh", "constant")
-        _one_of(self, "overwrite", "none", "head", "global")
-        _one_of(self, "unit", "score", "deviation")
+        _one_of_its_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,10 +210,10 @@ def _above_zero(config: object, *names: str) -> None:
             raise _out_of_range(config, name, value, "must be finite and above 0")
 
 
-def _one_of(config: object, name: str, *choices: str) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        raise _out_of_range(config, name, value, f"must be one of {', '.join(choices)}")
+def _one_of_its_choices(config: Any) -> None:
+    for name, choices in choices_of(config.__class__).items():
+        if (value := getattr(config, name)) not in choices:
+            raise _out_of_range(config, name, value, f"must be one of {', '.join(choices)}")
 
 
 def _out_of_range(config: object, name: str, value: object, rule: str) -> ConfigError:

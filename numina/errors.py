@@ -29,6 +29,10 @@ class OutputError(InputError):
     """An output folder belongs to another job, or its filesystem can't hold the commit protocol's promise."""
 
 
+class LibraryError(NuminaError):
+    """A library is of a version that wasn't tested, and lacks a name that is used."""
+
+
 class StorageError(NuminaError):
     """Storage was lost or is full: the job stops, prompts are not blamed."""
 

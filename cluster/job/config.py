@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -33,6 +33,7 @@ from cluster.job.strategy import (
     trials,
 )
 from cluster.keys import canonical_json
+from numina.choices import check_choices
 from numina.config import MethodConfig
 from numina.errors import ConfigError
 from pipelines.base import GenerationConfig
@@ -50,12 +51,13 @@ class ModelConfig:
     path: str = "testbed"  # a diffusers folder, a hub id OWNER/NAME, or `testbed` for the embedded counting model
     revision: str | None = None  # of a hub id: a commit, 40 hex digits
     loras: list[LoraConfig] = field(default_factory=list)  # added to the transformer's weights, once
-    dtype: str = "auto"  # auto (bfloat16 on a GPU, float32 on a CPU) | float32 | bfloat16 | float16 | float8 (blocks)
-    device: str = "auto"  # auto (a GPU where there is one) | cuda | cpu
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float8"] = (
+        "auto"  # auto: bfloat16 on a GPU, float32 on a CPU; float8: of the blocks
+    )
+    device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: a GPU where there is one
 
     def __post_init__(self) -> None:
-        _one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float8"))
-        _one_of("model.device", self.device, ("auto", "cuda", "cpu"))
+        check_choices("model", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class ClusterConfig:
     attempts: int = 3  # tries of one clip before it is recorded as failed
     clip_timeout: float = 3600.0  # seconds that a batch may keep a gang busy in one phase; then its gang is replaced
     grace: float = 600.0  # seconds to finish what is under way after SIGTERM, SIGINT or SIGUSR2
-    log_format: str = "text"  # text | json: one object a line, with the gang and the clip's key
+    log_format: Literal["text", "json"] = "text"  # json: one object a line, with the gang and the clip's key
     start_timeout: float = 600.0  # seconds until a gang must stand: placed, model loaded and compiled
     step_timeout: float = (
         120.0  # seconds that a rank may be silent, or waited for by the others, before its gang is lost
@@ -83,7 +85,7 @@ class ClusterConfig:
         for name in ("cpus_per_rank", "clips_in_flight", "attempts", "encoders", "encoder_cpus"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"cluster.{name} is {getattr(self, name)}; it must be at least 1")
-        _one_of("cluster.log_format", self.log_format, ("text", "json"))
+        check_choices("cluster", self)
         for name in ("start_timeout", "step_timeout", "end_timeout", "clip_timeout", "grace"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"cluster.{name} is {getattr(self, name)} seconds; it must be more than 0")
@@ -332,8 +334,3 @@ def _keys(config: type, prefix: str = "") -> Iterator[str]:
         kind = listed[0] if listed else hints[item.name]
         if isinstance(kind, type) and is_dataclass(kind):
             yield from _keys(kind, f"{prefix}{item.name}{'[]' if listed else ''}.")
-
-
-def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; choose from {', '.join(choices)}")

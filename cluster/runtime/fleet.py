@@ -23,6 +23,7 @@ from cluster.evaluation.verdicts import placed
 from cluster.job.judge import judge_config
 from cluster.observability.metrics import endpoints
 from cluster.planner import planned_gib
+from cluster.private.ray import METRICS_PORT
 from cluster.runtime.faults import Verdict, judge, reason
 from cluster.runtime.gang import ENDING, PLACING, STANDING, Gang, end_gangs
 from cluster.workers.encoder import EncoderSpec
@@ -215,7 +216,7 @@ def ray_cluster(plan: JobPlan) -> Iterator[None]:
         cores = max(reserved_cpus(plan) + 1, len(os.sched_getaffinity(0)))
         options = {"num_cpus": cores, "include_dashboard": False}
         if plan.job.cluster.metrics_port:
-            options["_metrics_export_port"] = plan.job.cluster.metrics_port
+            options[METRICS_PORT] = plan.job.cluster.metrics_port
     ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
     logging.getLogger(__name__).info("metrics at %s", ", ".join(endpoints()))
     try:

@@ -12,23 +12,27 @@ Names: B clips, n tokens, R ranks of the sequence, N heads, D head size.
 from dataclasses import dataclass
 from datetime import timedelta
 from math import ceil
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as nnf
 from torch import Tensor
-from torch.distributed import _functional_collectives as funcol
 
+from numina.choices import check_choices
 from numina.errors import ConfigError
-from pipelines.parallel.support import ENGINES, SHARDINGS
+from numina.private.torch import collective_sum, limit_groups
+from pipelines.parallel.support import Engine, Sharding
+
+Place = Literal["gang", "apart"]  # of the text encoder
+_all_reduce = collective_sum()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     """How many ranks work on one clip, and how many such gangs run beside each other."""
 
-    engine: str = "auto"  # single | diffusers | xfuser | auto (single for one sequence rank, xfuser on GPUs)
+    engine: Engine = "auto"  # auto: single for one sequence rank, xfuser on GPUs
     cfg: int = 1  # 2: the conditional and the unconditional branch on different ranks
     ulysses: int = 1  # ranks that share a sequence by spreading its attention heads; they must divide them
     ring: int = 1  # ranks that share a sequence by passing keys and values on; for slow links between nodes
@@ -38,8 +42,7 @@ class ParallelConfig:
     compile: bool = False  # torch.compile of the repeated blocks: some 20 % faster steps after a minute's warm-up
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ConfigError(f"parallel.engine is {self.engine!r}; choose one of {', '.join(ENGINES)}")
+        check_choices("parallel", self)
         for name in ("cfg", "ulysses", "ring", "gangs", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"parallel.{name} is {getattr(self, name)}; it must be at least 1")
@@ -59,14 +62,11 @@ class ParallelConfig:
 class MemoryConfig:
     """What a rank's memory must hold."""
 
-    shard: str = "none"  # none | zero3 (weights spread over the gang's ranks) | zero3_offload (and kept in host memory)
-    text_encoder: str = "gang"  # gang | apart (in processes of its own: a gang's GPUs needn't hold UMT5-XXL's 11 GB)
+    shard: Sharding = "none"  # zero3 (weights spread over the gang's ranks) | zero3_offload (and kept in host memory)
+    text_encoder: Place = "gang"  # apart (in processes of its own: a gang's GPUs needn't hold UMT5-XXL's 11 GB)
 
     def __post_init__(self) -> None:
-        if self.shard not in SHARDINGS:
-            raise ConfigError(f"memory.shard is {self.shard!r}; choose one of {', '.join(SHARDINGS)}")
-        if self.text_encoder not in ("gang", "apart"):
-            raise ConfigError(f"memory.text_encoder is {self.text_encoder!r}; choose gang or apart")
+        check_choices("memory", self)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Shard:
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over ranks; on its way until it is first used, and a node of a compiled graph."""
-        return x if self.ranks == 1 else funcol.all_reduce(x, "sum", self.group)
+        return x if self.ranks == 1 else _all_reduce(x, "sum", self.group)
 
     def exchange(self, velocity: Tensor) -> tuple[Tensor, Tensor]:
         """The conditional and the unconditional prediction, from this rank's own and its pair's."""
@@ -165,5 +165,4 @@ def limit_collectives(timeout: timedelta) -> None:
 
     NCCL ends the process, gloo raises: either way the gang is lost, instead of waiting for a rank that hangs.
     """
-    for group in list(dist.distributed_c10d._world.pg_map):
-        dist.distributed_c10d._set_pg_timeout(timeout, group)
+    limit_groups(timeout)

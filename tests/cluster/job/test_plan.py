@@ -14,7 +14,6 @@ from cluster.job.config import JobConfig, load_job
 from cluster.job.plan import FIRST_ROWS, JobPlan, prepare
 from cluster.job.tasks import ClipTask
 from cluster.job.worklist import open_worklist
-from cluster.keys import row_key
 from cluster.prompts.promptset import open_prompts
 from cluster.prompts.write import make_prompts
 from cluster.rows import ROW_SCHEMA
@@ -23,6 +22,8 @@ from numina.errors import ConfigError, PromptSetError
 from numina.prompts.targets import Target
 from pipelines.sampling.clip import Clip
 from tests.cluster.job.test_worklist import MODEL, NOTHING
+from tests.cluster.tasks import row_key
+from tests.cluster.tasks import tasks_of as all_tasks
 
 Job = Callable[..., JobConfig]
 ROW: dict[str, Any] = {"id": "a", "prompt": "two red circles", "negative_prompt": "blurry", "seed": 5}
@@ -38,7 +39,7 @@ def tasks_of(path: Path, *rows: dict[str, Any], job: JobConfig | None = None, **
         dtype="float32",
         prompts=open_prompts(str(path)),
     )
-    return list(tasks_of(replace(plan, **changes)))
+    return list(all_tasks(replace(plan, **changes)))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_a_digest_changes_with_nothing_else(tmp_path: Path) -> None:
 def test_the_digest_is_a_column_of_the_row(tiny_job: Job) -> None:
     """A later run recognises the row by it."""
     plan = prepare(tiny_job())
-    task = next(tasks_of(plan))
+    task = next(all_tasks(plan))
     row = row_of(plan, task, Clip(np.zeros((0, 64, 64, 3), np.uint8), b"", {}), None, retries=0)
     assert row["task_digest"] == task.digest
     assert ROW_SCHEMA.field("task_digest").type == pa.string()
@@ -145,7 +146,7 @@ def test_videos_are_counted_without_rows(tiny_job: Job) -> None:
     """Rows from footers, times samples, times strategies that differ."""
     variants = ["method.guide.add=6", "variants.grid.guide.add=[5,6]"]
     plan = prepare(tiny_job("samples=3", *variants))
-    assert plan.asked == 2 * 3 * 3 == len(list(tasks_of(plan)))
+    assert plan.asked == 2 * 3 * 3 == len(list(all_tasks(plan)))
     assert prepare(tiny_job("samples=3", "limit=1")).asked == 6
 
 

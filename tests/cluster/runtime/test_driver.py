@@ -20,7 +20,6 @@ import cluster.runtime.gang
 import cluster.workers.tasks
 from cluster.dataset.store import Store
 from cluster.job.config import JobConfig
-from cluster.job.names import tasks_of
 from cluster.prompts.write import make_prompts
 from cluster.runtime.driver import Driver, JobProgress, prepare, run_job
 from cluster.runtime.flight import Call, Flight
@@ -32,6 +31,7 @@ from pipelines.sampling.clip import Clip
 from pipelines.sampling.generate import generate
 from pipelines.video.mp4 import decode_mp4, encode_mp4
 from tests.cluster.conftest import PROMPTS, processes
+from tests.cluster.tasks import tasks_of
 
 Job = Callable[..., JobConfig]
 PLAIN = ["strategies=[baseline]"]

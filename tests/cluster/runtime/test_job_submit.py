@@ -95,7 +95,7 @@ def test_a_checkout_is_sent_with_the_job(head: Head, job: list[str], tmp_path: P
     for package in ("cluster", "configs", "numina", "pipelines"):
         shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
     for module in ("runtime/driver", "workers/rank"):
-        with (checkout / f"cluster/runtime/{module}.py").open("a") as file:
+        with (checkout / f"cluster/{module}.py").open("a") as file:
             file.write(f"\nwith open({str(imported)!r}, 'a') as log: print(__name__, __file__, file=log)\n")
     log = head.job("submit", "--working-dir", str(checkout), "--", "python", "-m", "cluster.cli", *job)
     assert "4 of 4 videos" in log

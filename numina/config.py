@@ -15,6 +15,8 @@ from numina.errors import ConfigError
 
 _SHARE_SLACK = 1e-9  # 0.29 * 100 is 28.999…: without it a share that means a whole number would round down
 
+LONGEST, LARGEST = 1000, 1_000_000  # tokens across and in a frame, beyond any clip's
+
 TokenSet = Literal["noun", "phrase", "first"]  # all mentions of the noun, with their modifiers, or the first mention
 
 
@@ -69,6 +71,8 @@ class IdentifyConfig:
         _at_least(self, 0, "contrast_weight", "structure_weight", "edge_weight", "link_distance", "blocks")
         _at_least(self, 1, "structure_blocks", "dbscan_min_samples", "min_area", "stride")
         _above_zero(self, "dbscan_eps")
+        _at_most(self, LONGEST, "dbscan_eps", "link_distance", "blocks", "structure_blocks", "stride")
+        _at_most(self, LARGEST, "dbscan_min_samples", "min_area")
         _one_of(self, "source", "clusters", "peaks")
         _one_of(self, "combine", "mean", "steadiest")
         _one_of(self, "cache", "none", "taylorseer", "magcache", "first_block", "cfg_cache")
@@ -91,7 +95,7 @@ class IdentifyConfig:
         first = min(depth - 1, int(self.block * depth + _SHARE_SLACK))
         if self.blocks == 1:
             return [first]
-        number = self.blocks or depth - first
+        number = min(self.blocks, depth - first) or depth - first
         return sorted({int(first + (depth - 1 - first) * i / max(1, number - 1) + 0.5) for i in range(number)})
 
     @property
@@ -115,6 +119,7 @@ class RefineConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "disc_radius", "center_weight", "temporal_weight", "max_move", "margin")
+        _at_most(self, LONGEST, "disc_radius", "max_move", "margin")
         _one_of(self, "placement", "room", "released")
 
 
@@ -147,6 +152,7 @@ class GuideConfig:
         _share(self, "until")
         if self.anchor is not None:
             _at_least(self, 0, "anchor")
+            _at_most(self, LONGEST, "anchor")
         _one_of(self, "tokens", "noun", "phrase", "first")
         _one_of(self, "schedule", "tanh", "constant")
         _one_of(self, "overwrite", "none", "head", "global")
@@ -167,6 +173,7 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "grid")
+        _at_most(self, LARGEST, "grid")
         if self.guide.anchor is not None and self.identify.stride > 1:
             raise ConfigError(
                 f"method.guide.anchor = {self.guide.anchor} holds clips to the plain one at every step, but"
@@ -224,6 +231,12 @@ def _at_least(config: object, least: float, *names: str) -> None:
         value = getattr(config, name)
         if not least <= value < float("inf"):
             raise _out_of_range(config, name, value, f"must be finite and at least {least}")
+
+
+def _at_most(config: object, most: int, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) <= most:
+            raise _out_of_range(config, name, getattr(config, name), f"must be at most {most:,}")
 
 
 def _above_zero(config: object, *names: str) -> None:

@@ -23,6 +23,8 @@ from torch.distributed import _functional_collectives as funcol
 from numina.errors import ConfigError
 from pipelines.parallel.support import ENGINES, SHARDINGS
 
+MOST = 10_000  # ranks, gangs, clips: more is a slip of the hand
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
@@ -45,8 +47,10 @@ class ParallelConfig:
         if self.engine not in ENGINES:
             raise ConfigError(f"parallel.engine is {self.engine!r}; choose one of {', '.join(ENGINES)}")
         for name in ("cfg", "ulysses", "ring", "gangs", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"parallel.{name} is {getattr(self, name)}; it must be at least 1")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise ConfigError(
+                    f"parallel.{name} is {getattr(self, name)}; it must be at least 1, and {MOST:,} at most"
+                )
 
     @property
     def ranks(self) -> int:

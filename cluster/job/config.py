@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from cluster.job.numbers import check_numbers
 from cluster.job.settings import settings_of
 from cluster.job.strategy import (
     ACCEPTED,
@@ -43,6 +44,8 @@ from pipelines.parallel.shard import MemoryConfig, ParallelConfig
 
 ALGORITHM_VERSION = 3  # raised when the same configuration would give other pixels; part of every row's key
 DEFAULT_PRESET = "closed"
+MOST = 10_000  # processes, cores, clips of a prompt: more is a slip of the hand
+LONGEST = 100_000_000  # seconds that anything may wait: beyond it, timers overflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +88,19 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         for name in ("cpus_per_rank", "clips_in_flight", "attempts", "encoders", "encoder_cpus"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"cluster.{name} is {getattr(self, name)}; it must be at least 1")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise ConfigError(
+                    f"cluster.{name} is {getattr(self, name)}; it must be at least 1, and {MOST:,} at most"
+                )
         check_choices("cluster", self)
         for name in ("start_timeout", "step_timeout", "end_timeout", "clip_timeout", "grace"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"cluster.{name} is {getattr(self, name)} seconds; it must be more than 0")
+            if not 0 < getattr(self, name) <= LONGEST:
+                raise ConfigError(
+                    f"cluster.{name} is {getattr(self, name):g} seconds; it must be more than 0, and {LONGEST:,} (three"
+                    " years) at most"
+                )
+        if not 0 <= self.metrics_port <= 65535:
+            raise ConfigError(f"cluster.metrics_port is {self.metrics_port}; give a port from 1 to 65535, or 0")
         if not 0 <= self.encoder_gpus <= 1:
             raise ConfigError(f"cluster.encoder_gpus is {self.encoder_gpus}; give a share of a GPU, 0 to 1")
 
@@ -137,8 +147,13 @@ class JobConfig:
         if not (self.strategies or self.variants) or len(set(self.strategies)) < len(self.strategies):
             raise ConfigError(f"strategies is {self.strategies}; give each at most once, e.g. [baseline, numina]")
         assert self.all_strategies, "one is given; a name that isn't one raises"
-        if self.samples < 1 or (self.limit is not None and self.limit < 1):
-            raise ConfigError(f"samples is {self.samples} and limit is {self.limit}; both must be at least 1")
+        if not 1 <= self.samples <= MOST or (self.limit is not None and self.limit < 1):
+            raise ConfigError(
+                f"samples is {self.samples} and limit is {self.limit};"
+                f" both must be at least 1, samples {MOST:,} at most"
+            )
+        if self.max_count < 1:
+            raise ConfigError(f"max_count is {self.max_count}; it must be at least 1, the smallest count of a target")
         part = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.shard)
         if not part or int(part[1]) >= int(part[2]):
             raise ConfigError(f"shard is {self.shard!r}; give INDEX/COUNT with INDEX from 0 to COUNT - 1, e.g. 0/8")
@@ -208,7 +223,9 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) ->
         variants = given.pop("variants", None) or OmegaConf.create({})
         merged: Any = OmegaConf.merge(OmegaConf.structured(JobConfig), method, given)
         methods = _variants(variants, merged.method, given.get("method"))
-        job = OmegaConf.to_object(OmegaConf.merge(merged, {"variants": methods}))
+        whole: Any = OmegaConf.merge(merged, {"variants": methods})
+        check_numbers(OmegaConf.to_container(whole))
+        job = OmegaConf.to_object(whole)
     except (ConfigAttributeError, ConfigKeyError) as error:
         raise _unknown_key(str(error.full_key)) from error
     except OmegaConfBaseException as error:

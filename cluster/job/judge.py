@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cluster.job.config import config_folder, load_yaml
+from cluster.job.numbers import check_numbers
 from numina.errors import ConfigError
 from pipelines.judges.base import JudgeConfig
 
@@ -27,6 +28,7 @@ def judge_config(name: str, changes: Mapping[str, Any] | None = None) -> JudgeCo
         raise ConfigError(f"judge {name!r} needs weights: give judge.path=FOLDER. {comment}")
     try:
         merged: Any = OmegaConf.merge(OmegaConf.structured(JudgeConfig), given)
+        check_numbers(OmegaConf.to_container(merged), "judge")
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"judge.{error.full_key or ''}: {str(error).splitlines()[0]}") from error

@@ -14,7 +14,7 @@ from cluster.dataset.store import Store
 from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
 from cluster.workers.row import layout_arrays, row_of
-from numina.errors import InputError, StorageError
+from numina.errors import ClipError, InputError, StorageError
 from numina.stage import Stage
 from pipelines.sampling.clip import Clip, Identified
 
@@ -78,14 +78,14 @@ RECEIPT_COLUMNS = ("strategy", "guided", "steps", "timings", "gpu_seconds")
 
 @ray.remote
 def lay_out(
-    identified: Sequence[Identified | InputError], tasks: Sequence[ClipTask], method: MethodConfig
-) -> list[tuple[Correction, float] | InputError]:
-    """Layout, refinement and plan of a batch's clips; and the seconds each took."""
+    identified: Sequence[Identified | InputError | ClipError], tasks: Sequence[ClipTask], method: MethodConfig
+) -> list[tuple[Correction, float] | InputError | ClipError]:
+    """Layout, refinement and plan of a batch's clips; and the seconds each took. Errors stay in their places."""
     from numina.correct import correct  # scikit-learn takes a second to import, and only layout tasks need it
 
-    answers: list[tuple[Correction, float] | InputError] = []
+    answers: list[tuple[Correction, float] | InputError | ClipError] = []
     for seen, task in zip(identified, tasks, strict=True):
-        if isinstance(seen, InputError):
+        if isinstance(seen, (InputError, ClipError)):
             answers.append(seen)
             continue
         began = time.perf_counter()
@@ -95,14 +95,25 @@ def lay_out(
 
 
 @ray.remote
-def write(clips: Sequence[Clip], drafts: Sequence[Draft], output: Output, began: float) -> list[Receipt]:
-    """Makes the clips' mp4s and commits their rows. Frames come here from the gang's node, and neither they nor the
-    videos go through the driver. `began` is when it was asked for, by the driver's clock."""
+def write(
+    clips: Sequence[Clip | ClipError], drafts: Sequence[Draft], output: Output, began: float
+) -> list[Receipt | ClipError]:
+    """Makes the clips' mp4s and commits their rows; a broken clip's error stays in its place.
+
+    Frames come here from the gang's node, and neither they nor the videos go through the driver. `began` is when it was
+    asked for, by the driver's clock.
+    """
     from pipelines.sampling.write import write_clips
 
     store = store_of(output)
-    written = write_clips(clips, output.prepared.job.generation, keep_frames=False)
-    return [_commit(store, output.prepared, clip, draft, began) for clip, draft in zip(written, drafts, strict=True)]
+    answers: list[Receipt | ClipError] = []
+    for clip, draft in zip(clips, drafts, strict=True):
+        if isinstance(clip, ClipError):
+            answers.append(clip)
+            continue
+        [written] = write_clips([clip], output.prepared.job.generation, keep_frames=False)
+        answers.append(_commit(store, output.prepared, written, draft, began))
+    return answers
 
 
 @ray.remote

@@ -54,6 +54,32 @@ def test_generate_writes_one_mp4(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert "without NUMINA" in plain
 
 
+@pytest.mark.parametrize(
+    ("scale", "status", "said"),
+    [("1e30", 1, "the latents have values that aren't finite"), ("nan", 2, "generation.guidance_scale is nan")],
+)
+@pytest.mark.parametrize("how", [["--plain"], []], ids=["plain", "numina"])
+def test_generate_writes_no_broken_clip(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: list[str],
+    scale: str,
+    status: int,
+    said: str,
+) -> None:
+    """A clip without numbers ends with its reason, a setting that is no number is refused; no file in either case."""
+    file = tmp_path / "clip.mp4"
+    given = [f"model.path={tiny_checkpoint}", *TINY, f"generation.guidance_scale={scale}"]
+    monkeypatch.setattr("sys.argv", ["numina", "generate", "two red circles", "-o", str(file), *how, *given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == status
+    assert said in capsys.readouterr().err
+    assert not file.exists()
+
+
 @pytest.mark.usefixtures("quick_model")
 def test_run_status_evaluate_report(tiny_job: Job, tmp_path: Path) -> None:
     """The life of a dataset by its verbs; a second run has nothing to do, one with variants makes their rows only."""

@@ -225,6 +225,31 @@ def test_a_clean_up_needs_an_output(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["videos"]
 
 
+@pytest.mark.parametrize("place", ["nowhere", "empty", "file.mp4", "deep/er/nowhere"])
+@pytest.mark.parametrize("verb", ["status", "report", "evaluate", "trace", "gc", "export"])
+def test_an_output_that_is_not_there_is_an_error(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+    place: str,
+) -> None:
+    """A typing error in its name: status 2, and nothing is made."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.mp4").write_bytes(b"a clip")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["numina", verb, place, *(["--to", "hf", "-o", "to"] * (verb == "export"))])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2
+    assert re.search(
+        r"error: .* has no run\.json.*; give an output|error: .* has no run\.json.*: give the folder",
+        capsys.readouterr().err,
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_bad_input_is_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

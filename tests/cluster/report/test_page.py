@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from cluster.cli.app import app
 from cluster.dataset.store import Store
 from cluster.report import build_report
-from numina.errors import OutputError
+from numina.errors import InputError, OutputError
 from tests.cluster.report.conftest import HOSTILE, make_large, put_clip
 
 
@@ -153,5 +153,5 @@ def test_an_empty_or_remote_output_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="remote"):
         build_report("s3://bucket/out")
     make_large(tmp_path / "out")
-    with pytest.raises(OutputError, match=r"must end in \.html"):
+    with pytest.raises(InputError, match=r"--output is .*videos', but the file must end in \.html"):
         build_report(tmp_path / "out", tmp_path / "out" / "videos")

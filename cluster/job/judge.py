@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cluster.job.config import config_folder, load_yaml
 from cluster.job.numbers import check_numbers
+from cluster.job.values import literal
 from numina.errors import ConfigError
 from pipelines.judges.base import JudgeConfig
 
@@ -22,7 +23,8 @@ def judge_config(name: str, changes: Mapping[str, Any] | None = None) -> JudgeCo
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else config_folder() / "judge" / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(f"judge {name!r} is neither a YAML file nor one of those shipped: {', '.join(known)}")
-    given = OmegaConf.merge(load_yaml(path), dict(changes or {}))
+    changed = {key: literal(value) if isinstance(value, str) else value for key, value in (changes or {}).items()}
+    given = OmegaConf.merge(load_yaml(path, JudgeConfig), changed)
     if OmegaConf.is_missing(given, "path"):
         comment = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
         raise ConfigError(f"judge {name!r} needs weights: give judge.path=FOLDER. {comment}")

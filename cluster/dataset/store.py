@@ -50,7 +50,7 @@ from cluster.dataset.segments import (
     union,
 )
 from cluster.keys import canonical, canonical_json
-from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, check_row, plain_value
+from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, check_row, one_value, plain_value
 from cluster.storage.open import check_promise, open_files
 from cluster.storage.protocol import Files
 from numina.errors import DamageError, OutputError
@@ -261,7 +261,7 @@ class Store:
         known = pa.Table.from_pylist([own], schema=ROW_SCHEMA)
         for name, value in extra.items():
             declared = self._extra_columns.field(name).type if name in self._extra_columns.names else None
-            known = known.append_column(name, pa.array([value], type=declared))
+            known = known.append_column(name, one_value(value, declared))
         return known
 
     # --- what went wrong ---

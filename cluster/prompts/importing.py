@@ -152,7 +152,7 @@ class _Reader:
             self._use_own_words(row)
         batch = pa.RecordBatch.from_pylist([row.values for row in sound], schema=schema)
         own = batch.select([name for name in schema.names if name in OWN_SCHEMA.names])
-        file = PromptFile(fs=None, path=self.path, schema=schema, groups=(), options={})
+        file = PromptFile(fs=None, path=self.path, stored=schema, groups=())
         block = Block(file=file, group=0, offset=0, number=0, index=self.found.rows, rows=len(sound))
         targets = []
         for offset, row in enumerate(sound):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pat
 
+from cluster.prompts.columns import is_python
 from cluster.prompts.files import Block
 from cluster.rows import TARGETS
 from numina.errors import PromptError
@@ -84,10 +85,12 @@ class RawRow:
 
 
 def _python(scalar: pa.Scalar) -> Any:
-    """The value as Python has it; a nanosecond time, which Python hasn't, stays pyarrow's."""
+    """The value as Python has it; what Python hasn't, e.g. a nanosecond, stays pyarrow's."""
+    if not is_python(scalar.type):
+        return scalar
     try:
         return scalar.as_py()
-    except ValueError:
+    except (ValueError, OverflowError):
         return scalar
 
 

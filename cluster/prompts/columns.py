@@ -30,8 +30,10 @@ _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 def decoded(column: pa.Field) -> pa.Field:
-    """A column that isn't dictionary-encoded."""
-    return column.with_type(column.type.value_type) if pat.is_dictionary(column.type) else column
+    """A column that isn't dictionary-encoded, and without views of text and bytes, which Arrow can't sort rows of."""
+    type = column.type.value_type if pat.is_dictionary(column.type) else column.type
+    views = any(pat.is_string_view(own) or pat.is_binary_view(own) for own in _parts(type))
+    return column.with_type(_plain(type) if views else type)
 
 
 def united(one: pa.Field, other: pa.Field) -> pa.Field:
@@ -135,7 +137,7 @@ def value_problems(batch: pa.RecordBatch, extra: pa.Schema) -> Iterator[tuple[in
         for find in (_text_trouble, _time_trouble, lambda values, type=type: _cast_trouble(values, type)):
             if find(column) is None:
                 continue
-            rows = [(offset, find(column.slice(offset, 1))) for offset in range(len(column))]
+            rows = [(offset, find(column.take(pa.array([offset])))) for offset in range(len(column))]
             yield from ((offset, name, _shown(column[offset]), told) for offset, told in rows if told is not None)
             break
 
@@ -222,6 +224,8 @@ def _cast(values: pa.Array, type: pa.DataType) -> pa.Array:
         values = values.dictionary_decode()
     if values.type == type:
         return values
+    if pat.is_decimal(type) and pat.is_integer(values.type):  # Arrow asks for places for all integers of their type
+        values = values.cast(pa.decimal256(76, type.scale))
     try:
         return values.cast(type)
     except pa.ArrowNotImplementedError:  # of nested values
@@ -229,10 +233,14 @@ def _cast(values: pa.Array, type: pa.DataType) -> pa.Array:
 
 
 def _shown(value: pa.Scalar) -> Any:
-    for read in (value.as_py, lambda: value.cast(pa.binary()).as_py(), lambda: value.cast(pa.int64()).as_py()):
+    try:
+        return value.as_py()
+    except (pa.ArrowException, ValueError, OverflowError):
+        pass
+    for type in (pa.binary(), pa.int64(), pa.int32()):
         try:
-            return read()
-        except (pa.ArrowException, ValueError, OverflowError):
+            return value.cast(type).as_py()
+        except pa.ArrowException:
             continue
     return str(value.type)
 

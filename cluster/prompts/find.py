@@ -1,7 +1,8 @@
 """The files of a prompt set: those that a path, a folder or a pattern names, on any fsspec filesystem.
 
-Of a folder all `*.parquet` below it are read, links followed. What begins with `.` or `_` is passed over: checkpoints of
-notebooks, temporary files, caches, markers. A folder `name=value` is a partition: its files have that column too.
+Of a folder all `*.parquet` below it are read, links followed. Names that begin with `.` or `_` are passed over:
+checkpoints of notebooks, temporary files, caches, markers. A folder `name=value` is a partition: its files have that
+column too.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@
 | any other | any | carried into the output unchanged |
 
 A set is one file, a folder of `*.parquet` at any depth, or a glob; local, or a URL that fsspec knows (`s3://…`,
-`https://…`, where a folder's ends in `/`); `cluster.prompts.find` says which files of a folder are read. Large, view and
-dictionary strings and all integer widths are accepted. Where files give another column different types, it has the one
-that Arrow unites them to. Row numbers count from 0.
+`https://…`, where a folder's ends in `/`); `cluster.prompts.find` says which files of a folder are read. Large, view
+and dictionary strings and all integer widths are accepted. Where files give another column different types, it has the
+one that Arrow unites them to. Row numbers count from 0.
 """
 
 from collections import Counter

@@ -48,6 +48,15 @@ class PromptRow:
     extra: dict[str, Any] = field(default_factory=dict)  # the set's other columns
     original_prompt: str | None = None  # where `prompt` was rewritten
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Values of Arrow go to other processes as columns: a scalar is pickled as Python's, which loses nanoseconds."""
+        extra = {name: pa.repeat(own, 1) if isinstance(own, pa.Scalar) else own for name, own in self.extra.items()}
+        return {**self.__dict__, "extra": extra}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        extra = {name: own[0] if isinstance(own, pa.Array) else own for name, own in state["extra"].items()}
+        self.__dict__.update(state, extra=extra)
+
 
 @dataclass(frozen=True, slots=True)
 class RawRow:

@@ -35,7 +35,7 @@ from cluster.runtime.recovery import Recovery
 from cluster.runtime.rounds import Rounds
 from cluster.runtime.supply import Supply
 from cluster.workers.tasks import COMPACT_CPUS, LAYOUT_CPUS, WRITE_CPUS, Draft, Output, Receipt, compact, lay_out, write
-from numina.errors import GangError, InputError
+from numina.errors import GangError, InputError, JobError
 from numina.stage import Stage
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class Driver:
                 self.queues.send_beside(flight, Stage.WRITE, rows)
             case Stage.WRITE:
                 self.queues.flights.remove(flight)
-                self._count(answer)
+                self._count(flight.tasks, answer)
             case Stage.JUDGE:
                 self.queues.flights.remove(flight)
                 for task, ruling in zip(flight.tasks, answer, strict=True):
@@ -268,10 +268,13 @@ class Driver:
             retries=self.queues.failed_tries[task.key],
         )
 
-    def _count(self, receipts: Sequence[Receipt]) -> None:
-        """Rows were committed."""
-        self.recovery.failed_in_a_row = 0
-        for receipt in receipts:
+    def _count(self, tasks: Sequence[ClipTask], answers: Sequence[Receipt | InputError | JobError]) -> None:
+        """Rows were committed, and what couldn't be is recorded."""
+        for task, receipt in zip(tasks, answers, strict=True):
+            if not isinstance(receipt, Receipt):
+                self.recovery.give_up(task, Stage.WRITE, receipt)
+                continue
+            self.recovery.failed_in_a_row = 0
             self.queues.failed_tries.pop(receipt.key, None)
             self.uncompacted.append(receipt.key)
             self.progress.generated += 1

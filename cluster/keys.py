@@ -54,21 +54,6 @@ class RowKeys:
         return key.hexdigest()
 
 
-def row_key(
-    *,
-    prompt: str,
-    negative_prompt: str | None,
-    targets: Sequence[Target],
-    seed: int,
-    config: Mapping[str, Any],
-    model_revision: str,
-    algorithm_version: str | int,
-) -> str:
-    """`RowKeys.key` of a single row."""
-    keys = RowKeys(config=config, model_revision=model_revision, algorithm_version=algorithm_version)
-    return keys.key(prompt=prompt, negative_prompt=negative_prompt, targets=targets, seed=seed)
-
-
 class TaskDigests:
     """Digests of what is asked under one configuration, before targets are read from prompts.
 

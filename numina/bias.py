@@ -14,6 +14,7 @@ from torch import Tensor
 
 from numina.config import GuideConfig
 from numina.guidance import GuidancePlan
+from numina.private.torch import mark_dynamic
 from numina.regions import Region
 
 HIDDEN = -1e4  # a score that no softmax shows; not −∞, of which a kernel's tile of masked columns may make NaN
@@ -362,5 +363,5 @@ def _through_batch(numbers: Int64[np.ndarray, "clips length"], per_clip: int) ->
 
 def _dynamic(x: Tensor, dim: int) -> Tensor:
     """Tells torch.compile that this length varies from prompt to prompt."""
-    torch._dynamo.maybe_mark_dynamic(x, dim)
+    mark_dynamic(x, dim)
     return x

@@ -9,12 +9,14 @@ frame) of a frame of ``MethodConfig.grid`` tokens, shares in [0, 1]. The classes
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
-from typing import Literal
+from typing import Any, Literal, get_args
 
+from numina.choices import choices_of
 from numina.errors import ConfigError
 
 _SHARE_SLACK = 1e-9  # 0.29 * 100 is 28.999…: without it a share that means a whole number would round down
 
+Cache = Literal["none", "taylorseer", "magcache", "first_block", "cfg_cache"]  # of steps
 TokenSet = Literal["noun", "phrase", "first"]  # all mentions of the noun, with their modifiers, or the first mention
 
 
@@ -69,13 +71,10 @@ class IdentifyConfig:
         _at_least(self, 0, "contrast_weight", "structure_weight", "edge_weight", "link_distance", "blocks")
         _at_least(self, 1, "structure_blocks", "dbscan_min_samples", "min_area", "stride")
         _above_zero(self, "dbscan_eps")
-        _one_of(self, "source", "clusters", "peaks")
-        _one_of(self, "combine", "mean", "steadiest")
-        _one_of(self, "cache", "none", "taylorseer", "magcache", "first_block", "cfg_cache")
+        _one_of_its_choices(self)
+        _one_of(self, "cache", get_args(Cache))
         if self.blocks != 1 and self.needs_self_attention:
             raise _out_of_range(self, "blocks", self.blocks, "must be 1 where source is clusters: one block clusters")
-        _one_of(self, "tokens", "noun", "phrase", "first")
-        _one_of(self, "head", "peak_frame", "peak_clip", "mean")
 
     def capture_step(self, times: Sequence[float]) -> int:
         """Index (from 0) of the denoising step whose attention is read: the one nearest to t* (`numina.schedule`)."""
@@ -115,7 +114,7 @@ class RefineConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "disc_radius", "center_weight", "temporal_weight", "max_move", "margin")
-        _one_of(self, "placement", "room", "released")
+        _one_of_its_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +146,7 @@ class GuideConfig:
         _share(self, "until")
         if self.anchor is not None:
             _at_least(self, 0, "anchor")
-        _one_of(self, "tokens", "noun", "phrase", "first")
-        _one_of(self, "schedule", "tanh", "constant")
-        _one_of(self, "overwrite", "none", "head", "global")
-        _one_of(self, "unit", "score", "deviation")
+        _one_of_its_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +229,13 @@ def _above_zero(config: object, *names: str) -> None:
             raise _out_of_range(config, name, value, "must be finite and above 0")
 
 
-def _one_of(config: object, name: str, *choices: str) -> None:
-    value = getattr(config, name)
-    if value not in choices:
+def _one_of_its_choices(config: Any) -> None:
+    for name, choices in choices_of(config.__class__).items():
+        _one_of(config, name, choices)
+
+
+def _one_of(config: object, name: str, choices: Sequence[str]) -> None:
+    if (value := getattr(config, name)) not in choices:
         raise _out_of_range(config, name, value, f"must be one of {', '.join(choices)}")
 
 

@@ -33,6 +33,10 @@ class JobError(NuminaError):
     """A job stopped after it began: its input turned out to be wrong, or was changed while it ran."""
 
 
+class LibraryError(NuminaError):
+    """A library is of a version that wasn't tested, and lacks a name that is used."""
+
+
 class StorageError(NuminaError):
     """Storage was lost or is full: the job stops, prompts are not blamed."""
 

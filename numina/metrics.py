@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int64, Integer
+from jaxtyping import Float, Integer
 
 RESAMPLED_AT_ONCE = 2_000_000  # values: a bootstrap of many prompts would take prompts × prompts of memory
 
@@ -143,19 +143,6 @@ def agreement(
             " and the same nouns, with the `every` of each judge"
         )
     return float((one == other).mean())
-
-
-def confusion(asked: Sequence[int], detected: Sequence[int]) -> Int64[np.ndarray, "counts counts"]:
-    """How often a count was asked (row) and another detected (column), of pairs; square, as large as the highest."""
-    if len(asked) != len(detected):
-        raise ValueError(f"asked has {len(asked)} counts and detected {len(detected)}: give pairs")
-    pairs = np.array([asked, detected], dtype=np.int64)
-    if (pairs < 0).any():
-        raise ValueError(f"{pairs.min()} is no count: counts are at least 0")
-    size = int(pairs.max(initial=0)) + 1
-    matrix = np.zeros((size, size), dtype=np.int64)
-    np.add.at(matrix, (pairs[0], pairs[1]), 1)
-    return matrix
 
 
 def _resampled(sample: Float[np.ndarray, " prompts"], level: float, resamples: int, seed: int) -> tuple[float, float]:

@@ -88,7 +88,6 @@ class ModelFacts:
     joint: bool = False  # text and video are one sequence of attention; else text has cross-attention of its own
     token_strides: tuple[int, int, int]  # frames, pixels down, pixels across per token
     frame_step: int = 4  # s: the VAE decodes to s·k + 1 frames, and to no other number
-    transformer_bytes: int  # of the weight files
     sampler: str  # diffusers' class that denoises
     shift: float | None  # of the checkpoint's own flow schedule; None: its sampler is no flow's
     large_shift: float | None = None  # the least flow shift of its clips beyond 480p

@@ -1,12 +1,21 @@
 """The design's one-way imports: cluster → pipelines → numina, and inside each from a higher room to a lower one."""
 
 import ast
+import re
 import subprocess
 import sys
+import tempfile
+import tomllib
 from collections.abc import Iterator
+from importlib import import_module
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from numina.private.library import Library
 
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {
@@ -27,13 +36,14 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "export": {"evaluation", "observability"},
         "planner": {"job"},
         "evaluation": {"job", "dataset"},
-        "observability": {"job", "dataset"},
+        "observability": {"job", "dataset", "private"},
         "job": {"prompts", "dataset"},
         "prompts": {"storage", "rows", "keys"},
         "dataset": {"storage", "rows", "keys"},
         "storage": set(),
         "rows": set(),
         "keys": set(),
+        "private": set(),
     },
     "pipelines": {
         "judges": {"testbed"},
@@ -45,7 +55,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "video": {"rewriting"},
         "rewriting": {"base"},
         "base": {"parallel"},
-        "parallel": set(),
+        "parallel": {"private"},
+        "private": set(),
     },
 }
 
@@ -148,6 +159,68 @@ def test_private_names_stay_in_their_module() -> None:
         if name.split(".")[0] in ("numina", "pipelines", "cluster") and name.rpartition(".")[2].startswith("_")
     }
     assert not wrong
+
+
+TESTED = {  # a library whose private names are used, and the module that alone does
+    "torch": "numina.private.torch",
+    "diffusers": "pipelines.private.diffusers",
+    "transformers": "pipelines.private.transformers",
+    "deepspeed": "pipelines.private.deepspeed",
+    "xfuser": "pipelines.private.xfuser",
+    "ray": "cluster.private.ray",
+}
+LIBRARIES = {*TESTED, "accelerate", "distvae", "torchao"}
+
+
+def private_uses(file: Path) -> Iterator[str]:
+    """What a file uses of libraries that begins with an underscore: imports, attributes, and texts that name one."""
+    tree = ast.parse(file.read_text())
+    for name, _ in imports(file):
+        if name.split(".")[0] in LIBRARIES and any(part.startswith("_") for part in name.split(".")):
+            yield name
+    own = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            own.add(node.name)
+        elif isinstance(node, ast.AnnAssign):
+            own.add(ast.unparse(node.target))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr not in own and re.fullmatch(r"_(?!_).+", node.attr):
+            yield ast.unparse(node)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from re.findall(rf"^(?:{'|'.join(LIBRARIES)})(?:\.\w+)*\._[\w.]+$", node.value)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr", "delattr"):
+            yield from re.findall(r"^'_.+'$", ast.unparse(node.args[1]))
+
+
+def test_private_names_of_libraries_have_one_module_each() -> None:
+    """It says which version is needed where one is gone; no other file uses any."""
+    uses = {module: list(private_uses(file)) for module, file in modules().items() if ".private." not in module}
+    assert {module: found for module, found in uses.items() if found} == {}
+    probe = "import torch\nfrom diffusers._x import y\ntorch._z(1)\ngetattr(torch, '_w')\n'ray._private.v'\n"
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+        file.write(probe)
+        file.flush()
+        assert {*private_uses(Path(file.name))} == {"diffusers._x.y", "torch._z", "'_w'", "ray._private.v"}
+
+
+def test_private_names_are_of_versions_that_can_be_installed() -> None:
+    """Bounds are those of pyproject.toml, and the lock is within them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = map(Requirement, [*project["dependencies"], *chain(*project["optional-dependencies"].values())])
+    bounds = {requirement.name: requirement.specifier for requirement in asked}
+    locked = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line)
+    for name, place in TESTED.items():
+        assert any(clause.operator in ("<", "==") for clause in bounds[name]), f"{name} has no upper bound"
+        if name in locked:
+            assert locked[name] in bounds[name]
+        if name != "ray":  # texts alone: none is fetched
+            library: Library = getattr(import_module(place), name.upper())
+            assert (library.name, SpecifierSet(library.tested)) == (name, bounds[name])
 
 
 @pytest.mark.parametrize("room", sorted(name for name, file in modules().items() if file.name == "__init__.py"))

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from cluster.cli.terminal import duration, rate, say
+from cluster.cli.terminal import duration, pace, say
 
 
 def status(output: str) -> None:
@@ -14,8 +14,7 @@ def status(output: str) -> None:
     left = "" if now.left is None else f", {now.left} left of {now.asked}"
     say(f"{now.done} done, {now.failed} failed{left}")
     if now.rate_per_hour:
-        eta = f", {duration(now.eta_seconds)} to go" if now.eta_seconds else ""
-        say(f"{rate(now.rate_per_hour)}{eta}")
+        say(pace(now))
     if now.last_commit:
         ago = (datetime.now(UTC) - now.last_commit).total_seconds()
         say(f"last commit {duration(max(0, ago))} ago")  # storage has a clock of its own

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -24,6 +25,9 @@ from rich.text import Text
 
 from cluster.observability.logs import are_json, redact
 from cluster.observability.progress import JobProgress, main_state
+
+if TYPE_CHECKING:
+    from cluster.observability.status import Status
 
 console = Console(emoji=False)
 
@@ -110,7 +114,7 @@ def _bar_line(now: JobProgress) -> RenderableType:
     grid = Table.grid(padding=(0, 1), expand=False)
     bar = ProgressBar(total=now.total, completed=min(now.total, now.done + now.failed), width=40)
     failed = Text(f"{now.failed} failed", style="red" if now.failed else "dim")
-    grid.add_row(Text("videos"), bar, Text(f"{now.done}/{now.total}"), failed, Text(_pace(now), style="dim"))
+    grid.add_row(Text("videos"), bar, Text(f"{now.done}/{now.total}"), failed, Text(pace(now), style="dim"))
     return grid
 
 
@@ -152,7 +156,7 @@ def in_words(now: JobProgress) -> str:
     """A job in one line."""
     if not now.total:
         return f"{now.checked} prompts checked"
-    parts = [f"{now.done} of {now.total} videos, {now.failed} failed", _pace(now), by_state(now.gangs)]
+    parts = [f"{now.done} of {now.total} videos, {now.failed} failed", pace(now), by_state(now.gangs)]
     return "; ".join(filter(None, parts)) + ("; stopping: finishing clips in progress" if now.draining else "")
 
 
@@ -177,7 +181,7 @@ def rate(per_hour: float) -> str:
     return f"{per_hour:.{0 if per_hour >= 10 else 1}f} videos per hour"
 
 
-def _pace(now: JobProgress) -> str:
+def pace(now: "JobProgress | Status") -> str:
     """Rate and remaining time, once there is a rate."""
     if not now.rate_per_hour:
         return ""

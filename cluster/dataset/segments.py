@@ -176,7 +176,7 @@ def is_key(name: str) -> bool:
 def sharded(key: str) -> str:
     """A key as a name in one of 256 folders. Raises ValueError for what isn't a key: it must never become a path."""
     if not is_key(key):
-        raise ValueError(f"key {key!r} is not 32 hex digits: make it with row_key")
+        raise ValueError(f"key {key!r} is not 32 hex digits: make it with cluster.keys")
     return f"{key[:2]}/{key}"
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -34,6 +34,7 @@ from cluster.job.strategy import (
     trials,
 )
 from cluster.keys import canonical_json
+from numina.choices import check_choices
 from numina.config import MethodConfig
 from numina.errors import ConfigError
 from pipelines.base import GenerationConfig
@@ -54,12 +55,11 @@ class ModelConfig:
     loras: list[LoraConfig] = field(default_factory=list)
     # of weights and activations: auto (bfloat16 on GPUs, float32 on CPUs), float32, bfloat16, float16, or float8 (the
     # blocks' linear layers, by torchao)
-    dtype: str = "auto"
-    device: str = "auto"  # auto (a GPU if there is one), cuda or cpu
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float8"] = "auto"
+    device: Literal["auto", "cuda", "cpu"] = "auto"  # auto (a GPU if there is one), cuda or cpu
 
     def __post_init__(self) -> None:
-        _one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float8"))
-        _one_of("model.device", self.device, ("auto", "cuda", "cpu"))
+        check_choices("model", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class ClusterConfig:
     attempts: int = 3  # [attempts] at one clip before it is recorded as failed
     clip_timeout: float = 3600.0  # [s] that one phase of a batch may take; after that its gang is replaced
     grace: float = 600.0  # [s] to finish the clips in progress after SIGTERM, SIGINT or SIGUSR2
-    log_format: str = "text"  # text, or json: one object per line, with the gang and the clip's key
+    log_format: Literal["text", "json"] = "text"  # text, or json: one object per line, with the gang and the clip's key
     start_timeout: float = 600.0  # [s] for a gang to start: placement, loading and compiling the model
     # [s] that a rank may be silent, or keep the other ranks waiting, before its gang counts as lost
     step_timeout: float = 120.0
@@ -87,7 +87,7 @@ class ClusterConfig:
         for name in ("cpus_per_rank", "clips_in_flight", "attempts", "encoders", "encoder_cpus"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"cluster.{name} is {getattr(self, name)}; it must be at least 1")
-        _one_of("cluster.log_format", self.log_format, ("text", "json"))
+        check_choices("cluster", self)
         for name in ("start_timeout", "step_timeout", "end_timeout", "clip_timeout", "grace"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"cluster.{name} is {getattr(self, name)} seconds; it must be more than 0")
@@ -337,8 +337,3 @@ def _unknown_key(key: str) -> ConfigError:
     close = difflib.get_close_matches(key, [*known, *leaves], n=1, cutoff=0.5) or [leaf] * (leaf in leaves)
     hint = f"did you mean {leaves.get(close[0], close[0])!r}?" if close else f"known keys: {', '.join(known)}"
     return ConfigError(f"unknown configuration key {key!r}; {hint}")
-
-
-def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; choose from {', '.join(choices)}")

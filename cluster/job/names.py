@@ -12,7 +12,7 @@ from cluster.job.prepared import PreparedJob
 from cluster.job.strategy import ENHANCEMENT, Trial, attempt_digest, attempt_seed
 from cluster.job.tasks import ClipTask
 from cluster.keys import RowKeys, TaskDigests, sample_seed
-from cluster.prompts.row import ENHANCED, PromptRow, RawRow, row_texts
+from cluster.prompts.row import ENHANCED, PromptRow
 from pipelines.rewriting.rules import enhance_prompt
 
 
@@ -91,18 +91,3 @@ class TaskNames:
         """The row with its prompt rewritten: as its set says or, where it doesn't, by rule."""
         prompt = row.extra.get(ENHANCED) or enhance_prompt(row.prompt, row.targets, self._rules)
         return replace(row, prompt=prompt, original_prompt=row.prompt)
-
-
-def tasks_of(prepared: PreparedJob) -> Iterator[ClipTask]:
-    """All videos of a job, in the order of the prompt set; what would be the same video is asked for once.
-
-    Holds all their keys: see `worklist` for what is left of a large job.
-    """
-    names, known = TaskNames(prepared), set[str]()
-    for block, batch in prepared.prompts.read():
-        for offset, text in enumerate(row_texts(batch)):
-            row = prepared.prompts.row(RawRow(block, batch, offset), prepared.job.max_count)
-            for task in names.tasks(row, text):
-                if task.key not in known:
-                    known.add(task.key)
-                    yield task

@@ -82,7 +82,7 @@ def prepare(job: JobConfig) -> PreparedJob:
     """
     check_submitted(job)
     model = inspect_model(job.model.path, job.model.revision, job.model.loras)
-    device = job.model.device
+    device: str = job.model.device
     if device == "auto" and job.cluster.address != "local":
         device = "cuda"  # the driver may stand on a head node without a GPU
     elif job.cluster.address == "local":

@@ -11,9 +11,10 @@ verified) is decided by judges' verdicts, so that strategies share the clips tha
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from cluster.keys import SEEDS, canonical_json
+from numina.choices import check_choices
 from numina.config import MethodConfig
 from numina.errors import ConfigError
 
@@ -22,7 +23,7 @@ ENHANCEMENT = "prompt_enhancement"
 SEED_SEARCH, VERIFIED = "seed_search", "verified"
 PARTS = (*GENERATORS, ENHANCEMENT, SEED_SEARCH, VERIFIED)
 ONLY, BEST, ACCEPTED = "only", "best", "accepted"
-RETRIES = ("next_seed", "stronger")
+Retry = Literal["next_seed", "stronger"]
 ACCEPT = 0.9
 """CountAcc from which a clip is accepted: up to four nouns, each has its count in most frames; a judge's slip in a few
 frames is forgiven. 1 asks for every noun in every frame."""
@@ -47,15 +48,14 @@ class VerifyConfig:
     accept: float = ACCEPT  # [CountAcc, above 0 to 1] from which a clip is accepted
     attempts: int = 4  # [clips] per sample, at most
     # the next attempt: next_seed (another seed) or stronger (the same seed with stronger guidance)
-    retry: str = "next_seed"
+    retry: Retry = "next_seed"
     strengthen: float = 1.5  # [factor] on the guidance from one attempt to the next, if retry is stronger
     cpus: int = 1  # [CPU cores] reserved for one judge
     gpus: float = 0.0  # [share of a GPU, 0 to 1] reserved for one judge; 0: it runs on CPUs
     judges: int = 1  # [processes] that judge clips while the gangs work
 
     def __post_init__(self) -> None:
-        if self.retry not in RETRIES:
-            raise ConfigError(f"verify.retry is {self.retry!r}; choose from {', '.join(RETRIES)}")
+        check_choices("verify", self)
         if not 0 < self.accept <= 1:
             raise ConfigError(f"verify.accept is {self.accept}; give a CountAcc above 0, 1 at most")
         if not self.strengthen > 1:

@@ -21,6 +21,8 @@ from typing import Any, TextIO
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
+from cluster.private.ray import AUTHENTICATION_LOGGER, TIMESTAMP_FIELD
+
 CHATTY = ("asyncio", "botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "httpx", "matplotlib", "filelock", "ray")
 """Loggers of libraries that tell their every step: from them, warnings are enough."""
 
@@ -56,7 +58,7 @@ def set_up(format: str, *, gang: str | None = None) -> None:
     root.setLevel(logging.INFO)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # warns whenever Ray starts as it should
+    logging.getLogger(AUTHENTICATION_LOGGER).setLevel(logging.ERROR)
     for handler in (ray := logging.getLogger("ray")).handlers[:]:
         ray.removeHandler(handler)
     ray.propagate = True
@@ -123,7 +125,7 @@ class _JsonLines(JsonFormatter):
         super().__init__(
             ["time", "levelname", "name", "message", "gang", "key"],
             rename_fields={"levelname": "level", "name": "logger", "exc_info": "exception", "stack_info": "stack"},
-            reserved_attrs=[*RESERVED_ATTRS, "_ray_timestamp_ns"],
+            reserved_attrs=[*RESERVED_ATTRS, TIMESTAMP_FIELD],
             json_ensure_ascii=False,
         )
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, lcm, log
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cluster.job.checks import check_combination
 from cluster.job.config import JobConfig
@@ -14,12 +14,11 @@ from cluster.planner.memory import Memory, MemoryModel, read_sizes
 from cluster.planner.setup import SETTINGS, Setup, as_overrides, settings_of, splits
 from cluster.planner.timing import Cost, TimeModel
 from numina.errors import ConfigError
-from pipelines.parallel.shard import MemoryConfig
+from pipelines.parallel.shard import MemoryConfig, Place
 from pipelines.parallel.support import SHARDINGS, resolve_engine
 
 Objective = Literal["throughput", "latency"]
 
-PLACES = ("gang", "apart")  # of the text encoder
 MORE = 1.01  # times the clips an hour that a larger batch must make
 WAYS_OUT = 3  # of a wish that doesn't fit: so many are named
 
@@ -178,7 +177,7 @@ class Planner:
     def _supported(self, gpus: int, nodes: int, wishes: Mapping[str, Any]) -> Iterator[Candidate]:
         """All that obeys the wishes, whatever its memory; of one split, first whole weights with the text encoder."""
         compiled = wishes.get("compile", self.job.parallel.compile)
-        for split, shard, place in product(splits(gpus, self.model.heads), SHARDINGS, PLACES):
+        for split, shard, place in product(splits(gpus, self.model.heads), SHARDINGS, get_args(Place)):
             setup = replace(split, shard=shard, text_encoder=place)
             setup = self._placed(setup, gpus, nodes, wishes.get("gangs"))
             for compile in sorted({compiled, False}, reverse=True):  # not compiled where that isn't supported

@@ -6,6 +6,8 @@ from itertools import product
 from typing import Any
 
 from cluster.job.config import JobConfig
+from pipelines.parallel.shard import Place
+from pipelines.parallel.support import Sharding
 
 SETTINGS = {  # what the planner chooses, by its name in a job
     "cfg": "parallel.cfg",
@@ -29,8 +31,8 @@ class Setup:
     gangs: int = 1
     batch: int = 1
     compile: bool = False
-    shard: str = "none"
-    text_encoder: str = "gang"
+    shard: Sharding = "none"
+    text_encoder: Place = "gang"
     nodes: int = 1  # that one gang spans
 
     @property

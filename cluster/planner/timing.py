@@ -16,7 +16,7 @@ from numina.schedule import intensity
 from pipelines.models.families import FAMILIES
 from pipelines.models.registry import FLOAT8
 from pipelines.parallel.support import resolve_engine
-from pipelines.sampling.cache import forwards
+from pipelines.sampling.cache import forwards, identify_forwards
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class TimeModel:
             return plain, plain
         kept = method.identify.schedule(self.times)
         place = kept.index(method.identify.capture_step(self.times))
-        identify = forwards(method.identify.cache, kept[:place], steps, passes=passes) + passes
+        identify = identify_forwards(method.identify, self.times, steps, passes=passes)
         biased = sum(intensity(time, method.guide) > 0 for time in self.times)  # a cache begins anew after it
         guide = sum(forwards(cache, part, steps, passes=passes) for part in (range(biased), range(biased, steps)))
         return identify + forwards(cache, kept[place + 1 :], steps, passes=passes), identify + guide

@@ -104,11 +104,6 @@ def describe_problems(path: str, problems: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def extra_columns(path: str) -> pa.Schema:
-    """`PromptSet.extra_columns` of the set at a path. Raises PromptSetError when it can't be read."""
-    return open_prompts(path).extra_columns
-
-
 # --- files ---
 
 

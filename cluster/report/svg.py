@@ -53,7 +53,6 @@ STYLE: dict[Any, Any] = {
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _DROPPED = {f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"}
-_FONT_SIZE = re.compile(r"([\d.]+)px")
 _REFERENCE = re.compile(r"#([\w-]+)")
 
 Drawing = Markup  # an <svg> element

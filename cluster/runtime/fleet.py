@@ -24,6 +24,7 @@ from cluster.job.acceptance import Acceptance
 from cluster.job.judge import judge_config
 from cluster.observability.metrics import endpoints
 from cluster.planner import planned_gib
+from cluster.private.ray import METRICS_PORT
 from cluster.runtime.faults import Handling, handling_of, reason
 from cluster.runtime.gang import Gang, GangState, end_gangs
 from cluster.workers.encoder import EncoderSpec
@@ -216,7 +217,7 @@ def ray_cluster(prepared: PreparedJob) -> Iterator[None]:
         cores = max(reserved_cpus(prepared) + 1, len(os.sched_getaffinity(0)))
         options = {"num_cpus": cores, "include_dashboard": False}
         if prepared.job.cluster.metrics_port:
-            options["_metrics_export_port"] = prepared.job.cluster.metrics_port
+            options[METRICS_PORT] = prepared.job.cluster.metrics_port
     ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
     logging.getLogger(__name__).info("metrics at %s", ", ".join(endpoints()))
     try:

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as nnf
-from diffusers.models.transformers.transformer_wan import _get_qkv_projections
 from torch import Tensor
 
 from numina.bias import ShardGuidance, take
 from pipelines.base import Attention, Processor, See, VideoModel
 from pipelines.parallel.shard import Shard
+from pipelines.private.diffusers import wan_projections
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -27,7 +27,7 @@ def project(
     attention: Attention, hidden: Tensor, text: Tensor | None, rotary: Rotary | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values as Wan's own processor makes them: [B, n or T, N, D], normalised and rotated."""
-    query, key, value = _get_qkv_projections(attention, hidden, text)
+    query, key, value = wan_projections(attention, hidden, text)
     query, key = attention.norm_q(query), attention.norm_k(key)
     query, key, value = (x.unflatten(2, (attention.heads, -1)) for x in (query, key, value))
     if rotary is not None:
@@ -66,11 +66,7 @@ class Onlooker:
     ) -> Tensor:
         with outputs_of(attn.norm_q, attn.norm_k) as seen:
             output = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, **options)
-        if [len(given) for given in seen] != [1, 1]:
-            raise RuntimeError(
-                f"{type(self.inner).__name__} called norm_q and norm_k {len(seen[0])} and {len(seen[1])} times; capture"
-                " needs a processor that calls each once, as diffusers' own does: install that one for this pass"
-            )
+        check_seen_once(self.inner, seen)
         query, key = (given[0].unflatten(2, (attn.heads, -1)) for given in seen)
         if rotary_emb is not None:
             query, key = rotate(query, rotary_emb), rotate(key, rotary_emb)
@@ -95,6 +91,15 @@ def outputs_of(*modules: torch.nn.Module, copy: bool = False) -> Iterator[list[l
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def check_seen_once(inner: Processor, seen: list[list[Tensor]]) -> None:
+    """Raises RuntimeError where a processor didn't call `norm_q` and `norm_k` once each."""
+    if [len(given) for given in seen] != [1, 1]:
+        raise RuntimeError(
+            f"{type(inner).__name__} called norm_q and norm_k {len(seen[0])} and {len(seen[1])} times; looking on takes"
+            " a processor that, like diffusers' own, calls each once: install that one for this pass"
+        )
 
 
 class GuidedCrossAttention:

@@ -10,7 +10,6 @@ after the patch embedding and gather them after the last projection, whatever th
 
 import logging
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 import torch
@@ -19,10 +18,13 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from numina.errors import ConfigError
+from numina.private.torch import joined_axes
 from pipelines.attention.cross import Rotary
 from pipelines.base import Project, Seams, VideoModel
 from pipelines.parallel.shard import ParallelConfig, Shard
 from pipelines.parallel.support import resolve_engine
+from pipelines.private.diffusers import enable_parallelism
+from pipelines.private.xfuser import set_runtime
 
 AXES = ("cfg", "ring", "ulysses")  # slowest first: neighbouring ranks share heads, and may share a node
 
@@ -55,7 +57,7 @@ def _place(mesh: DeviceMesh, config: ParallelConfig) -> Shard:
     return Shard(
         rank=dist.get_rank() % config.sequence_ranks,
         ranks=config.sequence_ranks,
-        group=mesh["ring", "ulysses"]._flatten().get_group() if config.sequence_ranks > 1 else None,
+        group=joined_axes(mesh["ring", "ulysses"]).get_group() if config.sequence_ranks > 1 else None,
         branch=dist.get_rank() // config.sequence_ranks if config.cfg > 1 else None,
         pair=mesh["cfg"].get_group() if config.cfg > 1 else None,
         gang=dist.group.WORLD,
@@ -103,23 +105,12 @@ def _choose_kernel(model: VideoModel, name: str) -> None:
 
 def _diffusers_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMesh, split: TokenSplit) -> None:
     from diffusers import ContextParallelConfig
-    from diffusers.models._modeling_parallel import ParallelConfig as DiffusersParallelConfig
 
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)  # "experimental feature"
-
-    def resolve(self: Any, chosen: Any) -> Any:
-        """As diffusers 0.42 does, but for the device: `rank % accelerator count` divides by zero on a CPU machine."""
-        resolved = DiffusersParallelConfig(context_parallel_config=chosen)
-        resolved.setup(dist.get_rank(), dist.get_world_size(), model.device, mesh=chosen.mesh)
-        self._parallel_config = resolved
-        return resolved
-
     if config.attention != "auto":
         _choose_kernel(model, config.attention)
-    transformer = model.transformer
-    transformer._resolve_parallel_config = MethodType(resolve, transformer)
     chosen = ContextParallelConfig(ulysses_degree=config.ulysses, mesh=mesh["ring", "ulysses"])
-    transformer.enable_parallelism(config=chosen, cp_plan={})  # TokenSplit does what the plan would
+    enable_parallelism(model.transformer, chosen, model.device)  # TokenSplit does what a plan would
 
 
 # --- xfuser ---
@@ -172,7 +163,7 @@ def _xfuser_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMes
         )
         # What `initialize_runtime_state` makes outside xDiT's own pipelines knows gangs of one rank only.
         degrees = {"ulysses_degree": config.ulysses, "ring_degree": config.ring, "use_cfg_parallel": config.cfg == 2}
-        runtime_state._RUNTIME = runtime_state.RuntimeState(xFuserArgs(**degrees).create_config()[0])
+        set_runtime(runtime_state, runtime_state.RuntimeState(xFuserArgs(**degrees).create_config()[0]))
     _choose_xfuser_kernel(runtime_state.get_runtime_state(), config, model.transformer.dtype)
     seams = model.seams
     attention = UspSelfAttention(USP, seams.project, split)

@@ -20,11 +20,12 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
 from numina.bias import ShardGuidance, take
-from pipelines.attention.cross import Rotary, outputs_of
+from numina.private.torch import attention_kernels
+from pipelines.attention.cross import Rotary, check_seen_once, outputs_of
 from pipelines.base import Attention, Processor, See
 from pipelines.parallel.shard import Shard
 
-aten = torch.ops.aten
+_cpu_attention, _cudnn_attention, _efficient_attention = attention_kernels()
 
 SHORT = 128  # keys up to which the masked kernel serves unmasked rows too
 
@@ -69,11 +70,7 @@ class JointOnlooker:
         # Copies: diffusers' processor rotates what the norms give in place.
         with outputs_of(attn.norm_q, attn.norm_k, copy=True) as seen:
             output = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        if [len(given) for given in seen] != [1, 1]:
-            raise RuntimeError(
-                f"{type(self.inner).__name__} called norm_q and norm_k {len(seen[0])} and {len(seen[1])} times; capture"
-                " needs a processor that calls each once, as diffusers' own does: install that one for this pass"
-            )
+        check_seen_once(self.inner, seen)
         after = encoder_hidden_states.shape[1]
         query, key = (given[0][:, :, after:] for given in seen)
         if image_rotary_emb is not None:
@@ -160,12 +157,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     By the kernels behind `scaled_dot_product_attention`, which itself keeps the second to itself.
     """
     if query.device.type == "cpu":
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=mask)
+        out, lse = _cpu_attention(query, key, value, attn_mask=mask)
         return out, lse.float()
     if mask is None and query.dtype != torch.float32 and key.shape[2] > SHORT:
-        out, lse, *_ = aten._scaled_dot_product_cudnn_attention(query, key, value, None, True)
+        out, lse, *_ = _cudnn_attention(query, key, value, None, True)
         return out, lse.flatten(2)
     if mask is not None:
         mask = mask.expand(-1, query.shape[1], -1, -1)
-    out, lse, *_ = aten._scaled_dot_product_efficient_attention(query, key, value, mask, True)
+    out, lse, *_ = _efficient_attention(query, key, value, mask, True)
     return out, lse[..., : query.shape[2]]  # it pads

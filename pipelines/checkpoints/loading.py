@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from numina.errors import GangError, ModelError, NuminaError
-from pipelines.checkpoints.files import weight_files
+from pipelines.checkpoints.files import header_of, weight_files
+from pipelines.private import diffusers, transformers
 
 BUCKET = 64 << 20  # bytes that travel together; a larger tensor goes alone, in pieces of this size
 ALIGNMENT = 16  # bytes: a tensor of any dtype may begin there
@@ -94,8 +95,8 @@ class Loader:
         for target, source in ties(module).items():
             put(module, target, find(module, source))
         for owner in module.modules():  # what is computed and not stored, such as rotary tables
-            for name, buffer in owner._buffers.items():
-                owner._buffers[name] = None if buffer is None else buffer.to(self.device)
+            for name, buffer in list(owner.named_buffers(recurse=False, remove_duplicate=False)):
+                setattr(owner, name, buffer.to(self.device))
         placement.complete(module.eval().requires_grad_(False))
         read, sent, size = (self.spent[key] - before[key] for key in ("read", "send", "bytes"))
         logger.info("%s: %.2f GB, read in %.1f s, sent in %.1f s", folder, size / 1e9, read, sent)
@@ -155,7 +156,7 @@ def build(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
             module = kind.from_config(kind.load_config(folder, local_files_only=True))
         else:
             config = kind.config_class.from_pretrained(folder, local_files_only=True)
-            module = kind._from_config(config, dtype=dtype)
+            module = transformers.from_config(kind, config, dtype)
     return module
 
 
@@ -180,10 +181,13 @@ def plan(module: nn.Module, folder: Path, dtype: torch.dtype) -> list[Entry]:
     """
     tied = ties(module)
     expected = {name: tensor for name, tensor in module.state_dict().items() if name not in tied}
-    ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+    library = transformers if isinstance(module, PreTrainedModel) else diffusers
+    ignored = library.ignored_keys(module)
     found: dict[str, Entry] = {}
     for file in weight_files(folder):
-        for key, shape in header(file):
+        tensors = header_of(file)
+        for key in sorted(tensors, key=lambda key: tensors[key]["data_offsets"]):  # as they lie in the file
+            shape = tuple(tensors[key]["shape"])
             name = tied.get(key, key)
             if name not in expected:
                 if any(re.search(pattern, key) for pattern in ignored):
@@ -210,13 +214,6 @@ def plan(module: nn.Module, folder: Path, dtype: torch.dtype) -> list[Entry]:
     return list(found.values())
 
 
-def header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of a file's tensors, in the order in which they lie there. Raises ModelError."""
-    with opened(file) as weights:
-        for key in weights.offset_keys():
-            yield key, tuple(weights.get_slice(key).get_shape())
-
-
 def ties(module: nn.Module) -> dict[str, str]:
     """Names that share another's parameter, such as an encoder's embedding that of the whole model: name → its source.
 
@@ -230,11 +227,10 @@ def kept_dtype(module: nn.Module, name: str, built: Tensor, dtype: torch.dtype) 
     if not built.is_floating_point():
         return built.dtype
     if isinstance(module, PreTrainedModel):
-        patterns = module._get_dtype_plan(dtype)  # as globs, anywhere in the name
+        patterns = transformers.dtype_plan(module, dtype)  # as globs, anywhere in the name
         kept = (own for glob, own in patterns.items() if re.search(glob.replace("*", ".*"), name))
         return next(kept, built.dtype)
-    parts = getattr(module, "_keep_in_fp32_modules", None) or ()
-    return torch.float32 if set(parts) & set(name.split(".")) else dtype
+    return torch.float32 if set(diffusers.float32_parts(module)) & set(name.split(".")) else dtype
 
 
 def fill_buckets(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
@@ -289,9 +285,9 @@ def send(tensors: list[Tensor]) -> None:
 
 
 def put(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Puts a tensor in a parameter's or buffer's place, past what modules do when one is set."""
+    """Puts a parameter or buffer in the place of the one of this name."""
     owner, leaf = _owner(module, name)
-    (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = tensor  # type: ignore[assignment]
+    setattr(owner, leaf, tensor)
 
 
 def find(module: nn.Module, name: str) -> Tensor:

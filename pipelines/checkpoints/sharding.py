@@ -8,7 +8,6 @@ order. The module stays what it was, with hooks.
 import logging
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from numina.errors import ConfigError
 from pipelines.checkpoints.loading import Placement, Whole, in_gang
+from pipelines.private.deepspeed import build_no_ops, share
 
 PERSISTENT = 100_000  # elements, DeepSpeed's default: a parameter up to this size stays gathered once it was used
 
@@ -57,7 +57,7 @@ class Zero3:
         `Init(module=…)` would do the same and broadcast each tensor once more.
         """
         parameter: Any = nn.Parameter(whole, requires_grad=False)
-        self.shares._convert_to_deepspeed_param(parameter)
+        share(self.shares, parameter)
         parameter.partition()
         kept: nn.Parameter = parameter
         return kept
@@ -121,6 +121,5 @@ def join_deepspeed(deepspeed: Any, device: torch.device) -> None:
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    # It would look for a compiler, and build a collective for CPUs, which takes a minute; torch's own serves.
-    deepspeed.ops.__dict__.setdefault("__compatible_ops__", defaultdict(bool))
+    build_no_ops(deepspeed)  # torch's own serve
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)

@@ -3,17 +3,17 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Int
 
+from numina.choices import check_choices
 from numina.errors import ConfigError
 from numina.prompts.targets import Target
 from pipelines.judges.registry import JUDGES
 from pipelines.video.mp4 import Video
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -35,12 +35,15 @@ class JudgeConfig:
     # [IoU, 0 to 1] above which two boxes of one noun are one object; null: keep all boxes (published)
     duplicates: float | None = None
     tracks: bool = False  # link boxes over frames and count each object of the clip once (ours)
-    dtype: str = "auto"  # auto (float16 on GPUs, float32 on CPUs), float32, bfloat16 or float16
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
+        "auto"  # auto (float16 on GPUs, float32 on CPUs), float32, bfloat16 or float16
+    )
     device: str = "auto"  # auto (a GPU if there is one), cpu, cuda, or one GPU such as cuda:1
 
     def __post_init__(self) -> None:
-        _one_of("kind", self.kind, tuple(JUDGES))
-        _one_of("dtype", self.dtype, DTYPES)
+        if self.kind not in JUDGES:
+            raise ConfigError(f"judge.kind is {self.kind!r}; choose from {', '.join(JUDGES)}")
+        check_choices("judge", self)
         if not NAME.fullmatch(self.name):
             raise ConfigError(
                 f"judge.name is {self.name!r}, but it names a folder: use up to 64 letters, digits, dots, dashes and"
@@ -112,8 +115,3 @@ class Judge(Protocol):
         Raises InputError for a noun that the judge can't know.
         """
         ...
-
-
-def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"judge.{key} is {value!r}; choose from {', '.join(allowed)}")

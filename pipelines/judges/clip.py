@@ -4,7 +4,6 @@ Legend: b frames of a pass, D width of an embedding.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,35 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from numina.metrics import clip_score, temporal_consistency
-from pipelines.judges.base import Case, JudgeConfig, Judgement
-from pipelines.judges.images import PIL_FILTERS, Normalisation, centre_crop, clip_size, resize
-from pipelines.judges.passes import FrameOf, Frames, device_of, dtype_of, run_passes
-from pipelines.judges.weights import digest_of, judge_folder, load_parts
+from pipelines.judges.base import Case, Judgement
+from pipelines.judges.images import PIL_FILTERS, centre_crop, clip_size, resize
+from pipelines.judges.passes import FrameOf, Frames, run_passes
+from pipelines.judges.weighted import WeightedJudge
 
 Embedding = Float[np.ndarray, " D"]
 
 
-class ClipJudge:
+class ClipJudge(WeightedJudge):
     """Scores a video by CLIP (arXiv 2103.00020), and counts nothing. Of a prompt it reads the first 77 tokens."""
 
-    def __init__(self, config: JudgeConfig) -> None:
-        from transformers import CLIPModel
-
-        self.config, self.device = config, device_of(config)
-        self.dtype = dtype_of(config, self.device)
-        folder = judge_folder(config)
-        self.weights = digest_of(folder)
-        self.processor, self.model = load_parts(CLIPModel, folder, self.dtype, self.device)
-        self.normalise = Normalisation.of(self.processor.image_processor)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {
-            "kind": self.config.kind,
-            "weights": self.weights,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "every": self.config.every,
-        }
+    model_class = "CLIPModel"
 
     def judge(self, cases: Sequence[Case]) -> list[Judgement]:
         """A judgement per case, in order: no counts, and no scores for a clip without frames."""

@@ -16,10 +16,9 @@ from torch import Tensor
 from numina.errors import InputError
 from pipelines.judges.base import Case, JudgeConfig, Judgement
 from pipelines.judges.boxes import FrameBoxes, without_duplicates
-from pipelines.judges.images import Normalisation
 from pipelines.judges.links import unique_objects
-from pipelines.judges.passes import FrameOf, Frames, device_of, dtype_of, run_passes
-from pipelines.judges.weights import digest_of, judge_folder, load_parts
+from pipelines.judges.passes import FrameOf, Frames, run_passes
+from pipelines.judges.weighted import WeightedJudge
 
 Text = TypeVar("Text")
 
@@ -34,31 +33,17 @@ class Proposals:
     nouns: Int[Tensor, "b q"]  # that noun
 
 
-class Detector(ABC, Generic[Text]):
+class Detector(WeightedJudge, ABC, Generic[Text]):
     """A judge that finds boxes; `Text` is what it makes of a case's nouns, once for all frames."""
 
-    model_class: str  # of transformers
-
     def __init__(self, config: JudgeConfig) -> None:
-        import transformers  # takes seconds
-
-        self.config, self.device = config, device_of(config)
-        self.dtype = dtype_of(config, self.device)
-        folder = judge_folder(config)
-        self.weights = digest_of(folder)
-        model_class = getattr(transformers, self.model_class)
-        self.processor, self.model = load_parts(model_class, folder, self.dtype, self.device)
+        super().__init__(config)
         self.tokenizer = self.processor.tokenizer
-        self.normalise = Normalisation.of(self.processor.image_processor)
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {
-            "kind": self.config.kind,
-            "weights": self.weights,
-            "dtype": str(self.dtype).removeprefix("torch."),
+        return super().settings | {
             "box_threshold": self.config.box_threshold,
-            "every": self.config.every,
             "duplicates": self.config.duplicates,
             "tracks": self.config.tracks,
         }

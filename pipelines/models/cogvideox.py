@@ -24,6 +24,7 @@ from pipelines.attention.joint import GuidedJointAttention, JointOnlooker
 from pipelines.base import Attention, GenerationConfig, Processor, Scheduler, See
 from pipelines.models.adapter import Adapter, Kinds
 from pipelines.parallel.shard import Shard
+from pipelines.private.diffusers import rotary_tables
 from pipelines.video.decode import to_pixels
 
 
@@ -80,10 +81,7 @@ class CogVideoXModel(Adapter):
             return None
         patch, stride = self.transformer.config.patch_size, self.facts.token_strides
         pixels = (height // patch * stride[1], width // patch * stride[2])
-        tables: tuple[Tensor, Tensor] = self.pipeline._prepare_rotary_positional_embeddings(
-            *pixels, frames, self.device
-        )
-        return tables
+        return rotary_tables(self.pipeline, *pixels, frames, self.device)
 
     def onlookers(self, block: int, see_cross: See, see_self: See | None) -> Mapping[Attention, Processor]:
         joint = self.blocks[block].attn1

@@ -22,7 +22,6 @@ from pipelines.checkpoints.files import (
     class_of,
     read_json,
     revision_of,
-    weight_files,
 )
 from pipelines.parallel.support import Lacks
 
@@ -71,7 +70,6 @@ class Family:
             joint=self.joint,
             frame_step=self.frame_step,
             token_strides=_product(self.patch(transformer), self.vae_strides(vae)),
-            transformer_bytes=sum(file.stat().st_size for file in weight_files(folder / "transformer")),
             sampler=self.sampler,
             shift=float(scheduler.get("flow_shift") or 1.0) if flow else None,
             large_shift=self.large_shift,

@@ -12,16 +12,20 @@ Names: B clips, n tokens, R ranks of the sequence, N heads, D head size.
 from dataclasses import dataclass
 from datetime import timedelta
 from math import ceil
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as nnf
 from torch import Tensor
-from torch.distributed import _functional_collectives as funcol
 
+from numina.choices import check_choices
 from numina.errors import ConfigError
-from pipelines.parallel.support import ENGINES, SHARDINGS
+from numina.private.torch import collective_sum, limit_groups
+from pipelines.parallel.support import Engine, Sharding
+
+Place = Literal["gang", "apart"]  # of the text encoder
+_all_reduce = collective_sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class ParallelConfig:
 
     # what computes attention: single, diffusers, xfuser, or auto (single for one sequence rank; else xfuser on GPUs,
     # diffusers on CPUs)
-    engine: str = "auto"
+    engine: Engine = "auto"
     cfg: int = 1  # [ranks] for the two branches of classifier-free guidance: 1, or 2 to run them on different ranks
     ulysses: int = 1  # [ranks] that share a sequence by its attention heads; must divide the number of heads
     ring: int = 1  # [ranks] that share a sequence by passing keys and values on; for slow links between nodes
@@ -42,8 +46,7 @@ class ParallelConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ConfigError(f"parallel.engine is {self.engine!r}; choose one of {', '.join(ENGINES)}")
+        check_choices("parallel", self)
         for name in ("cfg", "ulysses", "ring", "gangs", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"parallel.{name} is {getattr(self, name)}; it must be at least 1")
@@ -65,16 +68,13 @@ class MemoryConfig:
 
     # weights: none (whole on every rank), zero3 (spread over the gang's ranks) or zero3_offload (and kept in host
     # memory)
-    shard: str = "none"
+    shard: Sharding = "none"
     # gang (on the gang's ranks) or apart (in its own processes, so that the gang's GPUs don't hold its weights; 11 GB
     # for UMT5-XXL)
-    text_encoder: str = "gang"
+    text_encoder: Place = "gang"
 
     def __post_init__(self) -> None:
-        if self.shard not in SHARDINGS:
-            raise ConfigError(f"memory.shard is {self.shard!r}; choose one of {', '.join(SHARDINGS)}")
-        if self.text_encoder not in ("gang", "apart"):
-            raise ConfigError(f"memory.text_encoder is {self.text_encoder!r}; choose gang or apart")
+        check_choices("memory", self)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Shard:
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over ranks; on its way until it is first used, and a node of a compiled graph."""
-        return x if self.ranks == 1 else funcol.all_reduce(x, "sum", self.group)
+        return x if self.ranks == 1 else _all_reduce(x, "sum", self.group)
 
     def exchange(self, velocity: Tensor) -> tuple[Tensor, Tensor]:
         """The conditional and the unconditional prediction, from this rank's own and its pair's."""
@@ -173,5 +173,4 @@ def limit_collectives(timeout: timedelta) -> None:
 
     NCCL ends the process, gloo raises: either way the gang is lost, instead of waiting for a rank that hangs.
     """
-    for group in list(dist.distributed_c10d._world.pg_map):
-        dist.distributed_c10d._set_pg_timeout(timeout, group)
+    limit_groups(timeout)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
+from numina.config import Cache
 from numina.errors import ConfigError
 
-ENGINES = ("auto", "single", "diffusers", "xfuser")
-SHARDINGS = ("none", "zero3", "zero3_offload")
+Engine = Literal["auto", "single", "diffusers", "xfuser"]
+Sharding = Literal["none", "zero3", "zero3_offload"]
+ENGINES = get_args(Engine)
+SHARDINGS = get_args(Sharding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +258,7 @@ def _yaml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-CACHES = ("none", "taylorseer", "magcache", "first_block", "cfg_cache")
+CACHES = get_args(Cache)
 
 
 # diffusers 0.42 keeps one state for the two passes of these: the unconditional pass, run by itself as Wan's is, would

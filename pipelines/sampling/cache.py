@@ -20,7 +20,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from numina.config import IdentifyConfig
-    from pipelines.base import GenerationConfig
 
 
 TAYLOR_WARMUP = 3  # steps computed first, diffusers' own default
@@ -93,11 +92,13 @@ def cached(transformer: Any, name: str, run: Sequence[int], steps: int) -> Itera
     elif name == "cfg_cache":
         yield SharedPasses(computed_steps(name, run, steps))
     else:
+        from pipelines.private.diffusers import forget_cache  # seconds to import
+
         transformer.enable_cache(_hook_config(name, run, steps))
         try:
             yield HookedPasses(transformer)
         finally:
-            transformer._reset_stateful_cache()  # hooks are in reference cycles: else their tensors wait for the gc
+            forget_cache(transformer)  # hooks are in reference cycles: else their tensors wait for the gc
             transformer.disable_cache()
 
 
@@ -175,17 +176,10 @@ def forwards(name: str, run: Sequence[int], steps: int, *, passes: int = 2) -> i
     return passes * computed
 
 
-def identify_forwards(config: "IdentifyConfig", generation: "GenerationConfig", times: Sequence[float]) -> int:
+def identify_forwards(config: "IdentifyConfig", times: Sequence[float], steps: int, *, passes: int = 2) -> int:
     """How many full forwards identification costs: the steps before t* under its cache, and t* itself in full."""
     before = [step for step in config.schedule(times) if step < config.capture_step(times)]
-    passes = 2 if generation.guidance_scale > 1 else 1
-    return forwards(config.cache, before, generation.steps, passes=passes) + passes
-
-
-def plain_forwards(generation: "GenerationConfig") -> int:
-    """How many full forwards a plain clip costs."""
-    passes = 2 if generation.guidance_scale > 1 else 1
-    return forwards(generation.cache, range(generation.steps), generation.steps, passes=passes)
+    return forwards(config.cache, before, steps, passes=passes) + passes
 
 
 def cache_label(identify: str | None, generation: str) -> str:

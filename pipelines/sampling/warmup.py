@@ -14,6 +14,7 @@ import torch
 
 from numina.config import MethodConfig
 from numina.guidance import GuidancePlan
+from numina.private.torch import allow_graphs
 from numina.prompts.tokens import TokenSpans
 from numina.regions import Region
 from pipelines.base import GenerationConfig, Text, VideoModel
@@ -26,7 +27,7 @@ NOUN = TokenSpans(noun=(1,), phrase=(0, 1), first=(1,))  # of a prompt that nobo
 def compile_blocks(model: VideoModel, backend: str = "inductor") -> None:
     """Compiles the transformer's repeated blocks, at their next call; after an engine has put in its processors."""
     # Plain, guided by a mask, guided row by row: each with its own graph, and more with several sizes of a batch.
-    torch._dynamo.config.cache_size_limit = max(32, torch._dynamo.config.cache_size_limit)
+    allow_graphs(32)
     for block in model.blocks:
         block.compile(backend=backend)
 

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipelines.private.diffusers import feature_cache
 from pipelines.testbed.model import LATENT_CHANNELS
 from pipelines.testbed.schedule import Clock, Log, optimizers_for, ramp, take_step
 from pipelines.testbed.world import FRAMES, draw_scenes, make_prompts, render
@@ -24,9 +25,8 @@ def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     states = vae.post_quant_conv(latents)
     chunks = []
     for index in range(states.shape[2]):
-        vae._conv_idx = [0]
         chunk = states[:, :, index : index + 1]
-        chunks.append(vae.decoder(chunk, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0))
+        chunks.append(vae.decoder(chunk, feat_cache=feature_cache(vae), feat_idx=[0], first_chunk=index == 0))
     vae.clear_cache()
     return torch.cat(chunks, 2)
 

@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from pipelines.testbed.autoencoder import train_vae
@@ -202,7 +203,7 @@ def train_dit(
             optimizer.zero_grad()
         loss.backward()
         take_step(optimizers, ramp(step, progress, 0.5))
-        torch._foreach_lerp_(average, parameters, 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
+        get_ema_multi_avg_fn(min(EMA_DECAY, (1 + step) / (10 + step)))(average, parameters, None)
         losses.append(loss.detach())
         if step == 2:
             clock.restart()

@@ -26,6 +26,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, un
 from torch import Tensor
 
 from numina.errors import ModelError
+from pipelines.private.diffusers import padding_of
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def unpadded(decoder: Any) -> Iterator[None]:
 
 def _convolve(layer: Any, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
     """`WanCausalConv3d.forward`: `cache_x` are frames before x, zeros stand for those before the first."""
-    left, _, top, _, before, _ = layer._padding
+    left, _, top, _, before, _ = padding_of(layer)
     missing = before if cache_x is None else max(0, before - cache_x.shape[2])
 
     def convolved(frames: Tensor) -> Tensor:

@@ -94,7 +94,6 @@ def adapter(
         heads=transformer.config.num_attention_heads,
         head_size=transformer.config.attention_head_dim,
         token_strides=(4, 16, 16),
-        transformer_bytes=0,
         sampler=type(scheduler).__name__,
         shift=scheduler.config.flow_shift,
         large_shift=FAMILIES["WanPipeline"].large_shift,
@@ -214,7 +213,7 @@ def shares(values: Sequence[str]) -> Callable[[str], float]:
 
 def report(name: str, bench: Bench, options: argparse.Namespace) -> None:
     """One model's tables."""
-    steps, generation = options.steps, bench.generation
+    steps = options.steps
     plain = bench.plain()
     whole = steps * plain
     print(f"{name}: plain step {plain:.4f} s, plain clip of {steps} steps {whole:.1f} s", flush=True)
@@ -243,7 +242,7 @@ def report(name: str, bench: Bench, options: argparse.Namespace) -> None:
             right, corrected = (phase + rest * plain) / whole, (phase + run) / whole
             costs = [per_correct(a, right, corrected, identified(way), options.corrected) for a in ACCURACIES]
             cells = row(phase / whole, right, corrected, memory, *costs)
-            forwards = identify_forwards(config, generation, bench.times)
+            forwards = identify_forwards(config, bench.times, steps, passes=2)
             print(f"{way:>20} {forwards:>9} {phase:>9.2f} {cells}", flush=True)
 
 

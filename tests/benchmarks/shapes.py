@@ -155,7 +155,6 @@ def build(name: str, device: torch.device, *, tiny: bool = False, vae: bool = Tr
         joint=joint,
         frame_step=8 if joint else 4,
         token_strides=shape.strides,
-        transformer_bytes=sum(p.numel() * p.element_size() for p in transformer.parameters()),
         sampler=type(pipeline.scheduler).__name__,
         shift=shape.shift,
         large_shift=FAMILIES[shape.family].large_shift,

@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-import cluster.runtime.driver
+import cluster.runtime.run
 import cluster.workers.rank
 from cluster.job.config import JobConfig, load_job
 from cluster.prompts.write import make_prompts
@@ -58,7 +58,7 @@ def joining_job(
     tiny_job: Callable[..., JobConfig], joined: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., JobConfig]:
     """A job on that cluster, which it neither joins nor leaves."""
-    monkeypatch.setattr(cluster.runtime.driver, "ray_cluster", lambda prepared: nullcontext())
+    monkeypatch.setattr(cluster.runtime.run, "ray_cluster", lambda prepared: nullcontext())
     return lambda *overrides: tiny_job(f"cluster.address={joined}", *overrides)
 
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.keys import canonical_json, row_key, sample_seed
+from cluster.keys import canonical_json, sample_seed
 from numina.prompts.targets import Target
+from tests.cluster.tasks import row_key
 
 CATS = (Target(noun="cats", count=3),)
 
@@ -30,7 +31,8 @@ class TestRowKey:
     def test_it_is_the_same_in_another_process(self) -> None:
         """The key doesn't depend on the process, its hash seed or the order of a mapping."""
         turned = {**self.CONTENT, "config": {"method": {"name": "closed"}, "generation": {"shift": 5, "steps": 50}}}
-        code = f"from cluster.rows import row_key; from numina.prompts import Target; print(row_key(**{turned!r}))"
+        names = "from tests.cluster.tasks import row_key; from numina.prompts.targets import Target"
+        code = f"{names}; print(row_key(**{turned!r}))"
         environment = {**os.environ, "PYTHONHASHSEED": "99"}
         command = [sys.executable, "-c", code]
         printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.strip()

@@ -20,7 +20,6 @@ from cluster.cli.terminal import say
 from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import outcomes
 from cluster.job.config import JobConfig
-from cluster.job.names import tasks_of
 from cluster.job.prepared import prepare
 from cluster.job.strategy import Strategy
 from cluster.prompts.check import read_prompts
@@ -31,6 +30,7 @@ from cluster.workers.row import row_of
 from numina.errors import InputError, PromptSetError
 from pipelines.sampling.clip import Clip
 from tests.cluster.conftest import TINY
+from tests.cluster.tasks import tasks_of
 
 ROOT = Path(__file__).parents[2]
 EXPANDABLE = "${oc.env:HOME} three red circles ${generation.steps} $HOME"

@@ -11,7 +11,6 @@ from numina.metrics import (
     all_frames_exact,
     bootstrap_interval,
     clip_score,
-    confusion,
     count_accuracy,
     count_stability,
     mean_absolute_error,
@@ -173,14 +172,3 @@ def test_agreement_is_over_frames_in_common():
         agreement(counts, counts[::4])
     with pytest.raises(ValueError, match="both must be at least 1"):
         agreement(counts, counts, 0)
-
-
-def test_confusion_counts_pairs():
-    """Row asked, column detected; as large as the highest count of either."""
-    matrix = confusion([1, 1, 3], [1, 2, 0])
-    assert matrix.tolist() == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
-    assert confusion([], []).tolist() == [[0]]
-    with pytest.raises(ValueError, match="asked has 1 counts and detected 2"):
-        confusion([1], [1, 2])
-    with pytest.raises(ValueError, match="-1 is no count"):
-        confusion([1], [-1])

@@ -16,12 +16,12 @@ from cluster.dataset.store import Store
 from cluster.evaluation.evaluate import evaluate
 from cluster.evaluation.summary import compare_outputs, summarize, write_summary
 from cluster.job.judge import judge_config
-from cluster.keys import row_key
 from numina.errors import ConfigError, InputError, OutputError
 from numina.prompts.targets import Target
 from pipelines.judges import JudgeConfig
 from pipelines.testbed.world import clips
 from pipelines.video.mp4 import encode_mp4
+from tests.cluster.tasks import row_key
 
 COUNTER = judge_config("counter")
 STRATEGIES = ("right", "wrong", "gone", "torn")

@@ -7,9 +7,9 @@ import numpy as np
 
 from cluster.dataset.store import Store
 from cluster.job.strategy import Strategy, strategy_record
-from cluster.keys import row_key
 from numina.prompts.targets import Target, parse_targets
 from pipelines.video.mp4 import encode_mp4
+from tests.cluster.tasks import row_key
 
 FRAMES, SIZE = 5, 32
 PROMPTS = ("Three cats chasing two dogs.", "A lone fox / at dusk.", "Four owls, seen from above.")

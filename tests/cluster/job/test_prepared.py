@@ -11,11 +11,9 @@ import pytest
 
 from cluster.job.checks import check_submitted
 from cluster.job.config import JobConfig, load_job
-from cluster.job.names import tasks_of
 from cluster.job.prepared import FIRST_ROWS, PreparedJob, prepare
 from cluster.job.tasks import ClipTask
 from cluster.job.worklist import open_worklist
-from cluster.keys import row_key
 from cluster.prompts.promptset import open_prompts
 from cluster.prompts.write import make_prompts
 from cluster.rows import ROW_SCHEMA
@@ -24,6 +22,7 @@ from numina.errors import ConfigError, PromptSetError
 from numina.prompts.targets import Target
 from pipelines.sampling.clip import Clip
 from tests.cluster.job.test_worklist import MODEL, NOTHING
+from tests.cluster.tasks import row_key, tasks_of
 
 Job = Callable[..., JobConfig]
 ROW: dict[str, Any] = {"id": "a", "prompt": "two red circles", "negative_prompt": "blurry", "seed": 5}

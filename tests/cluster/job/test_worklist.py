@@ -16,7 +16,7 @@ import cluster.prompts.files
 import cluster.prompts.row
 from cluster.dataset.store import Committed
 from cluster.job.config import load_job
-from cluster.job.names import TaskNames, tasks_of
+from cluster.job.names import TaskNames
 from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
 from cluster.job.worklist import open_worklist
@@ -24,6 +24,7 @@ from cluster.prompts.promptset import open_prompts
 from cluster.prompts.write import make_prompts, write_targets
 from numina.errors import PromptSetError
 from pipelines.models.registry import inspect_model
+from tests.cluster.tasks import tasks_of
 
 MODEL = inspect_model("testbed")
 NOTHING = Committed(keys=frozenset(), tasks=frozenset())

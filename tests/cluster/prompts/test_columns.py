@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.dataset.store import Committed, Store
-from cluster.job.names import tasks_of
 from cluster.job.worklist import open_worklist
 from cluster.prompts.check import check_prompts, read_prompts
 from cluster.prompts.enhance import enhance_set
@@ -23,6 +22,7 @@ from cluster.prompts.write import write_targets
 from cluster.rows import one_value
 from numina.errors import PromptSetError
 from tests.cluster.job.test_worklist import a_plan
+from tests.cluster.tasks import tasks_of
 
 NOTHING = Committed(keys=frozenset(), tasks=frozenset())
 BAD = b"caf\xe9"
@@ -192,7 +192,7 @@ BAD_VALUES: dict[str, tuple[Callable[[], list[pa.Array]], list[str]]] = {
     ),
     "text in a struct": (lambda: [pa.StructArray.from_arrays([bad_text()], ["a"])], ["row 1", "UTF-8"]),
     "half a surrogate pair": (
-        lambda: [pa.array(["a".encode(), "\ud800".encode("utf-8", "surrogatepass")]).view(pa.string())],
+        lambda: [pa.array([b"a", "\ud800".encode("utf-8", "surrogatepass")]).view(pa.string())],
         ["row 1", "UTF-8"],
     ),
     "date": (lambda: [pa.array([0, 10_000_000], pa.date32())], ["row 1", "10000000", "years 1 to 9999"]),
@@ -298,7 +298,7 @@ def test_a_row_that_can_not_be_written_is_an_error_of_its_own(tmp_path: Path) ->
         with pytest.raises(PromptSetError, match="can't be written"):
             one_value(value, type)
     store = Store(str(tmp_path / "out"), extra_columns=pa.schema([("x", pa.int64())]))
-    row = {name: "0" * 32 for name in ("key", "file_name", "prompt", "strategy", "video_sha256")}
+    row = dict.fromkeys(("key", "file_name", "prompt", "strategy", "video_sha256"), "0" * 32)
     with pytest.raises(PromptSetError, match="column 'x': 'many' can't be written as int64"):
         store.commit({**row, "targets": [], "seed": 1, "extra": {"x": "many"}})
     assert store.committed() == set()

@@ -19,7 +19,7 @@ import pytest
 
 import cluster.prompts.files
 from cluster.prompts.check import check_prompts, read_prompts
-from cluster.prompts.promptset import describe_problems, extra_columns, open_prompts
+from cluster.prompts.promptset import describe_problems, open_prompts
 from cluster.prompts.write import make_prompts, write_targets
 from cluster.rows import TARGETS
 from numina.errors import PromptSetError
@@ -178,7 +178,7 @@ def test_no_file_at_all_is_one_error(tmp_path: Path, path: str) -> None:
     """A misspelt path, an empty folder, a glob without a match, an unknown filesystem."""
     (tmp_path / "empty").mkdir()
     path = path if "://" in path else str(tmp_path / path)
-    for reader in (lambda: read_prompts(path, max_count=10), lambda: extra_columns(path)):
+    for reader in (lambda: read_prompts(path, max_count=10), lambda: open_prompts(path).extra_columns):
         with pytest.raises(PromptSetError, match=path.rsplit("/", 1)[-1].replace("*", r"\*")):
             reader()
 
@@ -195,7 +195,7 @@ def test_extra_columns_keep_type_and_value(tmp_path: Path) -> None:
         "gone": pa.array([None], type=pa.float16()),
     }
     path = a_set(tmp_path / "set.parquet", {"prompt": [CATS], **extras})
-    schema = extra_columns(path)
+    schema = open_prompts(path).extra_columns
     (row,) = read_prompts(path, max_count=10)
     for name, column in extras.items():
         wanted = column.dictionary_decode() if name == "label" else column
@@ -207,10 +207,10 @@ def test_files_that_disagree_on_an_extra_column_are_refused(tmp_path: Path) -> N
     """One schema for all rows of the output: narrow types are widened, text and number can't be one column."""
     a_set(tmp_path / "set/0.parquet", {"prompt": [CATS], "source": pa.array([1], type=pa.int8())})
     a_set(tmp_path / "set/1.parquet", {"prompt": [DOGS], "source": pa.array([1], type=pa.int64())})
-    assert extra_columns(str(tmp_path / "set")).field("source").type == pa.int64()
+    assert open_prompts(str(tmp_path / "set")).extra_columns.field("source").type == pa.int64()
     a_set(tmp_path / "set/2.parquet", {"prompt": ["two birds"], "source": ["web"]})
     with pytest.raises(PromptSetError, match="source"):
-        extra_columns(str(tmp_path / "set"))
+        _ = open_prompts(str(tmp_path / "set")).extra_columns
 
 
 def test_targets_are_filled_in_and_all_else_kept(tmp_path: Path) -> None:

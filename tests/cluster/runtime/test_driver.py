@@ -22,7 +22,6 @@ import cluster.workers.tasks
 from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import rank_seconds
 from cluster.job.config import JobConfig
-from cluster.job.names import tasks_of
 from cluster.job.prepared import PreparedJob, prepare
 from cluster.observability.progress import JobProgress
 from cluster.prompts.write import make_prompts
@@ -38,6 +37,7 @@ from pipelines.sampling.clip import Clip
 from pipelines.sampling.generate import generate
 from pipelines.video.mp4 import decode_mp4, encode_mp4
 from tests.cluster.conftest import PROMPTS, processes
+from tests.cluster.tasks import tasks_of
 from tests.faults.quick_job import ShortOfMemory, SlowToLoad
 
 Job = Callable[..., JobConfig]

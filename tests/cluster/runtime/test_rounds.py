@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from cluster.job.acceptance import Decision, Ruling
-from cluster.job.names import TaskNames, tasks_of
+from cluster.job.names import TaskNames
 from cluster.job.tasks import ClipTask
 from cluster.runtime.rounds import Rounds
 from tests.cluster.job.test_worklist import a_plan, numbered
+from tests.cluster.tasks import tasks_of
 
 
 @pytest.fixture

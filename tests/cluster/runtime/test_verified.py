@@ -15,13 +15,14 @@ import pytest
 from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import outcomes, strategies_of
 from cluster.job.config import JobConfig
-from cluster.job.names import TaskNames, tasks_of
+from cluster.job.names import TaskNames
 from cluster.job.prepared import prepare
 from cluster.job.tasks import ClipTask
 from cluster.observability.status import status_of
 from cluster.prompts.write import make_prompts
 from cluster.runtime.run import run_job
 from numina.errors import InputError, ModelError
+from tests.cluster.tasks import tasks_of
 from tests.pipelines.judges import tiny
 
 Job = Callable[..., JobConfig]

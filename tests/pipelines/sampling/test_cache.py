@@ -31,7 +31,6 @@ from pipelines.sampling.cache import (
     computed_steps,
     forwards,
     identify_forwards,
-    plain_forwards,
 )
 from tests.pipelines.conftest import GENERATION, PROMPT, TARGETS, of_pipeline
 from tests.pipelines.ranks import spawn
@@ -137,7 +136,7 @@ def test_a_cache_runs_as_many_blocks_as_it_says(tiny_model: WanModel, name: str,
         identified(tiny_model, name, stride=stride, step=0.75)
     config = method(name, stride=stride, step=0.75).identify
     times = tiny_model.facts.times(LONG)
-    expected = identify_forwards(config, LONG, times)
+    expected = identify_forwards(config, times, LONG.steps)
     every = 2 * len([step for step in config.schedule(times) if step <= 15])
     assert calls[0] <= every
     if name == "first_block":
@@ -348,7 +347,7 @@ def test_cfg_cache_does_nothing_without_a_second_pass(tiny_model: WanModel) -> N
     generation = replace(LONG, guidance_scale=1.0)
     clip = plain(tiny_model, replace(generation, cache="cfg_cache"))
     assert torch.equal(clip, plain(tiny_model, generation))
-    assert plain_forwards(replace(generation, cache="cfg_cache")) == LONG.steps
+    assert forwards("cfg_cache", range(LONG.steps), LONG.steps, passes=1) == LONG.steps
 
 
 def test_forwards_of_the_published_schedule() -> None:
@@ -356,7 +355,7 @@ def test_forwards_of_the_published_schedule() -> None:
 
     def cost(name: str, steps: int, stride: int = 1) -> int:
         config = IdentifyConfig(cache=name, stride=stride)
-        return identify_forwards(config, GenerationConfig(steps=steps), schedule_times(steps))
+        return identify_forwards(config, schedule_times(steps), steps)
 
     assert [cost("none", steps) for steps in (50, 25)] == [42, 22]
     assert [cost("none", steps, 2) for steps in (50, 25)] == [22, 12]

@@ -49,7 +49,7 @@ class PromptRow:
     original_prompt: str | None = None  # where `prompt` was rewritten
 
     def __getstate__(self) -> dict[str, Any]:
-        """Values of Arrow go to other processes as columns: a scalar is pickled as Python's, which loses nanoseconds."""
+        """Values of Arrow go to other processes as columns: pickled scalars are Python's, without nanoseconds."""
         extra = {name: pa.repeat(own, 1) if isinstance(own, pa.Scalar) else own for name, own in self.extra.items()}
         return {**self.__dict__, "extra": extra}
 

@@ -11,6 +11,7 @@ from cluster.prompts.row import ENHANCED, OWN_SCHEMA
 
 PROMPT_NAMES = ("prompt", "text", "caption")
 LONGEST_SHOWN = 80
+DEEPEST = 32  # lists and objects in one another: Parquet's readers end at some depth
 
 
 @dataclass(kw_only=True)
@@ -43,11 +44,10 @@ def read_lines(path: str) -> Iterator[tuple[int, str, str | None]]:
 def take(row: SourceRow, values: dict[str, Any], path: str) -> None:
     """Sort a row's values by what they mean. `Targets` and ` targets ` are `targets`, where there is no other."""
     values = _named(values)
-    unfit = [(name, trouble) for name, value in values.items() if (trouble := _unfit(name) or _unfit(value))]
-    if unfit:
-        name, trouble = unfit[0]
-        row.problems.append(said(path, row.line, values[name], f"{trouble} (column {name!r})"))
-        return
+    for given, value in values.items():
+        if trouble := _unfit(given) or _unfit(value):
+            row.problems.append(said(path, row.line, value, f"{trouble} (column {given!r})"))
+            return
     name = next((name for name in PROMPT_NAMES if name in values), None)
     if name is None:
         problem = f"has no prompt (it has {sorted(values)}); name it one of {', '.join(PROMPT_NAMES)}"
@@ -76,8 +76,10 @@ def _named(values: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
-def _unfit(value: Any) -> str | None:
+def _unfit(value: Any, depth: int = 0) -> str | None:
     """Why Arrow or UTF-8 can't hold a value; None where they can."""
+    if depth > DEEPEST:
+        return f"is nested more than {DEEPEST} deep; flatten it, or write it as text"
     if isinstance(value, str):
         half = (
             next((letter for letter in value if "\ud800" <= letter <= "\udfff"), None) if not value.isascii() else None
@@ -87,11 +89,9 @@ def _unfit(value: Any) -> str | None:
         )
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return "is beyond 64-bit integers; write it as text"
-    if isinstance(value, dict):
-        found = (_unfit(own) for pair in value.items() for own in pair)
-    else:
-        found = (_unfit(own) for own in value) if isinstance(value, list) else iter(())
-    return next((trouble for trouble in found if trouble), None)
+    parts: list[Any] = [own for pair in value.items() for own in pair] if isinstance(value, dict) else []
+    parts += value if isinstance(value, list) else []
+    return next((trouble for own in parts if (trouble := _unfit(own, depth + 1))), None)
 
 
 def _converted(row: SourceRow, path: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from numina.errors import PromptSetError
 from numina.stage import Stage
 
 STAGES = (Stage.ENCODE, Stage.IDENTIFY, Stage.LAYOUT, Stage.GUIDE, Stage.DENOISE, Stage.DECODE, Stage.WRITE)
@@ -97,6 +98,20 @@ def plain_value(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain_value(item) for item in value]
     return value
+
+
+def one_value(value: Any, type: pa.DataType | None) -> pa.Array:
+    """A value of Python or Arrow as a column of one row, in a type (None: its own).
+
+    Raises PromptSetError where it doesn't fit: such values come from a prompt set.
+    """
+    try:
+        if not isinstance(value, pa.Scalar):
+            return pa.array([value], type=type)
+        column = pa.repeat(value, 1)
+        return column if type is None or column.type == type else column.cast(type)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        raise PromptSetError(f"{value!r} can't be written as {type} ({error}); correct it in the prompt set") from error
 
 
 def check_row(row: Mapping[str, Any], extra: Mapping[str, Any]) -> None:

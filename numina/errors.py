@@ -48,11 +48,12 @@ class DamageError(NuminaError):
 
 
 class ClipError(NuminaError):
-    """A clip came out broken: it has numbers that aren't finite, or nothing but one flat colour in each frame."""
+    """A clip came out broken (numbers that aren't finite, or one flat colour in each frame), or it can't be written: this
+    clip alone has failed."""
 
     def __init__(self, message: str, stage: Stage) -> None:
         super().__init__(message)
-        self.stage = stage  # that broke it
+        self.stage = stage  # in which it failed
 
     def __reduce__(self) -> tuple[type, tuple[str, Stage]]:
         return type(self), (str(self), self.stage)

@@ -50,10 +50,10 @@ from cluster.dataset.segments import (
     union,
 )
 from cluster.keys import canonical, canonical_json
-from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, check_row, plain_value
+from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, check_row, one_value, plain_value
 from cluster.storage.open import check_promise, open_files
 from cluster.storage.protocol import Files
-from numina.errors import DamageError, OutputError
+from numina.errors import DamageError, OutputError, PromptSetError
 
 FORMAT = "numina-output/1"
 
@@ -266,7 +266,10 @@ class Store:
         known = pa.Table.from_pylist([own], schema=ROW_SCHEMA)
         for name, value in extra.items():
             declared = self._extra_columns.field(name).type if name in self._extra_columns.names else None
-            known = known.append_column(name, pa.array([value], type=declared))
+            try:
+                known = known.append_column(name, one_value(value, declared))
+            except PromptSetError as error:
+                raise PromptSetError(f"column {name!r}: {error}") from error
         return known
 
     # --- what went wrong ---
@@ -401,7 +404,9 @@ _ABSENT = object()
 
 
 def _json(value: Any) -> bytes:
-    return (json.dumps(canonical(value), sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(canonical(value), sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode(
+        errors="backslashreplace"  # half a surrogate pair, as JSON writes it
+    )
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Asked:
 
 def write(store: Store, files: Files, selection: Selection, config: ExportConfig, report: Report) -> Exported:
     """The export. Prompts whose videos are lost stay in the lists, so that numbers stay the set's."""
-    rows = selection.rows.to_pylist()
+    rows = selection.rows.drop_columns(selection.set_columns).to_pylist()
     numbers = {asked: number for number, asked in enumerate(prompts_of(rows), start=1)}
     videos = [
         Video(source=row["file_name"], name=_name(row, numbers[asked_of(row)]), sha256=row["video_sha256"])

@@ -23,7 +23,7 @@ LONGEST = 255 - len("-0000.mp4")  # bytes of a prompt in a name: filesystems end
 
 def write(store: Store, files: Files, selection: Selection, config: ExportConfig, report: Report) -> Exported:
     """The export."""
-    rows = selection.rows.to_pylist()
+    rows = selection.rows.drop_columns(selection.set_columns).to_pylist()
     named = dict(_named(rows))
     videos = [
         Video(source=row["file_name"], name=f"videos/{name}", sha256=row["video_sha256"])

@@ -274,11 +274,14 @@ class Driver:
             retries=self.queues.failed_tries[task.key],
         )
 
-    def _count(self, tasks: Sequence[ClipTask], answers: Sequence[Receipt | ClipError]) -> None:
-        """A batch was written: rows were committed, and clips that came out broken weren't."""
+    def _count(self, tasks: Sequence[ClipTask], answers: Sequence[Receipt | InputError | ClipError]) -> None:
+        """A batch was written: rows were committed, and clips that came out broken or can't be written weren't."""
         for task, receipt in zip(tasks, answers, strict=True):
-            if isinstance(receipt, ClipError):
+            if isinstance(receipt, ClipError) and receipt.stage is not Stage.WRITE:
                 self.recovery.broken(task, receipt)
+                continue
+            if not isinstance(receipt, Receipt):
+                self.recovery.give_up(task, Stage.WRITE, receipt)
                 continue
             self.recovery.committed()
             self.queues.failed_tries.pop(receipt.key, None)

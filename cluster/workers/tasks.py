@@ -14,7 +14,7 @@ from cluster.dataset.store import Store
 from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
 from cluster.workers.row import layout_arrays, row_of
-from numina.errors import ClipError, InputError, StorageError
+from numina.errors import ClipError, DamageError, InputError, OutputError, StorageError
 from numina.stage import Stage
 from pipelines.sampling.clip import Clip, Identified
 
@@ -97,29 +97,40 @@ def lay_out(
 @ray.remote
 def write(
     clips: Sequence[Clip | ClipError], drafts: Sequence[Draft], output: Output, began: float
-) -> list[Receipt | ClipError]:
-    """Makes the clips' mp4s and commits their rows; a broken clip's error stays in its place.
+) -> list[Receipt | InputError | ClipError]:
+    """Makes the clips' mp4s and commits their rows; for a clip that came out broken or can't be written, why.
 
     Frames come here from the gang's node, and neither they nor the videos go through the driver. `began` is when it was
     asked for, by the driver's clock.
     """
-    from pipelines.sampling.write import write_clips
-
     store = store_of(output)
-    answers: list[Receipt | ClipError] = []
-    for clip, draft in zip(clips, drafts, strict=True):
-        if isinstance(clip, ClipError):
-            answers.append(clip)
-            continue
-        [written] = write_clips([clip], output.prepared.job.generation, keep_frames=False)
-        answers.append(_commit(store, output.prepared, written, draft, began))
-    return answers
+    return [
+        clip if isinstance(clip, ClipError) else _write(store, output.prepared, clip, draft, began)
+        for clip, draft in zip(clips, drafts, strict=True)
+    ]
 
 
 @ray.remote
 def compact(keys: Sequence[str], output: Output) -> list[str]:
     """Gathers these rows into segments; their names."""
     return store_of(output).compact(keys)
+
+
+def _write(
+    store: Store, prepared: PreparedJob, clip: Clip, draft: Draft, began: float
+) -> Receipt | InputError | ClipError:
+    """One clip. What is wrong with it or its row is its own: neither the job nor the clips beside it end with it."""
+    from pipelines.sampling.write import write_clips
+
+    try:
+        [written] = write_clips([clip], prepared.job.generation, keep_frames=False)
+        return _commit(store, prepared, written, draft, began)
+    except (StorageError, DamageError, OutputError, OSError, MemoryError):  # not the clip's
+        raise
+    except InputError as error:
+        return error
+    except Exception as error:
+        return ClipError(f"the clip can't be written: {type(error).__name__}: {error}", Stage.WRITE)
 
 
 def _commit(store: Store, prepared: PreparedJob, clip: Clip, draft: Draft, began: float) -> Receipt:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 import torch
@@ -21,14 +22,14 @@ import cluster.workers.tasks
 from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import rank_seconds
 from cluster.job.config import JobConfig
-from cluster.job.prepared import prepare
+from cluster.job.prepared import PreparedJob, prepare
 from cluster.observability.progress import JobProgress
 from cluster.prompts.write import make_prompts
 from cluster.runtime.driver import Driver
 from cluster.runtime.flight import Call, Flight
 from cluster.runtime.run import run_job
 from cluster.workers.row import row_of
-from cluster.workers.tasks import Receipt
+from cluster.workers.tasks import Draft, Output, Receipt
 from numina.errors import (
     ClipError,
     ConfigError,
@@ -194,6 +195,43 @@ def test_a_lost_writer_costs_no_clip(joining_job: Job, monkeypatch: pytest.Monke
     rows = Store(job.output).rows().to_pylist()
     assert sorted(row["retries"] for row in rows) == [0, 1]
     assert all(row["timings"]["write"] > 0 for row in rows)
+
+
+@pytest.mark.usefixtures("quick_model")
+def test_a_row_that_can_not_be_written_costs_its_own_clip(joining_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is recorded with its column and value; the clip beside it in the batch is committed, and the job goes on."""
+    path = str(Path(joining_job().output).parent / "odd.parquet")
+    prompts = [
+        {"prompt": f"two red circles, take {number}", "source": "x" if number == 1 else None} for number in range(3)
+    ]
+    make_prompts(prompts, path)
+    known = Output.of
+
+    def of(prepared: PreparedJob) -> Output:
+        return replace(known(prepared), extra_columns=pa.schema([("source", pa.int64())]))
+
+    monkeypatch.setattr(Output, "of", of)
+    job = joining_job(*PLAIN, "parallel.ulysses=1", "parallel.batch=2", f"prompts={path}")
+    outcome = run_job(prepare(job))
+    assert (outcome.done, outcome.failed, outcome.retries) == (2, 1, 0)
+    [[record]] = Store(job.output).failures().values()
+    assert (record["row"], record["stage"]) == (1, "write")
+    assert "column 'source': 'x' can't be written as int64" in record["error"]
+    monkeypatch.undo()
+
+
+def test_a_clip_that_can_not_be_encoded_costs_itself(tiny_job: Job) -> None:
+    """A fault in one clip's frames leaves the clip beside it."""
+    prepared = prepare(tiny_job(*PLAIN))
+    store = Store(prepared.job.output)
+    store.open_run(prepared.identity())
+    frames = np.zeros((5, 64, 64, 3), np.uint8)
+    clips = [Clip(frames[..., :2], b"", {Stage.DENOISE: 1.0}), Clip(frames, b"", {Stage.DENOISE: 1.0})]
+    drafts = [Draft(task=task, correction=None, timings={}, spans=[], retries=0) for task in tasks_of(prepared)]
+    wrong, right = cluster.workers.tasks.write._function(clips, drafts, Output.of(prepared), 0.0)
+    assert isinstance(wrong, ClipError)
+    assert isinstance(right, Receipt)
+    assert store.committed() == {drafts[1].task.key}
 
 
 def test_latents_are_kept_where_asked(joining_job: Job) -> None:

@@ -17,6 +17,7 @@ from cluster.dataset.store import Store
 from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import LostVideoError, Report, read_video
 from cluster.export.selection import Selection
+from cluster.rows import python_rows
 from cluster.storage.protocol import Files
 from numina.errors import ConfigError
 
@@ -36,7 +37,7 @@ def write(store: Store, files: Files, selection: Selection, config: ExportConfig
 
 def _shards(selection: Selection, clips: int) -> Iterator[list[Row]]:
     for first in range(0, len(selection.rows), clips):
-        yield selection.rows.slice(first, clips).to_pylist()
+        yield python_rows(selection.rows.slice(first, clips))
 
 
 def _write_shard(store: Store, files: Files, name: str, rows: Sequence[Row], lost: dict[str, str]) -> int:

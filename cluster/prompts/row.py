@@ -74,7 +74,7 @@ class RawRow:
     def extra(self) -> dict[str, Any]:
         """The other columns."""
         names = [name for name in self.batch.schema.names if name not in OWN_SCHEMA.names]
-        return {name: _python(self.batch.column(name)[self.offset]) for name in names}
+        return {name: _python(self.batch.column(name).slice(self.offset, 1)) for name in names}
 
     def problem(self, column: str, value: object, trouble: str) -> str:
         """One line on what is wrong with it."""
@@ -83,12 +83,14 @@ class RawRow:
         return f"{self.place}, column {column!r}: {shown}: {trouble}"
 
 
-def _python(scalar: pa.Scalar) -> Any:
-    """The value as Python has it; a nanosecond time, which Python hasn't, stays pyarrow's."""
+def _python(value: pa.Array) -> Any:
+    """An array's only value as Python has it. What Python hasn't, such as nanoseconds without pandas, stays an array:
+    unlike a scalar it can travel to other processes."""
     try:
-        return scalar.as_py()
-    except ValueError:
-        return scalar
+        return value[0].as_py()
+    except (ValueError, OverflowError, KeyError):
+        whole = value.dictionary_decode() if pat.is_dictionary(value.type) else value
+        return pa.concat_arrays([whole])  # without the rest of its block
 
 
 def parsed(raw: RawRow, max_count: int) -> tuple[PromptRow | None, list[str]]:

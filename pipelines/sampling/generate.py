@@ -1,5 +1,6 @@
 """Generation of count-accurate clips: one rank's part in a gang's work, and one clip in one process."""
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from numina.prompts.targets import Target, check_targets, parse_targets
 from numina.prompts.tokens import TokenSpans, locate_tokens
 from numina.stage import Stage
 from pipelines.base import GenerationConfig, Text, TextEncoder, VideoModel
+from pipelines.models.text_limit import told
 from pipelines.parallel.shard import ALONE, Shard
 from pipelines.parallel.support import check_cache
 from pipelines.sampling import denoise
@@ -23,6 +25,10 @@ from pipelines.sampling.broken import broken_capture, broken_latents, broken_pix
 from pipelines.sampling.clip import Clip, Identified, Request, Timings
 from pipelines.sampling.warmup import warm_up
 from pipelines.sampling.write import write_clips
+
+log = logging.getLogger(__name__)
+
+_TOLD = set[str]()  # the prompts of which this process has said that they are cut
 
 
 @dataclass
@@ -166,7 +172,13 @@ def encode(encoder: TextEncoder, requests: Sequence[Request], generation: Genera
     """The requests' prompts, each with its own negative prompt or the config's."""
     default = generation.negative_prompt
     negative = [default if request.negative_prompt is None else request.negative_prompt for request in requests]
-    return encoder.encode([request.prompt for request in requests], negative, generation)
+    texts = encoder.encode([request.prompt for request in requests], negative, generation)
+    for request, text, avoided in zip(requests, texts, negative, strict=True):
+        for what, given, cut in (("prompt", request.prompt, text.cut), ("negative prompt", avoided, text.negative_cut)):
+            if cut and given not in _TOLD:
+                _TOLD.add(given)
+                log.warning("%s", told(what, given, cut, len(text.offsets)))
+    return texts
 
 
 def generate(

@@ -7,7 +7,7 @@ ARGS ?=
 # A machine without an NVIDIA GPU takes PyTorch's CPU build (its local version sorts above PyPI's CUDA build).
 TORCH_INDEX := $(shell nvidia-smi -L >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: install demo test test-system faults lint settings lock clean
+.PHONY: install demo test test-system faults fuzz lint settings lock clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,11 @@ test-system: install
 # The long form of all that is killed: some 15 minutes on 2 cores, numbers printed.
 faults: install
 	NUMINA_FAULTS=long $(BIN)/python -m pytest tests/faults -m "slow or not slow" -s $(ARGS)
+
+# The command line and prompt sets with anything in them: so many random examples of each test.
+EXAMPLES ?= 2000
+fuzz: install
+	NUMINA_FUZZ=$(EXAMPLES) $(BIN)/python -m pytest tests/faults -k fuzz -s --timeout 0 --hypothesis-show-statistics $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 ARGS ?=
-# A machine without an NVIDIA GPU takes PyTorch's CPU build (its local version sorts above PyPI's CUDA build).
+# A machine without an NVIDIA GPU takes PyTorch's CPU build (its local version sorts above PyPI's CUDA build). Its index
+# is asked for torch alone: pip asks every index that it is given for every package.
 TORCH_INDEX := $(shell nvidia-smi -L >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
+
+ONE_PROCESS := tests/numina tests/pipelines
 
 .PHONY: install demo test test-system faults fuzz lint settings lock clean
 
@@ -15,7 +18,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "numina needs Python 3.11 or newer; name one: make install PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --retries 1 $(TORCH_INDEX) -r requirements.lock
+	$(BIN)/python -m pip install --no-deps --retries 1 --timeout 20 $(TORCH_INDEX) "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install -r requirements.lock
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -24,8 +28,17 @@ demo: install
 	$(BIN)/numina evaluate $(OUT)
 	$(BIN)/numina report $(OUT)
 
+# Two processes side by side: one core each, since most tests keep one busy. With ARGS one runs what they say.
 test: install
+ifeq ($(strip $(ARGS)),)
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	$(BIN)/python -m pytest $(ONE_PROCESS) >"$$log" 2>&1 & one=$$!; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(ONE_PROCESS)); others=$$?; \
+	wait $$one; one=$$?; cat "$$log"; \
+	test $$one = 0 -a $$others = 0 && echo "make test: all passed" || { echo "make test: FAILED"; exit 1; }
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
 
 # Whole jobs on a real SLURM, submitted to a real Ray head, with ranks and drivers killed. SLURM's tests skip without it.
 test-system: install

@@ -88,9 +88,14 @@ class Store:
 
     @classmethod
     def reader(cls, root: str) -> Self:
-        """A holder of an output that adds no rows: reports, exports, judges. Any filesystem will do for it."""
+        """A holder of an output that adds no rows: reports, exports, judges. Any filesystem will do for it.
+
+        Raises OutputError where no job has begun an output.
+        """
         store = cls(root, single_writer=True)
         store._adds_rows = False
+        if store.run_config() is None:
+            raise OutputError(f"{store.root!r} has no run.json; give an output of `numina run`")
         return store
 
     @property

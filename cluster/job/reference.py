@@ -14,6 +14,7 @@ from jinja2 import Template
 
 from cluster.job.config import JobConfig, config_folder
 from cluster.job.settings import Setting, settings_of
+from cluster.job.values import literal
 from numina.errors import ConfigError
 from pipelines.judges.base import JudgeConfig
 
@@ -102,6 +103,7 @@ def _with_comment(line: str, comment: str) -> Iterator[str]:
 
 def scalar(value: Any) -> str:
     """A value as YAML on one line."""
+    value = literal(value) if isinstance(value, str) else value
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False)
     return text.removesuffix("...\n").strip()
 

@@ -26,7 +26,7 @@ def run_job(prepared: PreparedJob, report: Callable[[JobProgress], None] = lambd
 
     Raises OutputError when the output belongs to another job, GangError when no gang can stand, StorageError when the
     storage is full or lost, DamageError when a file of the output can't be read, and JobError when input turns out
-    to be wrong after the gangs have started.
+    to be wrong after the gangs have started, or too many clips come out broken.
     """
     job, progress = prepared.job, JobProgress()
     store = Output.of(prepared).store()

@@ -36,21 +36,15 @@ def tiny_job(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., JobConfig]:
     return job
 
 
-@pytest.fixture(scope="session")
-def cluster_address() -> Iterator[str]:
-    """One Ray cluster of four cores for all tests."""
-    head = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
-    yield head.address
-    head.shutdown()
-
-
 @pytest.fixture(scope="module")
-def joined(cluster_address: str) -> Iterator[str]:
-    """That cluster, joined until the module's last test: worker processes serve one job after the other, and import
-    torch once."""
-    ray.init(address=cluster_address, log_to_driver=False, configure_logging=False)
-    yield cluster_address
+def joined() -> Iterator[str]:
+    """A Ray cluster of four cores, joined until the module's last test: worker processes serve one job after the other,
+    and import torch once."""
+    head = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    ray.init(address=head.address, log_to_driver=False, configure_logging=False)
+    yield head.address
     ray.shutdown()
+    head.shutdown()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ Verbs that start no Ray, on a small output.
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,11 @@ WORDS = st.sampled_from(
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output of a few clips that no command of these tests changes, but for verdicts' summaries."""
     root = tmp_path_factory.mktemp("fuzz") / "out"
     an_output(root)
-    yield root
+    return root
 
 
 def options(draw: Callable[..., Any], **known: st.SearchStrategy[str]) -> list[str]:
@@ -88,7 +88,7 @@ def test_prompts_make(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         words = options(
             data.draw,
-            **{name: NUMBER for name in ("number", "seed", "counts", "per-prompt")},
+            **dict.fromkeys(("number", "seed", "counts", "per-prompt"), NUMBER),
             nouns=WORDS | st.sampled_from(["cat,dog", "cat"]),
             templates=WORDS,
             world=WORDS | st.sampled_from(["captions", "testbed"]),

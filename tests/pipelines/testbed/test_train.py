@@ -5,12 +5,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipelines.models.families import inspect
 from pipelines.testbed.train import train
 from pipelines.testbed.world import MAX_COUNT, MAX_OBJECTS, make_prompts, miscount
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_through_all_its_stages(tmp_path: Path) -> None:
     """Autoencoder, reading, clips, miscounted clips, saved weights; every stage is in the log, in this order."""
     train(tmp_path, minutes_vae=0.01, minutes_dit=0.01, minutes_miscounted=0.01, device="cpu", prompts=0)

@@ -48,8 +48,8 @@ class DamageError(NuminaError):
 
 
 class ClipError(NuminaError):
-    """A clip came out broken (numbers that aren't finite, or one flat colour in each frame), or it can't be written: this
-    clip alone has failed."""
+    """This clip alone has failed: it came out broken (numbers that aren't finite, or one flat colour in each frame), or
+    it can't be written."""
 
     def __init__(self, message: str, stage: Stage) -> None:
         super().__init__(message)

@@ -21,7 +21,7 @@ define side_by_side
 	if test $$first = 0 && test $$others = 0; then echo "$@: passed"; else echo "$@: FAILED"; exit 1; fi
 endef
 
-.PHONY: install demo test test-system faults lint settings lock clean
+.PHONY: install demo test test-system faults fuzz lint settings lock clean
 
 install: $(VENV)/.installed
 
@@ -58,6 +58,11 @@ endif
 # The long form of all that is killed: some 15 minutes on 2 cores, numbers printed.
 faults: install
 	NUMINA_FAULTS=long $(BIN)/python -m pytest tests/faults -m "slow or not slow" -s $(ARGS)
+
+# The command line and prompt sets with anything in them: so many random examples of each test.
+EXAMPLES ?= 2000
+fuzz: install
+	NUMINA_FUZZ=$(EXAMPLES) $(BIN)/python -m pytest tests/faults -k fuzz -s --timeout 0 --hypothesis-show-statistics $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

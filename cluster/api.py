@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from cluster.job.config import load_job
+from cluster.keys import SEEDS
+from numina.errors import InputError
 from numina.prompts.targets import Target
 from pipelines.base import VideoModel
 from pipelines.checkpoints.lora import LoraConfig
@@ -34,6 +36,8 @@ def generate(
     Targets are parsed from the prompt when None; `plain` generates without NUMINA. The model stays loaded for the next
     call. Raises an InputError for what can't be asked.
     """
+    if not 0 <= seed < SEEDS:
+        raise InputError(f"seed is {seed}; give a whole number from 0 to 2**63 - 1")
     job = load_job(config, overrides)
     return generate_clip(
         _model(job.model.path, job.model.dtype, job.model.device, job.model.revision, tuple(job.model.loras)),

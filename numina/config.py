@@ -17,6 +17,8 @@ from numina.errors import ConfigError
 _SHARE_SLACK = 1e-9  # 0.29 * 100 is 28.999…: without it a share that means a whole number would round down
 
 Cache = Literal["none", "taylorseer", "magcache", "first_block", "cfg_cache"]  # of steps
+LONGEST, LARGEST = 1000, 1_000_000  # tokens across and in a frame, beyond any clip's
+
 TokenSet = Literal["noun", "phrase", "first"]  # all mentions of the noun, with their modifiers, or the first mention
 
 
@@ -73,6 +75,8 @@ class IdentifyConfig:
         _above_zero(self, "dbscan_eps")
         _one_of_its_choices(self)
         _one_of(self, "cache", get_args(Cache))
+        _at_most(self, LONGEST, "dbscan_eps", "link_distance", "blocks", "structure_blocks", "stride")
+        _at_most(self, LARGEST, "dbscan_min_samples", "min_area")
         if self.blocks != 1 and self.needs_self_attention:
             raise _out_of_range(self, "blocks", self.blocks, "must be 1 where source is clusters: one block clusters")
 
@@ -90,7 +94,7 @@ class IdentifyConfig:
         first = min(depth - 1, int(self.block * depth + _SHARE_SLACK))
         if self.blocks == 1:
             return [first]
-        number = self.blocks or depth - first
+        number = min(self.blocks, depth - first) or depth - first
         return sorted({int(first + (depth - 1 - first) * i / max(1, number - 1) + 0.5) for i in range(number)})
 
     @property
@@ -115,6 +119,7 @@ class RefineConfig:
     def __post_init__(self) -> None:
         _at_least(self, 0, "disc_radius", "center_weight", "temporal_weight", "max_move", "margin")
         _one_of_its_choices(self)
+        _at_most(self, LONGEST, "disc_radius", "max_move", "margin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +151,7 @@ class GuideConfig:
         _share(self, "until")
         if self.anchor is not None:
             _at_least(self, 0, "anchor")
+            _at_most(self, LONGEST, "anchor")
         _one_of_its_choices(self)
 
 
@@ -163,6 +169,7 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "grid")
+        _at_most(self, LARGEST, "grid")
         if self.guide.anchor is not None and self.identify.stride > 1:
             raise ConfigError(
                 f"method.guide.anchor = {self.guide.anchor} holds clips to the plain one at every step, but"
@@ -220,6 +227,12 @@ def _at_least(config: object, least: float, *names: str) -> None:
         value = getattr(config, name)
         if not least <= value < float("inf"):
             raise _out_of_range(config, name, value, f"must be finite and at least {least}")
+
+
+def _at_most(config: object, most: int, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) <= most:
+            raise _out_of_range(config, name, getattr(config, name), f"must be at most {most:,}")
 
 
 def _above_zero(config: object, *names: str) -> None:

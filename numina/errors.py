@@ -1,5 +1,7 @@
 """The errors users see. Every message says the value, the rule it broke and the remedy."""
 
+from numina.stage import Stage
+
 
 class NuminaError(Exception):
     """Base of all errors that numina raises on purpose."""
@@ -30,7 +32,7 @@ class OutputError(InputError):
 
 
 class JobError(NuminaError):
-    """A job stopped after it began: its input turned out to be wrong, or was changed while it ran."""
+    """A job stopped after it began: its input turned out to be wrong or changed, or too many clips are broken."""
 
 
 class LibraryError(NuminaError):
@@ -43,6 +45,17 @@ class StorageError(NuminaError):
 
 class DamageError(NuminaError):
     """A file of an output or of a prompt set can't be read back: it is torn, or something else has changed it."""
+
+
+class ClipError(NuminaError):
+    """One clip failed: it has numbers that aren't finite or one flat colour in each frame, or it can't be written."""
+
+    def __init__(self, message: str, stage: Stage) -> None:
+        super().__init__(message)
+        self.stage = stage  # in which it failed
+
+    def __reduce__(self) -> tuple[type, tuple[str, Stage]]:
+        return type(self), (str(self), self.stage)
 
 
 class GangError(NuminaError):

@@ -12,11 +12,23 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int8, Int16
-from scipy import ndimage, signal
+from scipy import signal
 
 from numina.config import RefineConfig
 from numina.layout import Layout
-from numina.regions import ClipMask, Labels, Mask, Refinement, Region, Template, bounded, by_area, disc, remove_smallest
+from numina.regions import (
+    ClipMask,
+    Labels,
+    Mask,
+    Refinement,
+    Region,
+    Template,
+    bounded,
+    by_area,
+    disc,
+    grown,
+    remove_smallest,
+)
 from numina.tracks import centroid
 
 Costs = Float[np.ndarray, "H W"]
@@ -142,8 +154,7 @@ def _wishes(margin: int) -> list[Wish]:
 def _blocked(instances: ClipMask, removed: ClipMask, wish: Wish) -> ClipMask:
     """What an added instance must stay clear of."""
     clear, gap = wish
-    near = np.ones((1, 2 * gap + 1, 2 * gap + 1), dtype=bool)
-    return np.asarray(ndimage.binary_dilation(instances | (removed & clear), structure=near))
+    return grown(instances | (removed & clear), gap)
 
 
 def place_costs(template: Template, blocked: Mask, labels: Int16[np.ndarray, "H W"], center_weight: float) -> Costs:

@@ -59,8 +59,14 @@ def bounded(mask: Mask) -> Template:
 def edited(regions: Int8[np.ndarray, "nouns frames H W"], margin: int) -> ClipMask:
     """Tokens no farther than ``margin`` (in rows and in columns) from what is removed or added, of any noun."""
     changed = np.isin(regions, (Region.REMOVE, Region.ADD_DISC, Region.ADD_COPY)).any(axis=0)
-    near = np.ones((1, 2 * margin + 1, 2 * margin + 1), dtype=bool)
-    return np.asarray(ndimage.binary_dilation(changed, structure=near))
+    return grown(np.asarray(changed), margin)
+
+
+def grown(mask: ClipMask, margin: int) -> ClipMask:
+    """Tokens no farther than ``margin`` (in rows and in columns) from the mask's, in each frame."""
+    reach = min(margin, max(mask.shape[1:]))
+    near = np.ones((1, 2 * reach + 1, 2 * reach + 1), dtype=bool)
+    return np.asarray(ndimage.binary_dilation(mask, structure=near))
 
 
 def disc(radius: float) -> Template:

@@ -6,7 +6,7 @@ channels.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ Processor = Callable[..., Any]  # what computes it
 Project = Callable[..., tuple[Tensor, Tensor, Tensor]]  # an attention and hidden states → queries, keys, values
 See = Callable[[Tensor, Tensor], None]  # is shown queries [B, n, N, D] and keys [B, n or T, N, D], rotated
 
+MOST_PIXELS = 8192  # of a side
+MOST_FRAMES = 10_001
+MOST_FPS = 240
+MOST_STEPS = 1000
 LARGE_PIXELS = 640_000  # of a frame: between 480 × 832 and 720 × 1280
 
 
@@ -46,16 +50,28 @@ class GenerationConfig:
     crf: int = 18  # x264's quality of the mp4, from 0 (lossless) to 51 (worst)
 
     def __post_init__(self) -> None:
-        if self.num_frames < 1 or self.num_frames % 4 != 1:
-            near = max(1, round((self.num_frames - 1) / 4) * 4 + 1)
+        if not 1 <= self.num_frames <= MOST_FRAMES or self.num_frames % 4 != 1:
+            near = min(MOST_FRAMES, max(1, round((self.num_frames - 1) / 4) * 4 + 1))
             raise ConfigError(f"generation.num_frames is {self.num_frames}; it must be 4k + 1: use {near}")
         for name in ("height", "width"):
-            if getattr(self, name) < 16 or getattr(self, name) % 16:
-                raise ConfigError(f"generation.{name} is {getattr(self, name)}; it must be a positive multiple of 16")
-        if self.steps < 1:
-            raise ConfigError(f"generation.steps is {self.steps}; at least one step is needed")
-        if self.fps < 1:
-            raise ConfigError(f"generation.fps is {self.fps}; it must be at least 1")
+            if not 16 <= getattr(self, name) <= MOST_PIXELS or getattr(self, name) % 16:
+                raise ConfigError(
+                    f"generation.{name} is {getattr(self, name)}; it must be a positive multiple of 16,"
+                    f" {MOST_PIXELS:,} at most"
+                )
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ConfigError(
+                f"generation.steps is {self.steps}; at least one step is needed, and {MOST_STEPS:,} at most:"
+                " models were trained on so many"
+            )
+        if not 1 <= self.fps <= MOST_FPS:
+            raise ConfigError(f"generation.fps is {self.fps}; it must be 1 to {MOST_FPS}")
+        if self.guidance_scale < 0:
+            raise ConfigError(
+                f"generation.guidance_scale is {self.guidance_scale:g}; it must be 0 or more (up to 1: no guidance)"
+            )
+        if self.flow_shift is not None and self.flow_shift <= 0:
+            raise ConfigError(f"generation.flow_shift is {self.flow_shift:g}; it must be above 0, or null")
         check_cache("generation.cache", self.cache)
         if not 0 <= self.crf <= 51:
             raise ConfigError(f"generation.crf is {self.crf}; x264 takes 0 (lossless) to 51 (worst)")
@@ -70,8 +86,12 @@ class Grid:
     width: int
 
     @property
+    def frame_tokens(self) -> int:
+        return self.height * self.width
+
+    @property
     def tokens(self) -> int:
-        return self.frames * self.height * self.width
+        return self.frames * self.frame_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +184,8 @@ class Text:
     conditional: Tensor
     unconditional: Tensor | None
     offsets: tuple[tuple[int, int], ...]
+    cut: str = ""  # the end of the prompt, where it is too long for the encoder
+    negative_cut: str = ""  # of the negative prompt
 
 
 class Scheduler(Protocol):
@@ -172,6 +194,13 @@ class Scheduler(Protocol):
     timesteps: Tensor
 
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool) -> tuple[Tensor, ...]: ...
+
+
+class Decoded(NamedTuple):
+    """What a decoder made of a batch of latents, on the CPU."""
+
+    pixels: Tensor  # uint8 [B, frames, H, W, 3]
+    finite: Tensor  # bool [B], whether a clip's pixels were all numbers before they became bytes
 
 
 class TextEncoder(Protocol):
@@ -226,11 +255,16 @@ class VideoModel(TextEncoder, Protocol):
     def split_decoder(self, group: Any) -> None:
         """From here on the ranks of a process group decode together, where this VAE can be split. All call."""
 
-    def decode(self, latents: Tensor) -> Tensor | None:
-        """[B, C, F, h, w] → uint8 [B, num_frames, height, width, 3] on the CPU.
+    def decode(self, latents: Tensor) -> Decoded | None:
+        """[B, C, F, h, w] → uint8 pixels [B, num_frames, height, width, 3] on the CPU, and whether they were numbers.
 
         All ranks of a gang have a part in it, and the first one has the result; the others get None.
         """
+
+
+def rest_of(prompt: str, offsets: Sequence[tuple[int, int]]) -> str:
+    """What stands behind the last character that has a token."""
+    return prompt[max((end for _, end in offsets), default=0) :].strip()
 
 
 def prompt_offsets(offsets: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:

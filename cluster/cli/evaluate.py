@@ -39,10 +39,12 @@ def evaluate(
     """
     from cluster.dataset.store import Store
     from cluster.evaluation.evaluate import evaluate as judge_all
-    from cluster.job.config import dotlist
+    from cluster.job.config import settings_given
     from cluster.job.judge import judge_config
+    from pipelines.judges.base import JudgeConfig
 
-    config = judge_config(judge, dotlist([override.removeprefix("judge.") for override in overrides or []]))
+    changes = settings_given([override.removeprefix("judge.") for override in overrides or []], JudgeConfig)
+    config = judge_config(judge, changes)
     store = Store.reader(output)
     with bar("judging") as judged:
         verdicts = judge_all(store, config, judged, workers=workers, gpus=gpus, address=address)
@@ -60,8 +62,9 @@ def show_counts(store: Store, judge: str) -> None:
     from cluster.cli.tables import count_table
     from cluster.evaluation.outcomes import outcomes, strategies_of
     from cluster.job.acceptance import Acceptance
+    from cluster.rows import python_rows
 
-    rows = store.rows().to_pylist()
+    rows = python_rows(store.rows())
     verdicts = {row["key"]: row for row in store.evaluations(judge).to_pylist()}
     if any(row["count_accuracy"] is not None for row in verdicts.values()):
         acceptance = Acceptance.recorded(store)

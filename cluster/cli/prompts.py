@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
+from cluster.cli.options import Seed
 from cluster.cli.terminal import bar, say
 from numina.errors import InputError
 
@@ -32,7 +33,10 @@ def prompts_check(
     from cluster.job.prepared import prompt_path
     from cluster.prompts.check import read_prompts
     from cluster.prompts.write import write_targets
+    from cluster.storage.destination import check_file
 
+    if write is not None:
+        check_file("--write", write, ".parquet")
     path = prompt_path(source)
     for row in read_prompts(path, max_count=max_count):
         targets = ", ".join(f"{target.count} {target.noun}" for target in row.targets)
@@ -55,7 +59,9 @@ def prompts_import(
 ) -> None:
     """Convert a list of prompts or a benchmark to a prompt set; writes nothing if a line has a problem."""
     from cluster.prompts.importing import import_prompts
+    from cluster.storage.destination import check_file
 
+    check_file("OUT", output, ".parquet")
     with bar("importing prompts") as read:
         found = import_prompts(
             source, output, counts=counts, max_count=max_count, force=force, report=lambda rows: read(rows, rows)
@@ -72,7 +78,7 @@ def prompts_import(
 def prompts_make(
     output: Output,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="Number of prompts to make.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="The seed of all random choices.")] = 0,
+    seed: Seed = 0,
     world: Annotated[
         World,
         typer.Option(help="captions: everyday objects; testbed: scenes that the embedded model was not trained on."),
@@ -91,7 +97,9 @@ def prompts_make(
     """Make a prompt set of any size, balanced over nouns, counts, numbers of nouns and templates."""
     from cluster.prompts import make as promptmake
     from cluster.prompts import write as promptwrite
+    from cluster.storage.destination import check_file
 
+    check_file("OUT", output, ".parquet")
     numbers = {"counts": _numbers("--counts", counts), "per_prompt": _numbers("--per-prompt", per_prompt)}
     words = {"nouns": _words(nouns), "templates": _lines("--templates", templates) if templates else None}
     if world == "testbed":
@@ -134,8 +142,10 @@ def prompts_enhance(
     """
     from cluster.job.prepared import prompt_path
     from cluster.prompts.enhance import enhance_set
+    from cluster.storage.destination import check_file
     from pipelines.rewriting.llm import EndpointWriter, LocalWriter, Writer
 
+    check_file("OUT", output, ".parquet")
     writer: Writer | None = None
     if by == "endpoint":
         writer = EndpointWriter(url=_given("--url", url, by), model=_given("--model", model, by))

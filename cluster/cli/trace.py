@@ -20,7 +20,10 @@ def trace(
     from cluster.dataset.store import Store
     from cluster.observability.trace import latest_rows
     from cluster.observability.trace import trace as trace_of
+    from cluster.storage.destination import check_file
 
+    check_file("--output", to, ".json")
     traced = trace_of(latest_rows(Store.reader(output), last, key))
-    to.write_text(json.dumps(traced, ensure_ascii=False))
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(json.dumps(traced, ensure_ascii=False), encoding="utf-8")
     say(f"{to}: {traced['otherData']['clips']} clips; open it in https://ui.perfetto.dev")

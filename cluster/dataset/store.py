@@ -50,10 +50,10 @@ from cluster.dataset.segments import (
     union,
 )
 from cluster.keys import canonical, canonical_json
-from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, check_row, plain_value
+from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, check_row, one_value, plain_value, python_rows
 from cluster.storage.open import check_promise, open_files
 from cluster.storage.protocol import Files
-from numina.errors import DamageError, OutputError
+from numina.errors import DamageError, OutputError, PromptSetError
 
 FORMAT = "numina-output/1"
 
@@ -88,9 +88,14 @@ class Store:
 
     @classmethod
     def reader(cls, root: str) -> Self:
-        """A holder of an output that adds no rows: reports, exports, judges. Any filesystem will do for it."""
+        """A holder of an output that adds no rows: reports, exports, judges. Any filesystem will do for it.
+
+        Raises OutputError where no job has begun an output.
+        """
         store = cls(root, single_writer=True)
         store._adds_rows = False
+        if store.run_config() is None:
+            raise OutputError(f"{store.root!r} has no run.json; give an output of `numina run`")
         return store
 
     @property
@@ -241,8 +246,7 @@ class Store:
                     break
             else:
                 return None
-        row: dict[str, Any] = union(ROW_SCHEMA, [found]).to_pylist()[0]
-        return row
+        return python_rows(union(ROW_SCHEMA, [found]))[0]
 
     def compact(self, keys: Iterable[str] | None = None, *, at_least: int = 2, most: int = SEGMENT_ROWS) -> list[str]:
         """Gather commits into segments of at most `most` rows, when there are at least so many; the segments' names.
@@ -261,7 +265,10 @@ class Store:
         known = pa.Table.from_pylist([own], schema=ROW_SCHEMA)
         for name, value in extra.items():
             declared = self._extra_columns.field(name).type if name in self._extra_columns.names else None
-            known = known.append_column(name, pa.array([value], type=declared))
+            try:
+                known = known.append_column(name, one_value(value, declared))
+            except PromptSetError as error:
+                raise PromptSetError(f"column {name!r}: {error}") from error
         return known
 
     # --- what went wrong ---
@@ -396,7 +403,9 @@ _ABSENT = object()
 
 
 def _json(value: Any) -> bytes:
-    return (json.dumps(canonical(value), sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(canonical(value), sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode(
+        errors="backslashreplace"  # half a surrogate pair, as JSON writes it
+    )
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

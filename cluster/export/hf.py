@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cluster.dataset.store import Store
+from cluster.export.columns import common_types, notes_of
 from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import Report, Video, copy_videos
 from cluster.export.selection import Selection
@@ -33,19 +34,15 @@ def write(store: Store, files: Files, selection: Selection, config: ExportConfig
     videos = [Video(source=row["file_name"], name=row["file_name"], sha256=row["video_sha256"]) for row in names]
     lost = copy_videos(store, files, videos, report)
     kept = rows.filter(pc.invert(pc.is_in(rows["file_name"], pa.array(list(lost), pa.string()))))
-    files.replace("metadata.parquet", _parquet(_named(kept)))
-    files.replace("README.md", card(selection, kept, config.license).encode())
-    return Exported(clips=len(kept), lost=lost)
+    table, fields = common_types(kept, selection.set_columns)
+    notes = (*notes_of(selection.renamed), *fields)
+    files.replace("metadata.parquet", _parquet(table.select(["file_name", *_others(table)])))
+    files.replace("README.md", card(selection, kept, config.license, notes).encode())
+    return Exported(clips=len(kept), lost=lost, notes=notes)
 
 
-def _named(rows: pa.Table) -> pa.Table:
-    """`file_name` first; a prompt set's own columns that end so would be read as further videos."""
-    names = [
-        name.removesuffix("_name") if name.endswith(("_file_name", "_file_names")) else name
-        for name in rows.column_names
-    ]
-    others = [name for name in names if name != "file_name"]
-    return rows.rename_columns(names).select(["file_name", *others])
+def _others(rows: pa.Table) -> list[str]:
+    return [name for name in rows.column_names if name != "file_name"]
 
 
 def _parquet(rows: pa.Table) -> bytes:
@@ -54,7 +51,7 @@ def _parquet(rows: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def card(selection: Selection, rows: pa.Table, license: str) -> str:
+def card(selection: Selection, rows: pa.Table, license: str, notes: Sequence[str] = ()) -> str:
     """The dataset card in Markdown, with the hub's metadata in front."""
     folder = Path(__file__).parent / "templates"
     pages = Environment(
@@ -68,6 +65,7 @@ def card(selection: Selection, rows: pa.Table, license: str) -> str:
         counts=_counts(rows),
         settings=_settings(rows),
         selection=selection,
+        notes=notes,
     )
 
 

@@ -8,6 +8,7 @@ from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import Report
 from cluster.export.formats import FORMATS
 from cluster.export.selection import select
+from cluster.storage.destination import check_folder
 from cluster.storage.open import open_files
 from cluster.storage.protocol import Files
 from numina.errors import OutputError
@@ -20,6 +21,7 @@ def export(store: Store, folder: str, config: ExportConfig, report: Report = lam
 
     Raises OutputError for an output without rows, unknown strategies and judges, or a folder that holds something else.
     """
+    check_folder("--output", folder)
     form = FORMATS[config.to]
     one = config.to if form.one_clip else None
     selection = select(store, strategy=config.strategy, judge=config.judge, only=config.only, one=one)

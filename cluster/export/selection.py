@@ -9,8 +9,9 @@ import pyarrow.compute as pc
 
 from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import Outcome, Row, outcomes, strategies_of
+from cluster.export.columns import renamed
 from cluster.job.acceptance import Acceptance
-from cluster.rows import DETECTED
+from cluster.rows import DETECTED, ROW_SCHEMA
 from numina.errors import OutputError
 
 # What outcomes need of a row: a hundred thousand whole rows would be gigabytes of Python objects.
@@ -54,6 +55,13 @@ class Selection:
     judge: str | None  # whose verdicts the rows have
     accept: float  # CountAcc from which a clip is accepted
     accuracies: tuple[Accuracy, ...]  # of all judges and these strategies
+    renamed: dict[str, str]  # columns of the prompt set that have another name here: their names are reserved
+
+    @property
+    def set_columns(self) -> list[str]:
+        """The prompt set's own columns, as they are named here."""
+        own = {*ROW_SCHEMA.names, *VERDICT.names}
+        return [name for name in self.rows.column_names if name not in own]
 
 
 def select(store: Store, *, strategy: str | None, judge: str | None, only: str, one: str | None = None) -> Selection:
@@ -78,8 +86,11 @@ def select(store: Store, *, strategy: str | None, judge: str | None, only: str, 
         for judged, found in verdicts.items()
         for own in made
     ]
+    own = [name for name in table.column_names if name not in ROW_SCHEMA.names]
+    names = renamed(own, [*ROW_SCHEMA.names, *VERDICT.names])
     return Selection(
-        rows=_table(table, chosen, name, verdicts.get(name or "", {})),
+        rows=_table(table, chosen, name, verdicts.get(name or "", {}), names),
+        renamed=names,
         strategies=tuple(kept),
         judge=name,
         accept=acceptance.accept,
@@ -142,10 +153,11 @@ def _table(
     chosen: Mapping[str, tuple[list[str], bool | None]],
     judge: str | None,
     verdicts: Mapping[str, Row],
+    names: Mapping[str, str],
 ) -> pa.Table:
     kept = table.filter(pc.is_in(table["key"], pa.array(list(chosen))))
     kept = kept.sort_by([(name, "ascending") for name in ("id", "prompt", "sample", "key")])
-    kept = kept.rename_columns([f"set_{name}" if name in VERDICT.names else name for name in kept.column_names])
+    kept = kept.rename_columns([names.get(name, name) for name in kept.column_names])
     added = []
     for key in kept["key"].to_pylist():
         strategies, accepted = chosen[key]

@@ -14,6 +14,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from cluster.dataset.store import Store
+from cluster.export.columns import json_records, notes_of
 from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import LostVideoError, Report, read_video
 from cluster.export.selection import Selection
@@ -31,17 +32,17 @@ def write(store: Store, files: Files, selection: Selection, config: ExportConfig
         written += _write_shard(store, files, f"shard-{number:06d}", rows, lost)
         done += len(rows)
         report(done, len(selection.rows))
-    return Exported(clips=written, lost=lost)
+    return Exported(clips=written, lost=lost, notes=notes_of(selection.renamed))
 
 
 def _shards(selection: Selection, clips: int) -> Iterator[list[Row]]:
     for first in range(0, len(selection.rows), clips):
-        yield selection.rows.slice(first, clips).to_pylist()
+        yield list(json_records(selection.rows.slice(first, clips)))
 
 
 def _write_shard(store: Store, files: Files, name: str, rows: Sequence[Row], lost: dict[str, str]) -> int:
     """One tar, unless it is there; how many clips it holds."""
-    records = [json.dumps(row, default=_text, ensure_ascii=False, sort_keys=True) for row in rows]
+    records = [json.dumps(row, ensure_ascii=False, sort_keys=True, allow_nan=False) for row in rows]
     content = hashlib.sha256("\n".join(records).encode()).hexdigest()
     kept = _kept(files, name)
     if kept.get("content") == content and _size(files, f"{name}.tar") == kept["size"] and not kept["lost"]:
@@ -101,8 +102,3 @@ def _size(files: Files, name: str) -> int | None:
         return files.stat(name).size
     except FileNotFoundError:
         return None
-
-
-def _text(value: Any) -> str:
-    """Times, and whatever else a set's own columns hold."""
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)

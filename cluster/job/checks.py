@@ -45,6 +45,7 @@ def check_combination(job: JobConfig, model: ModelFacts, device: str) -> None:
     for method in filter(None, job.methods.values()):
         caches["method.identify.cache"].add(method.identify.cache)
         model.check_stride(method.identify.stride)
+        method.scaled_to(model.grid(job.generation).frame_tokens)  # refuses what is out of range on this grid
     for setting, names in caches.items():
         for name in sorted(names):
             check_cache(setting, name, ranks=parallel.sequence_ranks, batch=parallel.batch)

@@ -1,7 +1,8 @@
 """A job: one YAML file plus dotlist overrides, checked and frozen before anything starts.
 
 `load_job` composes, in this order: defaults of the dataclasses, the method preset named by `method.preset`, the job's
-YAML, the overrides. An unknown key is an error that suggests the right one.
+YAML, the overrides. An unknown key is an error that suggests the right one. Values are read by their settings' types
+(`cluster.job.values`).
 """
 
 import difflib
@@ -12,12 +13,15 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from types import GenericAlias
+from typing import Any, Literal, cast
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from cluster.job.numbers import check_numbers
 from cluster.job.settings import settings_of
 from cluster.job.strategy import (
     ACCEPTED,
@@ -33,16 +37,20 @@ from cluster.job.strategy import (
     stronger,
     trials,
 )
-from cluster.keys import canonical_json
+from cluster.job.values import HOLDS, Grid, kind_at, read_node, read_text
+from cluster.keys import SEEDS, canonical_json
 from numina.choices import check_choices
 from numina.config import MethodConfig
 from numina.errors import ConfigError
 from pipelines.base import GenerationConfig
 from pipelines.checkpoints.lora import LoraConfig
+from pipelines.judges.base import JudgeConfig
 from pipelines.parallel.shard import MemoryConfig, ParallelConfig
 
 ALGORITHM_VERSION = 3  # raised when the same configuration would give other pixels; part of every row's key
 DEFAULT_PRESET = "closed"
+MOST = 10_000  # processes, cores, clips of a prompt: more is a slip of the hand
+LONGEST = 100_000_000  # seconds that anything may wait: beyond it, timers overflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +67,8 @@ class ModelConfig:
     device: Literal["auto", "cuda", "cpu"] = "auto"  # auto (a GPU if there is one), cuda or cpu
 
     def __post_init__(self) -> None:
+        if not self.path.strip():
+            raise ConfigError(f"model.path is {self.path!r}; give a folder, a hub id OWNER/NAME, or testbed")
         check_choices("model", self)
 
 
@@ -85,12 +95,19 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         for name in ("cpus_per_rank", "clips_in_flight", "attempts", "encoders", "encoder_cpus"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"cluster.{name} is {getattr(self, name)}; it must be at least 1")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise ConfigError(
+                    f"cluster.{name} is {getattr(self, name)}; it must be at least 1, and {MOST:,} at most"
+                )
         check_choices("cluster", self)
         for name in ("start_timeout", "step_timeout", "end_timeout", "clip_timeout", "grace"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"cluster.{name} is {getattr(self, name)} seconds; it must be more than 0")
+            if not 0 < getattr(self, name) <= LONGEST:
+                raise ConfigError(
+                    f"cluster.{name} is {getattr(self, name):g} seconds; it must be more than 0, and {LONGEST:,} (three"
+                    " years) at most"
+                )
+        if not 0 <= self.metrics_port <= 65535:
+            raise ConfigError(f"cluster.metrics_port is {self.metrics_port}; give a port from 1 to 65535, or 0")
         if not 0 <= self.encoder_gpus <= 1:
             raise ConfigError(f"cluster.encoder_gpus is {self.encoder_gpus}; give a share of a GPU, 0 to 1")
 
@@ -105,10 +122,13 @@ class JobConfig:
     # how clips are made and selected: a generator plus an optional selector, joined by + (cluster/README.md)
     strategies: list[str] = field(default_factory=lambda: ["numina"])
     # more generators: a name and its changes of method; a list of values spans a grid
-    variants: dict[str, Any] = field(default_factory=dict)
+    variants: dict[str, Any] = field(
+        default_factory=dict, metadata={HOLDS: GenericAlias(dict, (str, Grid(MethodConfig)))}
+    )
     search: SearchConfig = field(default_factory=SearchConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
-    judge: dict[str, Any] = field(default_factory=dict)  # changes of the judge's settings, e.g. {path: /models/dino}
+    # changes of the judge's settings, e.g. {path: /models/dino}
+    judge: dict[str, Any] = field(default_factory=dict, metadata={HOLDS: JudgeConfig})
     samples: int = 1  # [clips] per prompt and strategy
     seed: int = 0  # used with a row's id or prompt to derive the seed of a row that has none
     limit: int | None = None  # [rows] use only the first rows of the prompt set; null: all
@@ -128,6 +148,11 @@ class JobConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        for name, place in (("prompts", self.prompts), ("output", self.output)):
+            if not place.strip():
+                raise ConfigError(f"{name} is {place!r}; give a path or a URL")
+        if not 0 <= self.seed < SEEDS:
+            raise ConfigError(f"seed is {self.seed}; give a whole number from 0 to 2**63 - 1")
         for name, variant in self.variants.items():
             if name in PARTS or "+" in name or not isinstance(variant, MethodConfig):
                 raise ConfigError(
@@ -137,8 +162,13 @@ class JobConfig:
         if not (self.strategies or self.variants) or len(set(self.strategies)) < len(self.strategies):
             raise ConfigError(f"strategies is {self.strategies}; give each at most once, e.g. [baseline, numina]")
         assert self.all_strategies, "one is given; a name that isn't one raises"
-        if self.samples < 1 or (self.limit is not None and self.limit < 1):
-            raise ConfigError(f"samples is {self.samples} and limit is {self.limit}; both must be at least 1")
+        if not 1 <= self.samples <= MOST or (self.limit is not None and self.limit < 1):
+            raise ConfigError(
+                f"samples is {self.samples} and limit is {self.limit};"
+                f" both must be at least 1, samples {MOST:,} at most"
+            )
+        if self.max_count < 1:
+            raise ConfigError(f"max_count is {self.max_count}; it must be at least 1, the smallest count of a target")
         part = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.shard)
         if not part or int(part[1]) >= int(part[2]):
             raise ConfigError(f"shard is {self.shard!r}; give INDEX/COUNT with INDEX from 0 to COUNT - 1, e.g. 0/8")
@@ -200,15 +230,17 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) ->
     Raises ConfigError for a file that isn't there, an unknown key, or a value out of range.
     """
     try:
-        given: Any = OmegaConf.merge(load_yaml(config) if config else {}, *map(_override, overrides))
+        given: Any = OmegaConf.merge(load_yaml(config, JobConfig) if config else {}, _given(overrides, JobConfig))
         if missing := OmegaConf.missing_keys(given):
             raise ConfigError(f"config {str(config)!r} needs {', '.join(map(_needed, sorted(missing)))}")
         preset = OmegaConf.select(given, "method.preset", default=DEFAULT_PRESET)
-        method = {"method": load_yaml(_preset_file(preset))}
+        method = {"method": load_yaml(_preset_file(preset), MethodConfig)}
         variants = given.pop("variants", None) or OmegaConf.create({})
         merged: Any = OmegaConf.merge(OmegaConf.structured(JobConfig), method, given)
         methods = _variants(variants, merged.method, given.get("method"))
-        job = OmegaConf.to_object(OmegaConf.merge(merged, {"variants": methods}))
+        whole: Any = OmegaConf.merge(merged, {"variants": methods})
+        check_numbers(OmegaConf.to_container(whole))
+        job = OmegaConf.to_object(whole)
     except (ConfigAttributeError, ConfigKeyError) as error:
         raise _unknown_key(str(error.full_key)) from error
     except OmegaConfBaseException as error:
@@ -224,23 +256,39 @@ def _needed(key: str) -> str:
     return f"{key}=… ({meaning})"
 
 
-def dotlist(overrides: Sequence[str]) -> dict[str, Any]:
-    """The mapping that `key=value` texts stand for. Raises ConfigError for a text that isn't one."""
-    merged: Any = OmegaConf.to_container(OmegaConf.merge({}, *map(_override, overrides)))
-    return dict(merged)
+def settings_given(overrides: Sequence[str], config: type) -> dict[str, Any]:
+    """The mapping that `key=value` texts stand for, each value read by the type of its key in `config`.
+
+    Raises ConfigError for a text that isn't one, or a value that its setting doesn't take.
+    """
+    return cast(dict[str, Any], OmegaConf.to_container(_given(overrides, config), resolve=True))
 
 
-def _override(text: str) -> DictConfig:
-    """One `key=value`; the value is YAML."""
-    if not re.match(r"[^=\s]+=", text):
+def _given(overrides: Sequence[str], config: type) -> DictConfig:
+    return cast(DictConfig, OmegaConf.merge({}, *(_override(text, config) for text in overrides)))
+
+
+def _override(text: str, config: type) -> dict[str, Any]:
+    """One `key=value`, as nested mappings."""
+    found = re.match(r"([^=\s.]+(?:\.[^=\s.]+)*)=", text)
+    if not found:
         raise ConfigError(f"override {text!r} isn't key=value; give for example limit=8 or model.path=/models/wan")
+    key, given = found[1], text[found.end() :]
+    if "[" in key:
+        whole = key.partition("[")[0]
+        raise ConfigError(
+            f"override {text!r} names one element of a list; give the whole list, for example {whole}=[a,b]"
+        )
     try:
-        return OmegaConf.from_dotlist([text])
+        value = read_text(key, given, kind_at(config, key))
     except YAMLError as error:
         raise ConfigError(
             f"override {text!r} has a value that isn't YAML ({_problem(error)}); close its brackets and quotes, and"
             " quote it for the shell, for example 'strategies=[baseline,numina]'"
         ) from error
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return cast(dict[str, Any], value)
 
 
 def _problem(error: Exception) -> str:
@@ -264,7 +312,9 @@ def _variants(variants: Any, method: Any, given: Any) -> dict[str, Any]:
         base = method
         if preset := changes.get("preset"):
             own = OmegaConf.masked_copy(given, [key for key in given if key != "preset"]) if given else {}
-            base = OmegaConf.merge(OmegaConf.structured(MethodConfig), load_yaml(_preset_file(preset)), own)
+            base = OmegaConf.merge(
+                OmegaConf.structured(MethodConfig), load_yaml(_preset_file(preset), MethodConfig), own
+            )
         for label, point in _grid(changes):
             full = f"{name}:{label}" if label else name
             if full in methods:
@@ -312,22 +362,31 @@ def config_hash(row_config: dict[str, Any]) -> str:
     return hashlib.blake2b(canonical_json(row_config).encode(), digest_size=8).hexdigest()
 
 
-def load_yaml(name: str | Path) -> DictConfig:
-    """The mapping in a YAML file, or in one of `configs/` by its name. Raises ConfigError."""
+def load_yaml(name: str | Path, config: type) -> DictConfig:
+    """The mapping in a YAML file, or in one of `configs/` by its name; values read by the types of `config`.
+
+    Raises ConfigError.
+    """
     path = Path(name) if Path(name).is_file() else config_folder() / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
         raise ConfigError(f"config {str(name)!r} is neither a file nor one of those shipped: {known}")
     try:
-        loaded = OmegaConf.load(path)
+        loaded = OmegaConf.load(path)  # refuses keys that are there twice, and aliases without end
+        node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except (YAMLError, UnicodeDecodeError) as error:
         line = f" in line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
         raise ConfigError(
             f"{path} isn't YAML{line} ({_problem(error)}); correct it, or start from a shipped one"
         ) from error
+    except OSError as error:
+        raise ConfigError(f"config {str(name)!r} can't be read ({error}); give a file that you may read") from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path} holds no mapping; a job is YAML like the ones in {config_folder()}")
-    return loaded
+    try:
+        return OmegaConf.create({} if node is None else read_node("", node, config))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _unknown_key(key: str) -> ConfigError:

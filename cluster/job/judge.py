@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cluster.job.config import config_folder, load_yaml
+from cluster.job.numbers import check_numbers
+from cluster.job.values import literal
 from numina.errors import ConfigError
 from pipelines.judges.base import JudgeConfig
 
@@ -21,12 +23,16 @@ def judge_config(name: str, changes: Mapping[str, Any] | None = None) -> JudgeCo
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else config_folder() / "judge" / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(f"judge {name!r} is neither a YAML file nor one of those shipped: {', '.join(known)}")
-    given = OmegaConf.merge(load_yaml(path), dict(changes or {}))
+    changed = {key: literal(value) if isinstance(value, str) else value for key, value in (changes or {}).items()}
+    given = OmegaConf.merge(load_yaml(path, JudgeConfig), changed)
     if OmegaConf.is_missing(given, "path"):
-        comment = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+        comment = " ".join(
+            line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+        )
         raise ConfigError(f"judge {name!r} needs weights: give judge.path=FOLDER. {comment}")
     try:
         merged: Any = OmegaConf.merge(OmegaConf.structured(JudgeConfig), given)
+        check_numbers(OmegaConf.to_container(merged), "judge")
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"judge.{error.full_key or ''}: {str(error).splitlines()[0]}") from error

@@ -14,6 +14,7 @@ from jinja2 import Template
 
 from cluster.job.config import JobConfig, config_folder
 from cluster.job.settings import Setting, settings_of
+from cluster.job.values import literal
 from numina.errors import ConfigError
 from pipelines.judges.base import JudgeConfig
 
@@ -102,6 +103,7 @@ def _with_comment(line: str, comment: str) -> Iterator[str]:
 
 def scalar(value: Any) -> str:
     """A value as YAML on one line."""
+    value = literal(value) if isinstance(value, str) else value
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False)
     return text.removesuffix("...\n").strip()
 
@@ -111,7 +113,7 @@ def scalar(value: Any) -> str:
 
 def page() -> str:
     """The text of `configs/README.md`."""
-    source = (Path(__file__).parent / "templates/configs.md.j2").read_text()
+    source = (Path(__file__).parent / "templates/configs.md.j2").read_text(encoding="utf-8")
     template = Template(source, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     return template.render(
         jobs=_heads(config_folder().glob("*.yaml")),
@@ -127,7 +129,7 @@ def _heads(files: Iterable[Path]) -> dict[str, str]:
     """Each file's first sentence, by its name."""
     found = {}
     for file in sorted(files):
-        head = [line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("#")]
+        head = [line.lstrip("# ") for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         found[file.stem] = " ".join(head).split(". ")[0].rstrip(".")
     return found
 

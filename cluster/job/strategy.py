@@ -11,6 +11,7 @@ verified) is decided by judges' verdicts, so that strategies share the clips tha
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import log
 from typing import Any, Literal
 
 from cluster.keys import SEEDS, canonical_json
@@ -24,6 +25,8 @@ SEED_SEARCH, VERIFIED = "seed_search", "verified"
 PARTS = (*GENERATORS, ENHANCEMENT, SEED_SEARCH, VERIFIED)
 ONLY, BEST, ACCEPTED = "only", "best", "accepted"
 Retry = Literal["next_seed", "stronger"]
+MOST_ATTEMPTS = 1000  # clips of one sample
+STRONGEST = 1_000_000  # factor on the guidance
 ACCEPT = 0.9
 """CountAcc from which a clip is accepted: up to four nouns, each has its count in most frames; a judge's slip in a few
 frames is forgiven. 1 asks for every noun in every frame."""
@@ -36,8 +39,8 @@ class SearchConfig:
     seeds: int = 5  # [clips] per sample, of which the judge's best one is kept
 
     def __post_init__(self) -> None:
-        if self.seeds < 2:
-            raise ConfigError(f"search.seeds is {self.seeds}; give at least 2, or leave seed_search out")
+        if not 2 <= self.seeds <= MOST_ATTEMPTS:
+            raise ConfigError(f"search.seeds is {self.seeds}; give 2 to {MOST_ATTEMPTS}, or leave seed_search out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +64,15 @@ class VerifyConfig:
         if not self.strengthen > 1:
             raise ConfigError(f"verify.strengthen is {self.strengthen}; a stronger guidance takes a factor above 1")
         for name in ("attempts", "cpus", "judges"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"verify.{name} is {getattr(self, name)}; it must be at least 1")
+            if not 1 <= getattr(self, name) <= MOST_ATTEMPTS:
+                raise ConfigError(
+                    f"verify.{name} is {getattr(self, name)}; it must be at least 1, and {MOST_ATTEMPTS} at most"
+                )
+        if self.retry == "stronger" and (self.attempts - 1) * log(self.strengthen) > log(STRONGEST):
+            raise ConfigError(
+                f"verify.strengthen is {self.strengthen:g} and verify.attempts is {self.attempts}: the last attempt's"
+                f" guidance would be more than {STRONGEST:,} times as strong; use fewer attempts or a smaller factor"
+            )
         if not 0 <= self.gpus <= 1:
             raise ConfigError(f"verify.gpus is {self.gpus}; give a share of a GPU, 0 to 1")
 

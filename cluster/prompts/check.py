@@ -13,12 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.keys import SEEDS, canonical_json
-from cluster.prompts.files import (
-    UNREADABLE,
-    Block,
-    read_blocks,
-    unreadable,
-)
+from cluster.prompts.columns import checked_columns, value_problems
+from cluster.prompts.files import UNREADABLE, Block, read_blocks, unreadable
 from cluster.prompts.promptset import Problem, describe_problems, open_prompts, opened
 from cluster.prompts.row import (
     OWN_SCHEMA,
@@ -49,6 +45,7 @@ class SetCheck:
         self._max_count = max_count
         self._samples = samples
         self._problems = list(problems)
+        self._extra = checked_columns(prompts.extra_columns, [file.schema for file in prompts.files])
         self._ids, self._given, self._parsed = _Hashes(), _Hashes(), _Hashes()
 
     @property
@@ -59,20 +56,27 @@ class SetCheck:
     def read(self, columns: Sequence[str] | None = None) -> Iterator[tuple[Block, pa.RecordBatch, pa.Array]]:
         """All blocks of the set with their rows and `content_texts`; what can't be read of a file is a problem.
 
+        So is a value of another column that could not be carried into the output, whether it is among `columns` or not.
         A row that is passed without being checked is compared with others as it is given.
         """
         for _, blocks in groupby(self._prompts.blocks, key=lambda block: id(block.file)):
             first = next(blocks)
             position = first.index
             try:
-                for block, batch in read_blocks(chain([first], blocks), columns):
+                wanted = None if columns is None else [*columns, *self._extra]
+                for block, batch in read_blocks(chain([first], blocks), wanted):
                     contents = content_texts(batch)
                     self._note(block, batch, contents)
-                    yield block, batch, contents
+                    self._check_extra(block, batch)
+                    yield block, batch if columns is None else _selected(batch, columns), contents
                     position += block.rows
             except UNREADABLE as error:
                 problem = unreadable(first.file.path, first.number + position - first.index, error)
                 self._problems.append((position, problem))
+
+    def refuse(self, raw: RawRow, trouble: str) -> None:
+        """Takes a prompt among the problems for what its own column can't tell."""
+        self._problems.append((raw.index, raw.problem("prompt", raw.own("prompt"), trouble)))
 
     def row(self, raw: RawRow) -> PromptRow | None:
         """The row, checked whole; None where it has problems."""
@@ -125,6 +129,12 @@ class SetCheck:
             seed = ((first + np.uint64(sample)) % np.uint64(SEEDS)) + np.uint64(1)
             self._given.add(rows[seeded], hashes[seeded] ^ (seed * _ODD))
 
+    def _check_extra(self, block: Block, batch: pa.RecordBatch) -> None:
+        """Values that would lose their clip after it was generated."""
+        for offset, name, value, trouble in value_problems(_selected(batch, self._extra), self._prompts.extra_columns):
+            raw = RawRow(block, batch, offset)
+            self._problems.append((raw.index, raw.problem(name, value, trouble)))
+
     def _rows_at(self, numbers: np.ndarray) -> Iterator[RawRow]:
         """Rows by their numbers, which ascend."""
         bounds = {
@@ -135,6 +145,10 @@ class SetCheck:
         for block, batch in self._prompts.read(wanted, OWN_SCHEMA.names):
             for number in numbers[slice(*bounds[block.index])]:
                 yield RawRow(block, batch, int(number) - block.index)
+
+
+def _selected(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
+    return batch.select([name for name in batch.schema.names if name in columns])
 
 
 class _Hashes:

@@ -18,7 +18,7 @@ from cluster.keys import canonical_json
 from cluster.prompts.check import require_prompts
 from cluster.prompts.promptset import PromptSet, open_prompts
 from cluster.prompts.row import ENHANCED, PromptRow, RawRow
-from cluster.prompts.write import write_set
+from cluster.prompts.write import set_schema, write_set
 from numina.errors import InputError
 from pipelines.rewriting.llm import INSTRUCTIONS, Writer, rewritten
 from pipelines.rewriting.rules import enhance_prompt
@@ -92,10 +92,7 @@ _ADDED = (ENHANCED, ENHANCED_BY)
 
 
 def _schema(prompts: PromptSet) -> pa.Schema:
-    kept = [pa.schema([own for own in file.schema if own.name not in _ADDED]) for file in prompts.files]
-    return pa.schema(
-        [*pa.unify_schemas(kept, promote_options="permissive"), *(pa.field(name, pa.string()) for name in _ADDED)]
-    )
+    return pa.schema([*set_schema(prompts, _ADDED), *(pa.field(name, pa.string()) for name in _ADDED)])
 
 
 class Answers:

@@ -1,17 +1,18 @@
-"""The Parquet files of a prompt set: found on any fsspec filesystem, and read a block of rows at a time."""
+"""The Parquet files of a prompt set, read a block of rows at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 
+from cluster.prompts.find import FoundFile
 from numina.errors import PromptSetError
 
 BLOCK_ROWS = 16_384
@@ -27,9 +28,15 @@ class PromptFile:
 
     fs: fsspec.AbstractFileSystem
     path: str
-    schema: pa.Schema
+    stored: pa.Schema  # its own columns
     groups: tuple[tuple[int, int], ...]  # of each row group its rows and its bytes
-    options: dict[str, Any]  # of `fs.open`
+    options: dict[str, Any] = field(default_factory=dict)  # of `fs.open`
+    partitions: dict[str, pa.Scalar] = field(default_factory=dict)  # columns that its folders' names give all its rows
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Of its rows: its own columns, then those of its folders."""
+        return pa.schema([*self.stored, *(pa.field(name, value.type) for name, value in self.partitions.items())])
 
     @property
     def rows(self) -> int:
@@ -49,55 +56,36 @@ class Block:
     rows: int
 
 
-def find_files(path: str) -> list[tuple[fsspec.AbstractFileSystem, str]]:
-    """The files of a set by name, a folder's without those that begin with `.` or `_`.
-
-    Raises PromptSetError when there are none.
-    """
-    try:
-        fs, place = url_to_fs(path)
-        if place.endswith("/") or not fs.isfile(place):
-            if any(mark in place for mark in "*?["):
-                found = [name for name, info in fs.glob(place, detail=True).items() if info["type"] == "file"]
-            else:
-                found = [name for name in fs.find(place) if name.endswith(".parquet") and _name(name)[0] not in "._"]
-        else:
-            found = [place]
-    except (ImportError, ValueError) as error:
-        raise PromptSetError(f"prompt set {path!r} can't be opened: {error}; install its fsspec package") from error
-    except OSError as error:
-        raise PromptSetError(f"prompt set {path!r} can't be listed: {error}") from error
-    if not found:
-        raise PromptSetError(
-            f"prompt set {path!r}: no Parquet file there; give a file, a folder of *.parquet or a glob"
-        )
-    return [(fs, name) for name in sorted(found)]
-
-
-def read_footers(found: Sequence[tuple[fsspec.AbstractFileSystem, str]]) -> Iterator[PromptFile | str]:
+def read_footers(found: Sequence[FoundFile]) -> Iterator[PromptFile | str]:
     """Each file with its footer read; in the place of one that can't be, the problem. No footer is read far ahead."""
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as readers:
         for start in range(0, len(found), _FOOTERS_AT_ONCE):
             yield from readers.map(_open_file, found[start : start + _FOOTERS_AT_ONCE])
 
 
-def _open_file(place: tuple[fsspec.AbstractFileSystem, str]) -> PromptFile | str:
-    fs, path = place
+def _open_file(found: FoundFile) -> PromptFile | str:
     try:
         try:
-            return _read_footer(fs, path, {})
+            return _read_footer(found, {})
         except pa.ArrowException:
             raise
         except ValueError:  # an HTTP server that can't send a part of a file: it is read whole
-            return _read_footer(fs, path, {"cache_type": "all"})
+            return _read_footer(found, {"cache_type": "all"})
     except UNREADABLE as error:
-        return unreadable(path, 0, error)
+        return unreadable(found.path, 0, error)
 
 
-def _read_footer(fs: fsspec.AbstractFileSystem, path: str, options: dict[str, Any]) -> PromptFile:
-    with fs.open(path, "rb", **options) as stream:
+def _read_footer(found: FoundFile, options: dict[str, Any]) -> PromptFile:
+    with found.fs.open(found.path, "rb", **options) as stream:
         parquet = pq.ParquetFile(stream)
-        return PromptFile(fs=fs, path=path, schema=parquet.schema_arrow, groups=_groups(parquet), options=options)
+        return PromptFile(
+            fs=found.fs,
+            path=found.path,
+            stored=parquet.schema_arrow,
+            groups=_groups(parquet),
+            options=options,
+            partitions=dict(zip(found.partition_names, found.partitions, strict=True)),
+        )
 
 
 def _groups(parquet: pq.ParquetFile) -> tuple[tuple[int, int], ...]:
@@ -153,10 +141,13 @@ class _Reader:
 
     def __init__(self, file: PromptFile, columns: Sequence[str] | None) -> None:
         self.file = file
-        self._columns = None if columns is None else [name for name in columns if name in file.schema.names]
+        self._columns = None if columns is None else [name for name in columns if name in file.stored.names]
+        self._partitions = {
+            name: value for name, value in file.partitions.items() if columns is None or name in columns
+        }
         self._stream = file.fs.open(file.path, "rb", **file.options)
         self._parquet = pq.ParquetFile(self._stream)
-        if _groups(self._parquet) != file.groups or not self._parquet.schema_arrow.equals(file.schema):
+        if _groups(self._parquet) != file.groups or not self._parquet.schema_arrow.equals(file.stored):
             self.close()
             raise PromptSetError(f"{file.path} was replaced after it was checked: run the command again")
         self._group, self._begin = -1, 0
@@ -187,8 +178,6 @@ class _Reader:
         batch = next(self._batches, None)
         if batch is None:
             raise EOFError(f"row group {self._group} ends early")
+        for name, value in self._partitions.items():
+            batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
         return batch
-
-
-def _name(path: str) -> str:
-    return path.rsplit("/", 1)[-1]

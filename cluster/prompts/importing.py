@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.prompts.check import SetCheck
+from cluster.prompts.columns import column_trouble
 from cluster.prompts.files import Block, PromptFile
-from cluster.prompts.promptset import describe_problems, open_prompts
+from cluster.prompts.promptset import describe_problems, opened
 from cluster.prompts.row import OWN_SCHEMA, PromptRow, RawRow, parsed
 from cluster.prompts.source_rows import SourceRow, said
 from cluster.prompts.sources import locate, read_source, source_of
 from cluster.prompts.write import publish
-from cluster.rows import ROW_SCHEMA
+from cluster.rows import ROW_SCHEMA, one_value
 from numina.errors import PromptError, PromptSetError
 from numina.prompts.nouns import singular
 from numina.prompts.targets import find_mentions
@@ -107,7 +108,8 @@ class _Reader:
 
     def find_repeats(self, place: Path) -> None:
         """What repeats between the rows of a written set."""
-        check = SetCheck(open_prompts(str(place)), self.max_count)
+        prompts, problems = opened(str(place), None)
+        check = SetCheck(prompts, self.max_count, problems)
         for _ in check.read([own.name for own in _OWN]):
             pass
         check.find_repeats()
@@ -130,6 +132,9 @@ class _Reader:
                 if name in OWN_SCHEMA.names:
                     continue
                 extra = self._widened(extra, name, block)
+        for own in extra:
+            if trouble := column_trouble(own.type):
+                self.problems.append(f"{self.path}, column {own.name!r}: {trouble}")
         return pa.schema([*(own for own in _OWN if own.name in used), *extra])
 
     def _widened(self, extra: pa.Schema, name: str, block: Sequence[SourceRow]) -> pa.Schema:
@@ -138,7 +143,7 @@ class _Reader:
             if name in ROW_SCHEMA.names:
                 raise PromptSetError(f"the output has a column of this name; rename it, e.g. 'my_{name}'")
             return pa.unify_schemas([extra, own], promote_options="permissive")
-        except (pa.ArrowException, PromptSetError) as error:
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
             problem = f"{self.path}, lines {block[0].line} to {block[-1].line}, column {name!r}: {error}"
             if not any(f"column {name!r}" in other for other in self.problems):
                 self.problems.append(problem)
@@ -150,9 +155,11 @@ class _Reader:
         sound = [row for row in rows if not row.problems]
         for row in sound:
             self._use_own_words(row)
-        batch = pa.RecordBatch.from_pylist([row.values for row in sound], schema=schema)
+        batch = self._batch(sound, schema)
+        if batch is None:
+            return None
         own = batch.select([name for name in schema.names if name in OWN_SCHEMA.names])
-        file = PromptFile(fs=None, path=self.path, schema=schema, groups=(), options={})
+        file = PromptFile(fs=None, path=self.path, stored=schema, groups=())
         block = Block(file=file, group=0, offset=0, number=0, index=self.found.rows, rows=len(sound))
         targets = []
         for offset, row in enumerate(sound):
@@ -165,6 +172,20 @@ class _Reader:
             return None
         place = schema.get_field_index("targets")
         return batch.set_column(place, schema.field(place), pa.array(targets, schema.field(place).type))
+
+    def _batch(self, rows: Sequence[SourceRow], schema: pa.Schema) -> pa.RecordBatch | None:
+        """The rows as Arrow has them; None where a value doesn't fit the type that its column has in the whole file."""
+        try:
+            return pa.RecordBatch.from_pylist([row.values for row in rows], schema=schema)
+        except (pa.ArrowException, OverflowError, TypeError, ValueError):
+            for row in rows:
+                for own in schema:
+                    try:
+                        one_value(value := row.values.get(own.name), own.type)
+                    except PromptSetError:
+                        trouble = f"doesn't fit {own.type}, which its column is from the other lines; give all one type"
+                        self.problems.append(said(self.path, row.line, value, f"{trouble} (column {own.name!r})"))
+            return None
 
     def _count(self, row: PromptRow, line: int) -> None:
         self.lines.append(line)

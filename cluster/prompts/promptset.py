@@ -9,20 +9,24 @@
 | `seed` | integer, not negative | derived from the row when null or absent |
 | any other | any | carried into the output unchanged |
 
-A set is one file, a folder of `*.parquet`, or a glob; local, or a URL that fsspec knows (`s3://…`, `https://…`, where a
-folder's ends in `/`). Large, view and dictionary strings and all integer widths are accepted. Row numbers count from 0.
+A set is one file, a folder of `*.parquet` at any depth, or a glob; local, or a URL that fsspec knows (`s3://…`,
+`https://…`, where a folder's ends in `/`); `cluster.prompts.find` says which files of a folder are read. Large, view
+and dictionary strings and all integer widths are accepted. Where files give another column different types, it has the
+one that Arrow unites them to. Row numbers count from 0.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.types as pat
 
-from cluster.prompts.files import UNREADABLE, Block, PromptFile, blocks_of, find_files, read_blocks, read_footers
-from cluster.prompts.row import OWN_SCHEMA, PromptRow, RawRow, parsed
+from cluster.prompts.columns import cast_batch, column_trouble, decoded, united
+from cluster.prompts.files import UNREADABLE, Block, PromptFile, blocks_of, read_blocks, read_footers
+from cluster.prompts.find import find_files
+from cluster.prompts.row import ENHANCED, OWN_SCHEMA, PromptRow, RawRow, parsed
 from cluster.rows import ROW_SCHEMA
 from numina.errors import PromptSetError
 
@@ -39,6 +43,8 @@ class PromptSet:
 
     path: str
     files: tuple[PromptFile, ...]
+    extra_columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    """The set's columns beside OWN_SCHEMA's, with the types that their values have in all files together."""
     limit: int | None = None  # rows that count, the first ones
 
     @cached_property
@@ -51,24 +57,16 @@ class PromptSet:
         """How many there are, from the files' footers."""
         return self.blocks[-1].index + self.blocks[-1].rows if self.blocks else 0
 
-    @property
-    def extra_columns(self) -> pa.Schema:
-        """The set's columns beside OWN_SCHEMA's, with their types (a dictionary-encoded one has its values' type).
-
-        Raises PromptSetError when the files disagree on a type.
-        """
-        extras = [[_decoded(own) for own in file.schema if own.name not in OWN_SCHEMA.names] for file in self.files]
-        try:
-            return pa.unify_schemas([pa.schema(extra) for extra in extras], promote_options="permissive")
-        except pa.ArrowException as error:
-            raise PromptSetError(f"prompt set {self.path!r}: its files can't be read as one set: {error}") from error
-
     def read(
         self, blocks: Iterable[Block] | None = None, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[Block, pa.RecordBatch]]:
-        """Blocks (all) with their rows, one at a time in memory. Raises PromptSetError for what can't be read."""
+        """Blocks (all) with their rows, one at a time in memory, in the types of `extra_columns`.
+
+        Raises PromptSetError for what can't be read.
+        """
         try:
-            yield from read_blocks(self.blocks if blocks is None else blocks, columns)
+            for block, batch in read_blocks(self.blocks if blocks is None else blocks, columns):
+                yield block, cast_batch(batch, self.extra_columns, block)
         except UNREADABLE as error:
             raise PromptSetError(f"prompt set {self.path!r} can't be read on: {error}") from error
 
@@ -115,8 +113,9 @@ def opened(path: str, limit: int | None) -> tuple[PromptSet, list[Problem]]:
     Raises PromptSetError when there are none at all.
     """
     files, problems, rows = list[PromptFile](), list[Problem](), 0
-    for file in read_footers(find_files(path)):
-        wrong = [file] if isinstance(file, str) else _column_problems(file.schema, file.path)
+    extra = _Extra()
+    for file in read_footers(find_files(path, texts=[own.name for own in OWN_SCHEMA if _is_text(own.type)])):
+        wrong = [file] if isinstance(file, str) else _column_problems(file) or extra.unite(file)
         problems += [(rows, problem) for problem in wrong]
         if not isinstance(file, str) and not wrong:
             files.append(file)
@@ -125,11 +124,34 @@ def opened(path: str, limit: int | None) -> tuple[PromptSet, list[Problem]]:
             break
     if not rows and not problems:
         problems.append((0, f"{path}: holds no rows; a prompt set needs at least one"))
-    return PromptSet(path=path, files=tuple(files), limit=limit), problems
+    return PromptSet(path=path, files=tuple(files), extra_columns=extra.schema, limit=limit), problems
 
 
-def _decoded(column: pa.Field) -> pa.Field:
-    return column.with_type(column.type.value_type) if pat.is_dictionary(column.type) else column
+class _Extra:
+    """The columns of all files beside OWN_SCHEMA's, united as files are added."""
+
+    def __init__(self) -> None:
+        self.schema = pa.schema([])
+        self._first = dict[str, str]()  # the file that first had a column
+
+    def unite(self, file: PromptFile) -> list[str]:
+        """Adds a file's; what is wrong with them."""
+        found = []
+        for own in file.schema:
+            if own.name in OWN_SCHEMA.names:
+                continue
+            place, own = self.schema.get_field_index(own.name), decoded(own)
+            try:
+                if place < 0:
+                    self.schema = self.schema.append(own)
+                else:
+                    self.schema = self.schema.set(place, united(self.schema.field(place), own))
+            except pa.ArrowException:
+                there, first = self.schema.field(place).type, self._first[own.name]
+                told = f"has type {own.type}, in {first} it has {there}; write all files with one type"
+                found.append(f"{file.path}, column {own.name!r}: {told}")
+            self._first.setdefault(own.name, file.path)
+        return found
 
 
 # --- columns ---
@@ -144,7 +166,7 @@ def _is_targets(type: pa.DataType) -> bool:
         return False
     if not pat.is_struct(type.value_type):
         return False
-    fields = {own.name: _decoded(own).type for own in type.value_type}
+    fields = {own.name: decoded(own).type for own in type.value_type}
     return _is_text(fields.get("noun", pa.null())) and bool(pat.is_integer(fields.get("count", pa.null())))
 
 
@@ -162,23 +184,35 @@ _KINDS = {
     "targets": _Kind(_is_targets, "list<struct<noun: string, count: int>>", "cast it, or leave the column out"),
     "negative_prompt": _TEXT,
     "seed": _Kind(pat.is_integer, "int64", "cast it to an integer type (in pandas: .astype('Int64'))"),
+    ENHANCED: _TEXT,
 }
 
 
-def _column_problems(schema: pa.Schema, file: str) -> list[str]:
+def _column_problems(file: PromptFile) -> list[str]:
     """What is wrong with a file's columns; its rows can be read only if nothing is."""
-    found = []
+    found, schema = [], file.schema
     if "prompt" not in schema.names:
-        found.append(f"{file}: has no column 'prompt' (it has {schema.names}); name the column with the prompts so")
+        found.append(
+            f"{file.path}: has no column 'prompt' (it has {schema.names}); name the column with the prompts so"
+        )
     for name, times in Counter(schema.names).items():
-        if times > 1:
-            found.append(f"{file}, column {name!r}: there {times} times; keep one")
+        told = None
+        if name in file.partitions and name in file.stored.names:
+            told = f"its folder {name}=… gives it this column, and it has one of its own; drop one of them"
+        elif times > 1:
+            told = f"there {times} times; keep one"
         elif name in ROW_SCHEMA.names and name not in _KINDS:
-            found.append(f"{file}, column {name!r}: the output has a column of this name; rename it, e.g. 'my_{name}'")
+            where = " (the name of its folder gives it this column)" if name in file.partitions else ""
+            told = f"the output has a column of this name; rename it, e.g. 'my_{name}'{where}"
         elif name in _KINDS:
-            own = _decoded(schema.field(name)).type
+            own = decoded(schema.field(name)).type
             nothing = pat.is_null(own) and name != "prompt"
             if not nothing and not _KINDS[name].accepts(own):
-                kind = _KINDS[name]
-                found.append(f"{file}, column {name!r}: has type {own}, must be {kind.name}; {kind.remedy}")
+                told = f"has type {own}, must be {_KINDS[name].name}; {_KINDS[name].remedy}"
+        elif name.strip() in _KINDS:
+            told = f"a space in the name keeps it from being {name.strip()!r}; rename it"
+        else:
+            told = column_trouble(schema.field(name).type)
+        if told is not None:
+            found.append(f"{file.path}, column {name!r}: {told}")
     return found

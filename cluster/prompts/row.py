@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pat
 
+from cluster.prompts.columns import is_python
 from cluster.prompts.files import Block
 from cluster.rows import TARGETS
 from numina.errors import PromptError
@@ -47,6 +48,15 @@ class PromptRow:
     extra: dict[str, Any] = field(default_factory=dict)  # the set's other columns
     original_prompt: str | None = None  # where `prompt` was rewritten
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Values of Arrow go to other processes as columns: pickled scalars are Python's, without nanoseconds."""
+        extra = {name: pa.repeat(own, 1) if isinstance(own, pa.Scalar) else own for name, own in self.extra.items()}
+        return {**self.__dict__, "extra": extra}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        extra = {name: own[0] if isinstance(own, pa.Array) else own for name, own in state["extra"].items()}
+        self.__dict__.update(state, extra=extra)
+
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
@@ -84,10 +94,12 @@ class RawRow:
 
 
 def _python(scalar: pa.Scalar) -> Any:
-    """The value as Python has it; a nanosecond time, which Python hasn't, stays pyarrow's."""
+    """The value as Python has it; what Python hasn't, e.g. a nanosecond, stays pyarrow's."""
+    if not is_python(scalar.type):
+        return scalar
     try:
         return scalar.as_py()
-    except ValueError:
+    except (ValueError, OverflowError):
         return scalar
 
 

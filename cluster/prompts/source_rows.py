@@ -7,8 +7,11 @@ from typing import Any
 
 import fsspec
 
+from cluster.prompts.row import ENHANCED, OWN_SCHEMA
+
 PROMPT_NAMES = ("prompt", "text", "caption")
 LONGEST_SHOWN = 80
+DEEPEST = 32  # lists and objects in one another: Parquet's readers end at some depth
 
 
 @dataclass(kw_only=True)
@@ -39,7 +42,12 @@ def read_lines(path: str) -> Iterator[tuple[int, str, str | None]]:
 
 
 def take(row: SourceRow, values: dict[str, Any], path: str) -> None:
-    """Sort a row's values by what they mean."""
+    """Sort a row's values by what they mean. `Targets` and ` targets ` are `targets`, where there is no other."""
+    values = _named(values)
+    for given, value in values.items():
+        if trouble := _unfit(given) or _unfit(value):
+            row.problems.append(said(path, row.line, value, f"{trouble} (column {given!r})"))
+            return
     name = next((name for name in PROMPT_NAMES if name in values), None)
     if name is None:
         problem = f"has no prompt (it has {sorted(values)}); name it one of {', '.join(PROMPT_NAMES)}"
@@ -53,10 +61,37 @@ def take(row: SourceRow, values: dict[str, Any], path: str) -> None:
     if row.values["id"] is None:
         row.values["id"] = line_id(row.line)
     row.values["id"] = str(row.values["id"])
-    for own in ("prompt", "negative_prompt"):
-        if not isinstance(row.values[own], str | None):
+    for own in ("prompt", "negative_prompt", ENHANCED):
+        if not isinstance(row.values.get(own), str | None):
             row.problems.append(said(path, row.line, row.values[own], f"is no text; {own} must be a string"))
     row.problems += _converted(row, path)
+
+
+def _named(values: dict[str, Any]) -> dict[str, Any]:
+    known = {*PROMPT_NAMES, *OWN_SCHEMA.names, ENHANCED}
+    named = dict[str, Any]()
+    for name, value in values.items():
+        meant = name.strip().lower()
+        named[meant if meant in known and meant not in values and meant not in named else name] = value
+    return named
+
+
+def _unfit(value: Any, depth: int = 0) -> str | None:
+    """Why Arrow or UTF-8 can't hold a value; None where they can."""
+    if depth > DEEPEST:
+        return f"is nested more than {DEEPEST} deep; flatten it, or write it as text"
+    if isinstance(value, str):
+        half = (
+            next((letter for letter in value if "\ud800" <= letter <= "\udfff"), None) if not value.isascii() else None
+        )
+        return (
+            f"holds {half!r}, half of a surrogate pair, which UTF-8 can't hold; write the text anew" if half else None
+        )
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "is beyond 64-bit integers; write it as text"
+    parts: list[Any] = [own for pair in value.items() for own in pair] if isinstance(value, dict) else []
+    parts += value if isinstance(value, list) else []
+    return next((trouble for own in parts if (trouble := _unfit(own, depth + 1))), None)
 
 
 def _converted(row: SourceRow, path: str) -> Iterator[str]:
@@ -71,9 +106,11 @@ def _converted(row: SourceRow, path: str) -> Iterator[str]:
         try:
             if isinstance(given, bool | float):
                 raise ValueError
-            row.values["seed"] = int(given)
+            row.values["seed"] = seed = int(given)
+            if not -(2**63) <= seed < 2**63:
+                raise ValueError
         except (TypeError, ValueError):
-            yield said(path, row.line, given, "is no seed; write a whole number, or leave it out")
+            yield said(path, row.line, given, "is no seed; write a whole number from 0 to 2**63 - 1, or leave it out")
 
 
 def read_targets(value: Any) -> list[dict[str, Any]]:
@@ -100,6 +137,10 @@ def read_targets(value: Any) -> list[dict[str, Any]]:
             raise ValueError(f"{noun!r} is no noun; name what is to be counted")
         if not isinstance(count, int) or isinstance(count, bool):
             raise ValueError(f"{count!r} of {noun!r} is no whole number; write it in digits, without quotes")
+        if not -(2**31) <= count < 2**31:
+            raise ValueError(f"{count!r} of {noun!r} is no count that a video could show; correct it")
+        if trouble := _unfit(noun):
+            raise ValueError(f"{noun!r} {trouble}")
     return [{"noun": noun, "count": count} for noun, count in pairs]
 
 

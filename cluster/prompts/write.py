@@ -1,14 +1,15 @@
 """Prompt sets written as one Parquet file: whole or not at all, and never over a different one by mistake."""
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.prompts.check import require_prompts
-from cluster.prompts.promptset import ANY_COUNT, open_prompts
+from cluster.prompts.columns import decoded, united
+from cluster.prompts.promptset import ANY_COUNT, PromptSet, open_prompts
 from cluster.prompts.row import OWN_SCHEMA, given_or_parsed
 from cluster.rows import TARGETS, plain_value
 from cluster.storage.open import open_files
@@ -61,10 +62,7 @@ def write_targets(src: str, dst: str, *, max_count: int = ANY_COUNT) -> int:
     """
     rows = require_prompts(src, max_count)
     prompts = open_prompts(src)
-    try:
-        schema = pa.unify_schemas([_filled_schema(file.schema) for file in prompts.files], promote_options="permissive")
-    except pa.ArrowException as error:
-        raise PromptSetError(f"prompt set {src!r}: its files can't be written as one: {error}") from error
+    schema = _filled_schema(set_schema(prompts))
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for _, batch in prompts.read():
@@ -72,6 +70,27 @@ def write_targets(src: str, dst: str, *, max_count: int = ANY_COUNT) -> int:
     folder, name = split_path(dst)
     open_files(folder, single_writer=True).replace(name, sink.getvalue())
     return rows
+
+
+def set_schema(prompts: PromptSet, leave: Sequence[str] = ()) -> pa.Schema:
+    """All columns of a set in the types that its files unite to, without those to `leave` out.
+
+    Raises PromptSetError where files give a column types that are not to be united.
+    """
+    columns = dict[str, pa.Field]()
+    for file in prompts.files:
+        for own in file.schema:
+            if own.name in prompts.extra_columns.names:
+                columns[own.name] = prompts.extra_columns.field(own.name)
+                continue
+            try:
+                columns[own.name] = united(columns.get(own.name, decoded(own)), decoded(own))
+            except pa.ArrowException as error:
+                raise PromptSetError(
+                    f"{file.path}, column {own.name!r}: can't be written as one with the set's other files ({error}); "
+                    "write all files with one type"
+                ) from error
+    return pa.schema([own for name, own in columns.items() if name not in leave])
 
 
 def make_prompts(rows: Iterable[Mapping[str, Any]], path: str) -> int:

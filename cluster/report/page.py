@@ -28,6 +28,7 @@ from cluster.report.layouts import packed_layout
 from cluster.report.plots import duration, failure_plot, judge_plots
 from cluster.report.scores import scores_of
 from cluster.report.strategies import Results, results_by_judge
+from cluster.storage.destination import check_file, check_folder
 from cluster.storage.open import open_files
 from cluster.storage.protocol import Files
 from numina.errors import OutputError
@@ -46,13 +47,14 @@ def build_report(store_root: str | Path, out: Path | None = None) -> Path:
     root = str(store_root)
     if "://" in root and not root.startswith("file://"):
         raise OutputError(f"output {root!r} is remote, a page can't play its videos: copy it to a local folder first")
+    if out is not None:
+        check_file("--output", out, ".html")
+        check_folder("--output (its data)", Path(out).with_suffix(""))
     store = Store.reader(root)
     clips = read_clips(store)
     if not clips:
         raise OutputError(f"output {root!r} holds no rows: give a folder that `numina run` wrote to")
     page = Path(out) if out is not None else Path(store.root) / "report.html"
-    if page.suffix != ".html":
-        raise OutputError(f"report {str(page)!r} must end in .html: its data goes to a folder of the name without it")
     _write(store, clips, page.resolve())
     return page
 
@@ -118,7 +120,7 @@ def _app() -> bytes:
 
 @cache
 def _template(name: str) -> str:
-    return (resources.files("cluster.report") / "templates" / name).read_text()
+    return (resources.files("cluster.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _page(

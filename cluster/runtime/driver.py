@@ -35,7 +35,7 @@ from cluster.runtime.recovery import Recovery
 from cluster.runtime.rounds import Rounds
 from cluster.runtime.supply import Supply
 from cluster.workers.tasks import COMPACT_CPUS, LAYOUT_CPUS, WRITE_CPUS, Draft, Output, Receipt, compact, lay_out, write
-from numina.errors import GangError, InputError
+from numina.errors import ClipError, GangError, InputError
 from numina.stage import Stage
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class Driver:
                 self.queues.send_beside(flight, Stage.WRITE, rows)
             case Stage.WRITE:
                 self.queues.flights.remove(flight)
-                self._count(answer)
+                self._count(flight.tasks, answer)
             case Stage.JUDGE:
                 self.queues.flights.remove(flight)
                 for task, ruling in zip(flight.tasks, answer, strict=True):
@@ -239,12 +239,18 @@ class Driver:
             case _:
                 raise AssertionError(f"no gang has a stage {flight.stage} of its own")
 
-    def _second_phase(self, flight: Flight, answers: Sequence[tuple[Correction, float] | InputError]) -> None:
+    def _second_phase(
+        self, flight: Flight, answers: Sequence[tuple[Correction, float] | InputError | ClipError]
+    ) -> None:
         """The clips whose counts were right go on, the others start again: the batch parts."""
         assert flight.gang is not None, "it holds the batch's state"
         self.queues.flights.remove(flight)
         right, wrong = (Flight([], encode_seconds=flight.encode_seconds, spans=[*flight.spans]) for _ in range(2))
         for task, answer in zip(flight.tasks, answers, strict=True):
+            if isinstance(answer, ClipError):
+                flight.gang.call("drop", [task.key])  # all of its ranks hold the clip, and only one has looked
+                self.recovery.broken(task, answer)
+                continue
             if isinstance(answer, InputError):
                 self.recovery.give_up(task, Stage.IDENTIFY, answer)
                 continue
@@ -268,10 +274,16 @@ class Driver:
             retries=self.queues.failed_tries[task.key],
         )
 
-    def _count(self, receipts: Sequence[Receipt]) -> None:
-        """Rows were committed."""
-        self.recovery.failed_in_a_row = 0
-        for receipt in receipts:
+    def _count(self, tasks: Sequence[ClipTask], answers: Sequence[Receipt | InputError | ClipError]) -> None:
+        """A batch was written: rows were committed, and clips that came out broken or can't be written weren't."""
+        for task, receipt in zip(tasks, answers, strict=True):
+            if isinstance(receipt, ClipError) and receipt.stage is not Stage.WRITE:
+                self.recovery.broken(task, receipt)
+                continue
+            if not isinstance(receipt, Receipt):
+                self.recovery.give_up(task, Stage.WRITE, receipt)
+                continue
+            self.recovery.committed()
             self.queues.failed_tries.pop(receipt.key, None)
             self.uncompacted.append(receipt.key)
             self.progress.generated += 1

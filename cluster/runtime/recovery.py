@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ray.exceptions import RayTaskError
@@ -12,7 +13,7 @@ from cluster.observability.logs import redact
 from cluster.runtime.faults import Handling, cause_of, handling_of, is_out_of_memory, reason
 from cluster.runtime.flight import Call, Flight, GangTimes
 from cluster.runtime.gang import Gang
-from numina.errors import GangError
+from numina.errors import ClipError, GangError, JobError
 from numina.stage import Stage
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cluster.runtime.supply import Supply
 
 HOPELESS = 20  # clips in a row that fail, none of them for its input, until the job is stopped
+BROKEN, BROKEN_OF = 5, 100  # clips that came out broken, of the last so many that were finished, until it is stopped
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class Recovery:
     metrics: Metrics
     attempts: int  # tries of a clip at most: `cluster.attempts`
     failed_in_a_row: int = 0
+    recent: deque[bool] = field(default_factory=lambda: deque(maxlen=BROKEN_OF))  # of clips: whether they were broken
 
     def handle(self, call: Call, error: Exception) -> None:
         """A call failed. Raises what no clip is blamed for."""
@@ -99,6 +102,24 @@ class Recovery:
                 self.queues.add([task])
             else:
                 self.give_up(task, flight.stage, error)
+
+    def committed(self) -> None:
+        """A clip was finished, and its row is there."""
+        self.failed_in_a_row = 0
+        self.recent.append(False)
+
+    def broken(self, task: ClipTask, error: ClipError) -> None:
+        """Records a clip that came out broken: another try would come out alike, and its batch mates are fine.
+
+        Raises JobError where so many of the last clips did that the settings, the weights or a GPU are at fault.
+        """
+        self.recent.append(True)
+        self.give_up(task, error.stage, error)
+        if sum(self.recent) >= BROKEN:
+            raise JobError(
+                f"{sum(self.recent)} of the last {len(self.recent)} clips came out broken, the last one with"
+                f" {reason(error)}; the job stops here. Fix the cause, then run the same command with retry_failed=true"
+            ) from error
 
     def give_up(self, task: ClipTask, stage: Stage, error: BaseException) -> None:
         """Records a clip as failed. Raises GangError where so many failed in a row that the job itself is at fault."""

@@ -79,6 +79,8 @@ def storage_trouble(action: str, path: str, *, lost: tuple[type[Exception], ...]
             raise
         if action == "read" and isinstance(error, FileNotFoundError):
             raise
+        if action == "read" and isinstance(error, NotADirectoryError):  # its folder is a file
+            raise FileNotFoundError(*error.args) from error
         shown, trouble = without_secrets(path), without_secrets(str(error))
         raise StorageError(
             f"can't {action} {shown!r}: {trouble}; the job stops, and no clip counts as failed: "

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from cluster.observability import logs
 from numina.config import MethodConfig
-from numina.errors import InputError
+from numina.errors import ClipError, InputError
 from pipelines.base import Text
 from pipelines.checkpoints.lora import LoraConfig
 from pipelines.models.registry import load_model
@@ -115,22 +115,24 @@ class Rank(Member):
     @ray.method(num_returns=2)
     def identify(
         self, requests: Sequence[Request], method: MethodConfig, texts: Sequence[Text] | None
-    ) -> tuple[list[Identified | InputError] | None, None]:
+    ) -> tuple[list[Identified | InputError | ClipError] | None, None]:
         with self._about(request.key for request in requests):
             return self._ready.identify(requests, method, self._here(texts)), None
 
     @ray.method(num_returns=2)
-    def plain(self, requests: Sequence[Request], texts: Sequence[Text] | None) -> tuple[list[Clip] | None, None]:
+    def plain(
+        self, requests: Sequence[Request], texts: Sequence[Text] | None
+    ) -> tuple[list[Clip | ClipError] | None, None]:
         with self._about(request.key for request in requests):
             return self._ready.plain(requests, self._here(texts)), None
 
     @ray.method(num_returns=2)
-    def finish(self, keys: Sequence[str]) -> tuple[list[Clip] | None, None]:
+    def finish(self, keys: Sequence[str]) -> tuple[list[Clip | ClipError] | None, None]:
         with self._about(keys):
             return self._ready.finish(keys), None
 
     @ray.method(num_returns=2)
-    def guide(self, keys: Sequence[str], plans: Sequence[GuidancePlan]) -> tuple[list[Clip] | None, None]:
+    def guide(self, keys: Sequence[str], plans: Sequence[GuidancePlan]) -> tuple[list[Clip | ClipError] | None, None]:
         with self._about(keys):
             return self._ready.guide(keys, plans), None
 

@@ -14,7 +14,7 @@ from cluster.dataset.store import Store
 from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
 from cluster.workers.row import layout_arrays, row_of
-from numina.errors import InputError, StorageError
+from numina.errors import ClipError, DamageError, InputError, OutputError, StorageError
 from numina.stage import Stage
 from pipelines.sampling.clip import Clip, Identified
 
@@ -78,14 +78,14 @@ RECEIPT_COLUMNS = ("strategy", "guided", "steps", "timings", "gpu_seconds")
 
 @ray.remote
 def lay_out(
-    identified: Sequence[Identified | InputError], tasks: Sequence[ClipTask], method: MethodConfig
-) -> list[tuple[Correction, float] | InputError]:
-    """Layout, refinement and plan of a batch's clips; and the seconds each took."""
+    identified: Sequence[Identified | InputError | ClipError], tasks: Sequence[ClipTask], method: MethodConfig
+) -> list[tuple[Correction, float] | InputError | ClipError]:
+    """Layout, refinement and plan of a batch's clips; and the seconds each took. Errors stay in their places."""
     from numina.correct import correct  # scikit-learn takes a second to import, and only layout tasks need it
 
-    answers: list[tuple[Correction, float] | InputError] = []
+    answers: list[tuple[Correction, float] | InputError | ClipError] = []
     for seen, task in zip(identified, tasks, strict=True):
-        if isinstance(seen, InputError):
+        if isinstance(seen, (InputError, ClipError)):
             answers.append(seen)
             continue
         began = time.perf_counter()
@@ -95,20 +95,42 @@ def lay_out(
 
 
 @ray.remote
-def write(clips: Sequence[Clip], drafts: Sequence[Draft], output: Output, began: float) -> list[Receipt]:
-    """Makes the clips' mp4s and commits their rows. Frames come here from the gang's node, and neither they nor the
-    videos go through the driver. `began` is when it was asked for, by the driver's clock."""
-    from pipelines.sampling.write import write_clips
+def write(
+    clips: Sequence[Clip | ClipError], drafts: Sequence[Draft], output: Output, began: float
+) -> list[Receipt | InputError | ClipError]:
+    """Makes the clips' mp4s and commits their rows; for a clip that came out broken or can't be written, why.
 
+    Frames come here from the gang's node, and neither they nor the videos go through the driver. `began` is when it was
+    asked for, by the driver's clock.
+    """
     store = store_of(output)
-    written = write_clips(clips, output.prepared.job.generation, keep_frames=False)
-    return [_commit(store, output.prepared, clip, draft, began) for clip, draft in zip(written, drafts, strict=True)]
+    return [
+        clip if isinstance(clip, ClipError) else _write(store, output.prepared, clip, draft, began)
+        for clip, draft in zip(clips, drafts, strict=True)
+    ]
 
 
 @ray.remote
 def compact(keys: Sequence[str], output: Output) -> list[str]:
     """Gathers these rows into segments; their names."""
     return store_of(output).compact(keys)
+
+
+def _write(
+    store: Store, prepared: PreparedJob, clip: Clip, draft: Draft, began: float
+) -> Receipt | InputError | ClipError:
+    """One clip. What is wrong with it or its row is its own: neither the job nor the clips beside it end with it."""
+    from pipelines.sampling.write import write_clips
+
+    try:
+        [written] = write_clips([clip], prepared.job.generation, keep_frames=False)
+        return _commit(store, prepared, written, draft, began)
+    except (StorageError, DamageError, OutputError, OSError, MemoryError):  # not the clip's
+        raise
+    except InputError as error:
+        return error
+    except Exception as error:
+        return ClipError(f"the clip can't be written: {type(error).__name__}: {error}", Stage.WRITE)
 
 
 def _commit(store: Store, prepared: PreparedJob, clip: Clip, draft: Draft, began: float) -> Receipt:

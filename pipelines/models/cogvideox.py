@@ -21,11 +21,11 @@ from transformers import T5EncoderModel
 
 from numina.bias import ShardGuidance
 from pipelines.attention.joint import GuidedJointAttention, JointOnlooker
-from pipelines.base import Attention, GenerationConfig, Processor, Scheduler, See
+from pipelines.base import Attention, Decoded, GenerationConfig, Processor, Scheduler, See
 from pipelines.models.adapter import Adapter, Kinds
 from pipelines.parallel.shard import Shard
 from pipelines.private.diffusers import rotary_tables
-from pipelines.video.decode import to_pixels
+from pipelines.video.decode import all_finite, to_pixels
 
 
 class CogVideoXModel(Adapter):
@@ -95,8 +95,13 @@ class CogVideoXModel(Adapter):
         self.decodes = dist.get_rank(group) == 0
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor | None:
+    def decode(self, latents: Tensor) -> Decoded | None:
         if not self.decodes:
             return None
         latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-        return torch.cat([to_pixels(self.vae.decode(clip[None]).sample).cpu() for clip in latents])
+        pixels, finite = [], []
+        for clip in latents:
+            frames = self.vae.decode(clip[None]).sample
+            pixels.append(to_pixels(frames).cpu())
+            finite.append(all_finite(frames).cpu())
+        return Decoded(torch.cat(pixels), torch.cat(finite))

@@ -16,7 +16,7 @@ from transformers import UMT5EncoderModel
 
 from numina.bias import ShardGuidance
 from pipelines.attention.cross import GuidedCrossAttention, Onlooker, project
-from pipelines.base import Attention, GenerationConfig, Processor, Scheduler, Seams, See
+from pipelines.base import Attention, Decoded, GenerationConfig, Processor, Scheduler, Seams, See
 from pipelines.models.adapter import Adapter, Kinds
 from pipelines.parallel.shard import Shard
 from pipelines.video.decode import decode_pixels, split_decoder
@@ -94,6 +94,6 @@ class WanModel(Adapter):
     def split_decoder(self, group: Any) -> None:
         split_decoder(self.vae, group)
 
-    def decode(self, latents: Tensor) -> Tensor | None:
+    def decode(self, latents: Tensor) -> Decoded | None:
         """See `decode_pixels`: after `split_decoder`, ranks share the work and only the first returns pixels."""
         return decode_pixels(self.vae, latents)

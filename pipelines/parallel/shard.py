@@ -27,6 +27,8 @@ from pipelines.parallel.support import Engine, Sharding
 Place = Literal["gang", "apart"]  # of the text encoder
 _all_reduce = collective_sum()
 
+MOST = 10_000  # ranks, gangs, clips: more is a slip of the hand
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
@@ -48,8 +50,10 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         check_choices("parallel", self)
         for name in ("cfg", "ulysses", "ring", "gangs", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"parallel.{name} is {getattr(self, name)}; it must be at least 1")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise ConfigError(
+                    f"parallel.{name} is {getattr(self, name)}; it must be at least 1, and {MOST:,} at most"
+                )
 
     @property
     def ranks(self) -> int:

@@ -52,6 +52,8 @@ class Clip:
     latents: np.ndarray | None = None  # [C, F, h, w] float32 that were decoded; None where they aren't kept
 
     def save(self, path: str | Path) -> None:
+        """Writes the mp4; makes its folder."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_bytes(self.mp4)
 
     def summary(self) -> str:

@@ -26,6 +26,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, un
 from torch import Tensor
 
 from numina.errors import ModelError
+from pipelines.base import Decoded
 from pipelines.private.diffusers import padding_of
 
 
@@ -79,26 +80,33 @@ def split_decoder(vae: Any, group: Any) -> None:
 
 
 @torch.inference_mode()
-def decode_pixels(vae: Any, latents: Tensor) -> Tensor | None:
-    """An AutoencoderKLWan's pixels, uint8 [B, frames, H, W, 3] on the CPU, of normalised latents [B, C, F, h, w].
+def decode_pixels(vae: Any, latents: Tensor) -> Decoded | None:
+    """An AutoencoderKLWan's pixels of normalised latents [B, C, F, h, w].
 
     With a split decoder every rank of the group calls at the same time, with latents of one shape: the first rank's are
     decoded, and it alone gets pixels, the others None. Where latent rows are too few for the ranks (a band would be
     thinner than a convolution's reach) the first rank decodes the whole, and the others don't wait.
     """
     latents = _denormalised(vae, latents)
+    finite = torch.ones(latents.shape[0], dtype=torch.uint8, device=latents.device)  # of this rank's rows
+
+    def as_bytes(frames: Tensor) -> Tensor:
+        finite.mul_(all_finite(frames))
+        return to_pixels(frames)
+
     split = _SPLITS.get(vae)
     if split is None or not split.fits(latents.shape[-2]):
         if split is not None and split.rank > 0:
             return None
         with unpadded(vae.decoder):
-            return _on_cpu(map(to_pixels, _frames(vae, vae.decoder, latents)), vae.device)
+            pixels = _on_cpu(map(as_bytes, _frames(vae, vae.decoder, latents)), vae.device)
+        return Decoded(pixels, finite.bool().cpu())
     # Ranks need not agree on the last bits of a clip's latents; its rows are to come from one of them.
     dist.broadcast(latents, group=split.group, group_src=0)
     bands = latents.tensor_split(split.ranks, dim=-2)
     rows = [band.shape[-2] for band in bands]
     own = _frames(vae, partial(split.decoder, patchify=False), bands[split.rank].contiguous())
-    frames = (_collected(pixels, rows, split) for pixels in map(to_pixels, own))
+    frames = (_collected(pixels, rows, split) for pixels in map(as_bytes, own))
     if split.rank == 0:
         clips = _on_cpu(frames, vae.device)
     else:
@@ -106,7 +114,8 @@ def decode_pixels(vae: Any, latents: Tensor) -> Tensor | None:
         for _ in frames:  # decoded, sent and forgotten
             pass
     split.forget_halos()
-    return clips
+    dist.reduce(finite, op=dist.ReduceOp.MIN, group=split.group, group_dst=0)
+    return None if clips is None else Decoded(clips, finite.bool().cpu())
 
 
 def _denormalised(vae: Any, latents: Tensor) -> Tensor:
@@ -162,6 +171,11 @@ def _convolve(layer: Any, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
     first = convolved(nnf.pad(head, (0, 0, 0, 0, missing, 0)) if missing else head)
     del head
     return first if x.shape[2] <= before else torch.cat([first, convolved(x)], dim=2)
+
+
+def all_finite(frames: Tensor) -> Tensor:
+    """For each clip of [B, …] whether all of its values are finite: bool [B]."""
+    return frames.isfinite().flatten(1).all(1)
 
 
 def to_pixels(frames: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from jaxtyping import UInt8
 
 from numina.errors import InputError
@@ -27,7 +28,11 @@ def encoder_options() -> dict[str, str]:
 
 
 def encode_mp4(video: Video, *, fps: int, crf: int) -> bytes:
-    """H.264 in yuv420p, the index in front so that browsers start at once. Height and width must be even."""
+    """H.264 in yuv420p, the index in front so that browsers start at once. Height and width must be even.
+
+    Colours are those of BT.709 in limited range, and the stream says so: untagged, a player takes a small video for
+    BT.601 and one of 720 lines or more for BT.709.
+    """
     _, height, width, _ = video.shape
     with tempfile.TemporaryDirectory() as folder:  # moving the index to the front needs a file to read back
         path = Path(folder) / "video.mp4"
@@ -35,14 +40,30 @@ def encode_mp4(video: Video, *, fps: int, crf: int) -> bytes:
             options = {"crf": str(crf), **encoder_options()}
             stream = container.add_stream("libx264", rate=fps, options=options)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            tags = stream.codec_context
+            tags.color_primaries, tags.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+            tags.colorspace, tags.color_range = Colorspace.ITU709, ColorRange.MPEG
             for frame in video:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                pixels = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                container.mux(
+                    stream.encode(
+                        pixels.reformat(
+                            format="yuv420p",
+                            src_color_range=ColorRange.JPEG,
+                            dst_colorspace=Colorspace.ITU709,
+                            dst_color_range=ColorRange.MPEG,
+                        )
+                    )
+                )
             container.mux(stream.encode())
         return path.read_bytes()
 
 
 def decode_mp4(source: bytes | str | Path) -> Video:
-    """All frames of a video file. Raises InputError when there is none to be read."""
+    """All frames of a video file. Raises InputError when there is none to be read.
+
+    Colours are converted by the stream's own tags; a file without them, as older versions wrote, is BT.601.
+    """
     name = "the video" if isinstance(source, bytes) else str(source)
     try:
         with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), "r") as container:

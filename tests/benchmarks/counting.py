@@ -128,7 +128,7 @@ class Bench:
 
     def _decode(self, latents: torch.Tensor) -> np.ndarray:
         with torch.inference_mode():
-            return self.model.decode(latents).numpy()
+            return self.model.decode(latents).pixels.numpy()
 
     def results(self) -> Iterator[Result]:
         for i in range(len(self.items)):

@@ -52,7 +52,7 @@ def measure(vae: AutoencoderKLWan, latents: Tensor, alone: bool) -> Cost:
         dist.barrier()
         began = time.perf_counter()
         if works:
-            pixels = decode_pixels(vae, latents)
+            pixels, _ = decode_pixels(vae, latents) or (None, None)
             synchronize(device)
         times.append(time.perf_counter() - began)
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0

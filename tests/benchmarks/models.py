@@ -197,17 +197,17 @@ class Bench:
             denoising = self.peak()
             del state
             self.fresh()
-            pixels = self.model.decode(latents)
+            decoded = self.model.decode(latents)
             mark("decode")
-            assert pixels is not None
-            mp4 = encode_mp4(pixels[0].numpy(), fps=clip.fps, crf=51)
+            assert decoded is not None
+            mp4 = encode_mp4(decoded.pixels[0].numpy(), fps=clip.fps, crf=51)
             mark("mp4")
             took = ", ".join(f"{name} {at - before:.2f}" for (_, before), (name, at) in pairwise(marks))
             self.say(
                 f"clip of {clip.steps} steps, {preset}",
                 f"{took} s",
                 f"denoising {denoising}, decoding {self.peak()}",
-                f"{len(mp4) / 1e6:.1f} MB, {tuple(pixels.shape[1:])}, finite {bool(latents.isfinite().all())}",
+                f"{len(mp4) / 1e6:.1f} MB, {tuple(decoded.pixels.shape[1:])}, finite {bool(latents.isfinite().all())}",
             )
 
     # --- fp8 ---

@@ -89,7 +89,7 @@ def collect(items: Sequence[Item], job: JobConfig, device: str, batch: int, step
             conditional_pass=lambda step, seen=seen: seen[step].looking_on() if step in seen else denoise.nullcontext(),
         )
         with torch.inference_mode():
-            videos = model.decode(state.latents).numpy()
+            videos = model.decode(state.latents).pixels.numpy()
         responses = torch.stack([torch.stack(seen[step].responses, 1) for step in steps], 1)
         rows["responses"].append(responses.unflatten(-1, (grid.frames, grid.height, grid.width)).half().cpu().numpy())
         rows["deviations"].append(torch.stack([torch.stack(seen[s].deviations, 1) for s in steps], 1).cpu().numpy())

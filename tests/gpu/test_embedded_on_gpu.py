@@ -109,7 +109,7 @@ def guided_counts(model: VideoModel, request: Request, plan: GuidancePlan, gener
     """What the guided video shows of each noun in most of its frames."""
     texts = model.encode([request.prompt], [""], generation)
     latents = denoise.guide(model, Shard(), texts, [plan], [request.seed], generation)
-    [video] = model.decode(latents).numpy()
+    [video] = model.decode(latents).pixels.numpy()
     return np.median(ExactCounter().count(video, request.prompt, request.targets), axis=0)
 
 

@@ -69,9 +69,9 @@ def run_phases(model: VideoModel, shard: Shard, generation: GenerationConfig, pl
             plans[preset] = correct(late[0], more, spans, method).plan
         latents = denoise.guide(model, shard, texts, [plans[preset]], [1], generation)
         found[f"{preset} guided"] = latents.float().cpu().numpy()
-    pixels = model.decode(latents)
-    if pixels is not None:
-        found["pixels"] = pixels.numpy()
+    decoded = model.decode(latents)
+    if decoded is not None:
+        found["pixels"] = decoded.pixels.numpy()
     return found
 
 

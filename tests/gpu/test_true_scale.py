@@ -60,8 +60,10 @@ def test_a_guided_clip_from_noise_to_mp4(name: str) -> None:
     assert latents.isfinite().all()
     assert not torch.equal(latents, plain)
     del plain, state
-    pixels = model.decode(latents)
-    assert pixels is not None
+    decoded = model.decode(latents)
+    assert decoded is not None
+    assert decoded.finite.all()
+    pixels = decoded.pixels
     assert pixels.shape == (1, clip.num_frames, clip.height, clip.width, 3)
     mp4 = encode_mp4(pixels[0, :9].numpy(), fps=clip.fps, crf=40)
     assert decode_mp4(mp4).shape == (9, clip.height, clip.width, 3)

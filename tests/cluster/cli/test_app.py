@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from itertools import product
@@ -52,6 +53,32 @@ def test_generate_writes_one_mp4(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert "17 frames, identified counts" in output
     plain = numina("generate", "two red circles", "--plain", "-o", str(tmp_path / "plain.mp4"), *places)
     assert "without NUMINA" in plain
+
+
+@pytest.mark.parametrize(
+    ("scale", "status", "said"),
+    [("1e30", 1, "the latents have values that aren't finite"), ("nan", 2, "generation.guidance_scale is nan")],
+)
+@pytest.mark.parametrize("how", [["--plain"], []], ids=["plain", "numina"])
+def test_generate_writes_no_broken_clip(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: list[str],
+    scale: str,
+    status: int,
+    said: str,
+) -> None:
+    """A clip without numbers ends with its reason, a setting that is no number is refused; no file in either case."""
+    file = tmp_path / "clip.mp4"
+    given = [f"model.path={tiny_checkpoint}", *TINY, f"generation.guidance_scale={scale}"]
+    monkeypatch.setattr("sys.argv", ["numina", "generate", "two red circles", "-o", str(file), *how, *given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == status
+    assert said in capsys.readouterr().err
+    assert not file.exists()
 
 
 @pytest.mark.usefixtures("quick_model")
@@ -223,6 +250,76 @@ def test_a_clean_up_needs_an_output(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no run\.json"):
         numina("gc", str(tmp_path))
     assert [path.name for path in tmp_path.rglob("*")] == ["videos"]
+
+
+@pytest.mark.parametrize("place", ["nowhere", "empty", "file.mp4", "deep/er/nowhere"])
+@pytest.mark.parametrize("verb", ["status", "report", "evaluate", "trace", "gc", "export"])
+def test_an_output_that_is_not_there_is_an_error(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+    place: str,
+) -> None:
+    """A typing error in its name: status 2, and nothing is made."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.mp4").write_bytes(b"a clip")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["numina", verb, place, *(["--to", "hf", "-o", "to"] * (verb == "export"))])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2
+    assert re.search(
+        r"error: .* has no run\.json.*; give an output|error: .* has no run\.json.*: give the folder",
+        capsys.readouterr().err,
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+MADE = r"must end in \.(mp4|json|html|parquet)|is a folder|is no folder|than or equal to|range"
+
+
+@pytest.mark.parametrize(
+    ("verb", "places"),
+    [
+        (
+            "generate 'two cats' model.path=nowhere -o",
+            [".", "made", "clip.gif", "clip", "made/", ".mp4", "file/clip.mp4"],
+        ),
+        ("generate 'two cats' model.path=nowhere --seed", ["-1", "9223372036854775808", "1" + "0" * 30]),
+        ("trace nowhere -o", [".", "a.txt", "file/a.json", "folder.json"]),
+        ("report nowhere -o", [".", "a.htm", "file/a.html", "folder.html", "file.html"]),
+        ("prompts make", [".", "a.csv", "file/a.parquet", "folder.parquet"]),
+        ("prompts enhance nowhere", [".", "a.csv", "file/a.parquet"]),
+        ("prompts import nowhere", [".", "a.csv", "file/a.parquet"]),
+        ("prompts check nowhere --write", [".", "a.csv", "file/a.parquet"]),
+        ("prompts make a.parquet --seed", ["-1", "9223372036854775808"]),
+        ("testbed train --seed 0 -o", ["file", "file/folder"]),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, places: list[str]
+) -> None:
+    """Status 2 before anything is read, loaded or made: what else is wrong here isn't found."""
+    for folder in ("made", "folder.json", "folder.html", "folder.parquet"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "file").write_text("something")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    for place in places:
+        result = CliRunner().invoke(app, [*shlex.split(verb), place])
+        said = f"{result.output} {result.exception}"
+        assert result.exit_code == 2 or isinstance(result.exception, InputError), (place, said)
+        assert re.search(MADE, said), (place, said)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_folders_above_are_made(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Those of a clip, whose making takes long."""
+    clip = tmp_path / "new" / "er" / "clip.mp4"
+    numina("generate", "two red circles", "--plain", "-o", str(clip), f"model.path={tiny_checkpoint}", *TINY)
+    assert clip.stat().st_size > 1000
 
 
 def test_bad_input_is_one_line_and_status_2(

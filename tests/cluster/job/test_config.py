@@ -5,9 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from cluster.job.config import JobConfig, config_folder, config_hash, load_job
+from cluster.job.config import JobConfig, config_folder, config_hash, load_job, settings_given
+from cluster.job.judge import judge_config
 from numina.errors import ConfigError
+from pipelines.checkpoints.lora import LoraConfig
+from pipelines.judges.base import JudgeConfig
 
 
 def test_overrides_win_over_the_job_over_the_preset() -> None:
@@ -39,17 +44,17 @@ def test_the_preset_can_be_chosen() -> None:
         ("generation.num_frames=many", "generation.num_frames"),
         ("generation.height=100", "multiple of 16"),
         ("strategies=[magic]", "'magic' isn't known; join parts of baseline, numina"),
-        ("model.dtype=int4", r"expected one of \['auto', 'float32'"),
-        ("parallel.engine=magic", r"expected one of \['auto', 'single'"),
+        ("model.dtype=int4", "choose from auto, float32"),
+        ("parallel.engine=magic", "choose from auto, single"),
         ("limit=0", "at least 1"),
         ("parallel.batch=0", "at least 1"),
         ("cluster.step_timeout=0", "more than 0"),
         ("cluster.encoders=0", "at least 1"),
         ("cluster.encoder_gpus=2", "share of a GPU"),
-        ("memory.text_encoder=cpu", r"expected one of \['gang', 'apart'\]"),
+        ("memory.text_encoder=cpu", "choose from gang, apart"),
         ("strategies=[]", "at most once"),
         ("strategies=[numina,numina]", "at most once"),
-        ("method.guide=4", "not a subclass of GuideConfig"),
+        ("method.guide=4", r"it is a section: give its keys, for example method\.guide\.remove="),
         ("method.guide.overwrite=true", "overwrite"),
     ],
 )
@@ -149,15 +154,15 @@ class TestVariants:
             ("variants.a.guide.ad=4", r"'method\.guide\.ad'; did you mean 'method\.guide\.add'"),
             ("variants.a={giude: {add: 4}}", r"did you mean 'method\.guide'"),
             ("variants.a.generation.steps=4", r"unknown configuration key 'method\.generation'"),
-            ("variants.a.guide.add=lots", r"method\.guide\.add: Value 'lots'"),
-            ("variants.a.guide.add=[4,lots]", r"method\.guide\.add: Value 'lots'"),
+            ("variants.a.guide.add=lots", r"variants\.a\.guide\.add is 'lots'; give a finite decimal number"),
+            ("variants.a.guide.add=[4,lots]", r"variants\.a\.guide\.add\[1\] is 'lots'; give a finite decimal number"),
             ("variants.a.guide.add=-1", r"method\.guide\.add = -1\.0, but it must be"),
             ("variants.a.guide.add=[]", r"method\.guide\.add of a variant is an empty list"),
-            ("variants.a.guide=4", "not a subclass of GuideConfig"),
+            ("variants.a.guide=4", "it is a section"),
             ("variants.a.preset=papr", "closed, paper, released"),
-            ("variants.a=4", r"variants\.a is 4; give a mapping"),
-            ("variants=4", "variants is 4; give a mapping"),
-            ("variants=[a]", "give a mapping"),
+            ("variants.a=4", r"variants\.a is '4'; it is a section"),
+            ("variants=4", r"variants is '4'; it is a section: give its keys, for example variants\.NAME="),
+            ("variants=[a]", "variants is a list; it is a section"),
             ("variants.numina.guide.add=4", r"variants\.numina must be .* none of baseline, numina"),
             ("variants.baseline={}", r"variants\.baseline must be a mapping"),
         ],
@@ -185,7 +190,7 @@ class TestVariants:
         assert load_job("demo", ["method.guide.add=9"]).identity("float32") != job.identity("float32")
 
 
-@pytest.mark.parametrize("override", ["strategies={", "limit='x", "limit=@x", "foo", "=3"])
+@pytest.mark.parametrize("override", ["strategies={", "foo", "=3", "a..b=3", ".a=3", "strategies[0]=numina"])
 def test_a_malformed_override_is_one_sentence(override: str) -> None:
     """It names the override, what is wrong with it, and what to give."""
     with pytest.raises(ConfigError, match=f"override {re.escape(repr(override))} .*; .* example"):
@@ -204,3 +209,171 @@ def test_variants_of_one_name_are_refused() -> None:
     """Two settings whose last parts and values are alike would name two points of a grid the same."""
     with pytest.raises(ConfigError, match=r"variants has 'grid:add=5' twice"):
         load_job("demo", ["variants.grid.guide.add=[5,5]"])
+
+
+TEXTS = [
+    "20261128_120000",
+    "runs #1",
+    "007",
+    "1e3",
+    "12:30:00",
+    "no",
+    "on",
+    "~",
+    "null",
+    "&a",
+    "*a",
+    "*.parquet",
+    "!x",
+    "@x",
+    "%x",
+    "`x",
+    "{x",
+    "[x]",
+    "[x",
+    "'x",
+    '"x"',
+    "'x'",
+    "- a",
+    "? a",
+    "a: b",
+    "x ",
+    " x",
+    "#x",
+    ">",
+    "|",
+    "0x10",
+    "1_000",
+    "2026-11-28",
+    ".inf",
+    "ñ ü/漢字",
+    "1234567890123456789012345678901234567890",
+    "${HOME}/x",
+    "\\${x}",
+    "a\\b\\\\${x}\\\\\\${y}\\",
+    "a\nb",
+]
+
+
+class TestValues:
+    """The type of a setting decides how its value is read."""
+
+    @pytest.mark.parametrize("text", TEXTS)
+    def test_text_is_what_was_typed(self, text: str) -> None:
+        """Of a setting that is text: all that follows the =, none of it YAML."""
+        job = load_job("demo", [f"output={text}", f"model.revision={text}", f"judge.path={text}"])
+        optional = None if text == "null" else text
+        assert (job.output, job.model.revision, job.judge["path"]) == (text, optional, optional)
+
+    @given(st.text(st.characters(exclude_categories=("Cs",)), min_size=1))
+    def test_any_text_is_what_was_typed(self, text: str) -> None:
+        """Also what nobody thought of."""
+        assume(text != "???")
+        assert load_job("demo", [f"generation.negative_prompt={text}"]).generation.negative_prompt == text
+
+    @pytest.mark.parametrize(
+        "text", ["20261128_120000", "007", "1e3", "12:30:00", "no", "0x10", "2026-11-28", ".inf", "1_0"]
+    )
+    def test_text_in_a_file_is_its_own(self, tmp_path: Path, text: str) -> None:
+        """A scalar that YAML takes for a number, a date or a truth value, where text is asked for."""
+        file = tmp_path / "job.yaml"
+        file.write_text(
+            f"output: {text}\njudge: {{path: {text}}}\nmodel: {{revision: {text}}}\nvariants: {{{text}: {{}}}}\n"
+        )
+        job = load_job(file)
+        assert (job.output, job.judge, job.model.revision, [*job.variants]) == (text, {"path": text}, text, [text])
+
+    def test_null_in_a_file(self, tmp_path: Path) -> None:
+        """No value where that is one; refused where text is asked for; text in quotes."""
+        file = tmp_path / "job.yaml"
+        file.write_text('model: {revision: null}\noutput: "null"\nlimit: ~\n')
+        job = load_job(file)
+        assert (job.model.revision, job.output, job.limit) == (None, "null", None)
+        file.write_text("generation: {negative_prompt: null}\n")
+        with pytest.raises(ConfigError, match=r"job\.yaml: generation\.negative_prompt is 'null'; give text"):
+            load_job(file)
+
+    def test_a_file_may_refer_to_its_own_keys(self, tmp_path: Path) -> None:
+        """OmegaConf's ${KEY}, and YAML's anchors and merges, in files; not on the command line."""
+        file = tmp_path / "job.yaml"
+        file.write_text(
+            "prompts: 007\noutput: out/${prompts}\nlimit: &n 010\nsamples: *n\n"
+            "variants:\n  one: &one {guide: {add: 2}}\n  two: {<<: *one, identify: {step: 0.2}}\n"
+        )
+        job = load_job(file)
+        assert (job.output, job.limit, job.samples) == ("out/007", 10, 10)
+        assert (job.variants["two"].guide.add, job.variants["two"].identify.step) == (2.0, 0.2)
+
+    @pytest.mark.parametrize(
+        ("override", "value"),
+        [
+            ("limit=010", 10),
+            ("limit=08", 8),
+            ("limit= 8 ", 8),
+            ("limit=null", None),
+            ("seed=9223372036854775807", 2**63 - 1),
+            ("generation.guidance_scale=010.50", 10.5),
+            ("generation.guidance_scale=5", 5.0),
+            ("generation.guidance_scale=1e1", 10.0),
+            ("generation.flow_shift=null", None),
+            ("method.guide.anchor=02", 2),
+            ("latents=true", True),
+            ("latents=False", False),
+            ("strategies=[numina, baseline]", ["numina", "baseline"]),
+            ("model.loras=[{path: 007, scale: 010, file: no}]", [LoraConfig(path="007", scale=10.0, file="no")]),
+            ('judge={path: "a # b", every: 010}', {"path": "a # b", "every": 10}),
+        ],
+    )
+    def test_numbers_are_decimal(self, override: str, value: object) -> None:
+        """Leading zeros say nothing; lists and mappings are YAML whose parts are read alike."""
+        read: object = load_job("demo", [override])
+        for name in override.partition("=")[0].split("."):
+            read = getattr(read, name)
+        assert read == value
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("limit=1e3", "limit is '1e3'; give a whole number .*, or null"),
+            ("limit=8.0", "whole number"),
+            ("limit=1_000", "whole number"),
+            ("limit=0x10", "whole number"),
+            ("limit=1:30", "whole number"),
+            ("limit=٣", "whole number"),
+            ("limit=~", "or null"),
+            ("limit=", "whole number"),
+            ("samples=null", "samples is 'null'; give a whole number"),
+            (f"limit={'9' * 5000}", r"limit is '9{60}…'; give a whole number of at most 64 bits"),
+            ("seed=9223372036854775808", "at most 64 bits"),
+            ("seed=-1", "from 0 to"),
+            ("generation.guidance_scale=nan", "finite decimal number"),
+            ("generation.guidance_scale=.inf", "finite decimal number"),
+            ("generation.guidance_scale=1e999", "finite decimal number"),
+            ("latents=yes", "latents is 'yes'; give true or false"),
+            ("latents=1", "true or false"),
+            ("method.guide.tokens=nouns", "method.guide.tokens is 'nouns'; choose from noun, phrase, first"),
+            ("strategies=numina", r"strategies is 'numina'; give a list, for example \[a,b\]"),
+            ("strategies.0=numina", r"strategies has no keys of its own; give the whole list"),
+            ("seed.x=3", "'seed.x' is no key: seed has no keys of its own; set seed itself"),
+            ("method=paper", r"it is a section: give its keys, for example method\.preset="),
+            ("model.loras=[{path: a, scale: b}]", r"model\.loras\[0\]\.scale is 'b'; give a finite"),
+            ("output=", "output is ''; give a path"),
+            ("model.path=", "model.path is ''; give a folder"),
+            ("output=???", "stands for a value that is still to be given"),
+            ("output=\udcff", "isn't UTF-8"),
+        ],
+    )
+    def test_what_is_no_value_is_refused(self, override: str, message: str) -> None:
+        """By key, value, rule and remedy."""
+        with pytest.raises(ConfigError, match=message):
+            load_job("demo", [override])
+
+    def test_a_judges_settings_are_read_alike(self) -> None:
+        """Those that `numina evaluate` is given."""
+        assert settings_given(["path=007 #1", "every=010", "revision=null"], JudgeConfig) == {
+            "path": "007 #1",
+            "every": 10,
+            "revision": None,
+        }
+        config = judge_config("owlv2", {"path": "${x}", "revision": "007"})
+        assert (config.path, config.revision) == ("${x}", "007")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.prompts.row import OWN_SCHEMA, row_texts
@@ -17,6 +17,7 @@ RAW = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.lists(RAW, min_size=1, max_size=8))
 def test_rows_have_equal_texts_only_where_they_are_equal(rows: list[dict[str, Any]]) -> None:
     """No value can pass for a separator, for null or for its neighbour; neither place nor neighbours matter."""

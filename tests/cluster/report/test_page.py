@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from cluster.cli.app import app
 from cluster.dataset.store import Store
 from cluster.report import build_report
-from numina.errors import OutputError
+from numina.errors import InputError, OutputError
 from tests.cluster.report.conftest import HOSTILE, make_large, put_clip
 
 
@@ -131,6 +131,7 @@ def test_the_same_again_is_the_same(output: Path, page: Path) -> None:
 def test_a_bare_dataset_has_a_page_too(tmp_path: Path) -> None:
     """Without verdicts, with a torn layout, it says so and is made."""
     store = Store(str(tmp_path / "out"))
+    store.open_run({})
     put_clip(store, "two cats", {"cats": 2}, {"cats": 2}, strategy="numina")
     (row,) = store.rows().to_pylist()
     (tmp_path / "out" / row["layout_file"]).write_bytes(b"PK torn")
@@ -144,10 +145,13 @@ def test_a_bare_dataset_has_a_page_too(tmp_path: Path) -> None:
 
 def test_an_empty_or_remote_output_is_an_error(tmp_path: Path) -> None:
     """No page without rows, none whose videos it couldn't play, none that would mix its data with other files."""
-    with pytest.raises(OutputError, match="no rows"):
+    with pytest.raises(OutputError, match=r"no run\.json"):
         build_report(tmp_path)
+    Store(str(tmp_path / "begun")).open_run({})
+    with pytest.raises(OutputError, match="no rows"):
+        build_report(tmp_path / "begun")
     with pytest.raises(OutputError, match="remote"):
         build_report("s3://bucket/out")
     make_large(tmp_path / "out")
-    with pytest.raises(OutputError, match=r"must end in \.html"):
+    with pytest.raises(InputError, match=r"--output is .*videos', but the file must end in \.html"):
         build_report(tmp_path / "out", tmp_path / "out" / "videos")

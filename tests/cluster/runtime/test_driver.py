@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 import torch
@@ -21,15 +22,25 @@ import cluster.workers.tasks
 from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import rank_seconds
 from cluster.job.config import JobConfig
-from cluster.job.prepared import prepare
+from cluster.job.long_prompts import LongPrompts
+from cluster.job.prepared import PreparedJob, prepare
 from cluster.observability.progress import JobProgress
 from cluster.prompts.write import make_prompts
 from cluster.runtime.driver import Driver
 from cluster.runtime.flight import Call, Flight
 from cluster.runtime.run import run_job
 from cluster.workers.row import row_of
-from cluster.workers.tasks import Receipt
-from numina.errors import ConfigError, GangError, InputError, JobError, ModelError, OutputError, PromptSetError
+from cluster.workers.tasks import Draft, Output, Receipt
+from numina.errors import (
+    ClipError,
+    ConfigError,
+    GangError,
+    InputError,
+    JobError,
+    ModelError,
+    OutputError,
+    PromptSetError,
+)
 from numina.stage import Stage
 from pipelines.models.registry import load_model
 from pipelines.sampling.clip import Clip
@@ -187,6 +198,43 @@ def test_a_lost_writer_costs_no_clip(joining_job: Job, monkeypatch: pytest.Monke
     assert all(row["timings"]["write"] > 0 for row in rows)
 
 
+@pytest.mark.usefixtures("quick_model")
+def test_a_row_that_can_not_be_written_costs_its_own_clip(joining_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is recorded with its column and value; the clip beside it in the batch is committed, and the job goes on."""
+    path = str(Path(joining_job().output).parent / "odd.parquet")
+    prompts = [
+        {"prompt": f"two red circles, take {number}", "source": "x" if number == 1 else None} for number in range(3)
+    ]
+    make_prompts(prompts, path)
+    known = Output.of
+
+    def of(prepared: PreparedJob) -> Output:
+        return replace(known(prepared), extra_columns=pa.schema([("source", pa.int64())]))
+
+    monkeypatch.setattr(Output, "of", of)
+    job = joining_job(*PLAIN, "parallel.ulysses=1", "parallel.batch=2", f"prompts={path}")
+    outcome = run_job(prepare(job))
+    assert (outcome.done, outcome.failed, outcome.retries) == (2, 1, 0)
+    [[record]] = Store(job.output).failures().values()
+    assert (record["row"], record["stage"]) == (1, "write")
+    assert "column 'source': 'x' can't be written as int64" in record["error"]
+    monkeypatch.undo()
+
+
+def test_a_clip_that_can_not_be_encoded_costs_itself(tiny_job: Job) -> None:
+    """A fault in one clip's frames leaves the clip beside it."""
+    prepared = prepare(tiny_job(*PLAIN))
+    store = Store(prepared.job.output)
+    store.open_run(prepared.identity())
+    frames = np.zeros((5, 64, 64, 3), np.uint8)
+    clips = [Clip(frames[..., :2], b"", {Stage.DENOISE: 1.0}), Clip(frames, b"", {Stage.DENOISE: 1.0})]
+    drafts = [Draft(task=task, correction=None, timings={}, spans=[], retries=0) for task in tasks_of(prepared)]
+    wrong, right = cluster.workers.tasks.write._function(clips, drafts, Output.of(prepared), 0.0)
+    assert isinstance(wrong, ClipError)
+    assert isinstance(right, Receipt)
+    assert store.committed() == {drafts[1].task.key}
+
+
 def test_latents_are_kept_where_asked(joining_job: Job) -> None:
     """They decode to the frames that the mp4 was made of, and an output may have rows with them and without."""
     job = joining_job(*PLAIN, "parallel.ulysses=1", "limit=1", "latents=true", "generation.crf=0")
@@ -195,7 +243,7 @@ def test_latents_are_kept_where_asked(joining_job: Job) -> None:
     store = Store(job.output)
     [row] = store.rows().to_pylist()
     kept, model = load(store.read(row["latents_file"])), load_model(job.model.path, device="cpu")
-    frames = model.decode(torch.from_numpy(kept["latents"])[None])[0].numpy()
+    frames = model.decode(torch.from_numpy(kept["latents"])[None]).pixels[0].numpy()
     same = encode_mp4(frames, fps=job.generation.fps, crf=0)
     assert np.array_equal(decode_mp4(same), decode_mp4(store.read(row["file_name"])))
     alone = generate(model, row["prompt"], seed=row["seed"], generation=job.generation, method=None)
@@ -280,6 +328,83 @@ def test_a_bug_costs_one_try(joining_job: Job, monkeypatch: pytest.MonkeyPatch) 
     assert "shapes cannot be multiplied" in record["error"]
 
 
+def test_a_guidance_beyond_all_bounds_ends_in_failure_records(joining_job: Job) -> None:
+    """Its clips are no numbers: each is recorded with the reason and the stage, after one try, and none is a row. The
+    gang of two ranks stays in step and in place."""
+    outcome = run_job(prepare(joining_job("generation.guidance_scale=1e30", "parallel.batch=2")))
+    assert (outcome.done, outcome.generated, outcome.failed, outcome.retries) == (0, 0, 4, 0)
+    store = Store(joining_job().output)
+    assert len(store.rows()) == 0
+    records = [record for [record] in store.failures().values()]
+    assert sorted(record["stage"] for record in records) == ["denoise", "denoise", "identify", "identify"]
+    assert all(
+        record["error"].startswith("ClipError: the latents have values that aren't finite") for record in records
+    )
+    assert all(record["tries"] == 1 for record in records)
+
+
+class SpoilsOne(cluster.workers.rank.Rank):
+    """One clip of the set has a NaN in its noise, on every rank: the one whose seed is 7."""
+
+    def load(self, first: Any) -> Any:
+        loaded = super().load(first)
+        model: Any = self._ready.model
+        noise = model.noise
+
+        def spoilt(seeds: Any, generation: Any) -> torch.Tensor:
+            drawn: torch.Tensor = noise(seeds, generation)
+            drawn[[seed == 7 for seed in seeds], 0, 0, 0, 0] = torch.nan
+            return drawn
+
+        model.noise = spoilt
+        return loaded
+
+
+def test_one_broken_clip_costs_its_batch_mates_nothing(joining_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of two on two ranks: the other clip of each batch is committed, plain and corrected; the same gang."""
+    monkeypatch.setattr(cluster.workers.rank, "Rank", SpoilsOne)
+    outcome = run_job(prepare(joining_job("parallel.batch=2")))
+    assert (outcome.generated, outcome.failed, outcome.retries) == (2, 2, 0)
+    store = Store(joining_job().output)
+    assert {(row["id"], row["strategy"], row["retries"]) for row in store.rows().to_pylist()} == {
+        ("pair", "baseline", 0),
+        ("pair", "numina", 0),
+    }
+    assert {record["row"] for [record] in store.failures().values()} == {1}
+
+
+def test_a_share_of_broken_clips_stops_the_job(tiny_job: Job) -> None:
+    """5 of the last 100 finished: the reason is the clips' own, and each is recorded."""
+    driver = numbered(tiny_job, 120, "strategies=[baseline]")
+    error = ClipError("the decoded clip shows one flat colour", Stage.DECODE)
+    tasks = iter(driver.queues.pending)
+
+    def finish(*broken: bool) -> None:
+        for one in broken:
+            if one:
+                driver.recovery.broken(next(tasks), error)
+            else:
+                driver.recovery.committed()
+
+    finish(*[True] * 4, *[False] * 96)
+    finish(*[False] * 50, *[True] * 4, *[False] * 90)  # the first four are out of sight
+    with pytest.raises(
+        JobError, match=r"5 of the last 100 clips came out broken, the last one with ClipError: .* flat"
+    ):
+        finish(True)
+    assert len(driver.store.failures()) == 9
+    driver.recovery.recent.clear()
+    with pytest.raises(JobError, match="5 of the last 5 clips"):
+        finish(*[True] * 5)
+
+
+@pytest.fixture
+def encoder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody but the text encoder looks how long prompts are."""
+    monkeypatch.setattr(LongPrompts, "problem", lambda self, row: None)
+
+
+@pytest.mark.usefixtures("encoder_alone")
 def test_a_poison_prompt_is_recorded_and_the_job_goes_on(joining_job: Job) -> None:
     """A prompt that the model can't take (its noun is cut off) fails with its reason; the others are made."""
     job = joining_job("parallel.ulysses=1", "strategies=[numina]")
@@ -409,6 +534,7 @@ def test_rank_seconds_are_those_of_all_ranks(tiny_job: Job) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("encoder_alone")
 def test_rows_depend_on_neither_gangs_nor_degrees_nor_batch(joining_job: Job) -> None:
     """Two gangs of one rank and one clip per forward; one gang of two ranks and two clips; two ranks with a branch
     each and prompts encoded apart, by an encoder that is lost on the way: the same rows and videos.

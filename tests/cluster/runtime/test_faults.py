@@ -9,7 +9,8 @@ from ray import exceptions
 from ray.exceptions import RayTaskError
 
 from cluster.runtime.faults import CLUSTER_LOST, RETRYABLE, STOPPING, Handling, cause_of, handling_of, reason
-from numina.errors import DamageError, GangError, InputError, OutputError, PromptError, StorageError
+from numina.errors import ClipError, DamageError, GangError, InputError, OutputError, PromptError, StorageError
+from numina.stage import Stage
 from tests.cluster.runtime import peers
 
 
@@ -49,6 +50,7 @@ def test_what_is_tried_again_is_this_and_no_more() -> None:
         (RayTaskError("guide", "", RuntimeError("mat1 and mat2 shapes cannot be multiplied")), Handling.GIVE_UP),
         (RayTaskError("guide", "", TypeError("a bug")), Handling.GIVE_UP),
         (RayTaskError("guide", "", KeyError("a bug")), Handling.GIVE_UP),
+        (ClipError("black", Stage.DECODE), Handling.GIVE_UP),
         (RayTaskError("identify", "", PromptError("cut off")), Handling.REFUSED),
         (InputError("said without Ray"), Handling.REFUSED),
         (RayTaskError("write", "", StorageError("full")), Handling.STOP),

@@ -123,8 +123,9 @@ def test_decoding_is_the_vaes_own(model: CogVideoXModel) -> None:
     """Pixels are what diffusers' pipeline makes of the latents, rounded to bytes; every frame is there."""
     latents = model.noise([3, 4], GENERATION)
     theirs = model.pipeline.decode_latents(latents.transpose(1, 2))
-    ours = model.decode(latents)
+    ours, finite = model.decode(latents) or (None, None)
     assert ours is not None
+    assert finite.tolist() == [True, True]
     assert ours.shape == (2, GENERATION.num_frames, 64, 64, 3)
     expected = ((theirs + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 4, 1)
     assert (ours.float() - expected).abs().max() <= 1
@@ -192,9 +193,9 @@ def test_numbers_of_frames_that_the_vae_cannot_make_are_refused(model: CogVideoX
             model.grid(replace(GENERATION, num_frames=frames))
     for frames in (1, 9, 25):
         clip = replace(GENERATION, num_frames=frames)
-        pixels = model.decode(model.noise([0], clip))
-        assert pixels is not None
-        assert pixels.shape[1] == frames
+        decoded = model.decode(model.noise([0], clip))
+        assert decoded is not None
+        assert decoded.pixels.shape[1] == frames
 
 
 def test_what_its_sampler_cannot_do_is_refused(model: CogVideoXModel) -> None:

@@ -80,6 +80,7 @@ def work(rank: int, folder: Path) -> None:
     pair = dist.new_group([2, 3])
     for group in (dist.group.WORLD, pair) if rank > 1 else (dist.group.WORLD,):
         found = decode_all(vaes, group)
+        found["broken band"] = decode_with_a_broken_band(group)
         torch.save(found, folder / f"{dist.get_rank(group)} of {dist.get_world_size(group)}.pt")
     dist.barrier()  # who leaves while others still talk to it may take them, or itself, down
     dist.destroy_process_group()
@@ -100,16 +101,27 @@ def decode_all(vaes: dict[tuple[str, torch.dtype], Any], group: Any) -> dict[str
             patch.setattr(
                 decode, "to_pixels", lambda frames, seen=bands, to=pixels_of: seen.append(frames) or to(frames)
             )
-            first = decode_pixels(vae, latents)
+            first, finite = decode_pixels(vae, latents) or (None, None)
         found[name] = {
             "pixels": first,
-            "again": decode_pixels(vae, latents),
+            "finite": finite,
+            "again": (decode_pixels(vae, latents) or (None,))[0],
             "band": torch.cat(bands, dim=2).clamp(-1, 1) if bands else None,
             "alone": reference(vae, latents) if name in ALONE else None,
             "shared": {id(own) for own in decode._SPLITS[vae].decoder.parameters()}
             == {id(own) for own in vae.decoder.parameters()},
         }
     return found
+
+
+def decode_with_a_broken_band(group: Any) -> dict[str, Any]:
+    """The last rank's weights make a NaN of a colour: only its rows have any."""
+    vae, case = build("tiny"), Case()
+    if dist.get_rank(group) == dist.get_world_size(group) - 1:
+        vae.decoder.conv_out.bias[0] = torch.nan
+    split_decoder(vae, group)
+    pixels, finite = decode_pixels(vae, case.latents(vae.config.z_dim)) or (None, None)
+    return {"pixels": pixels, "finite": finite, "again": pixels}
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +165,25 @@ def test_ranks_decode_what_one_process_decodes(together: list[dict[str, Any]], n
     assert torch.equal(found[0]["again"], first)
 
 
+def test_the_first_rank_knows_of_numbers_that_others_lack(together: list[dict[str, Any]]) -> None:
+    """NaNs in another rank's rows are told to the first, whose own are fine; in bytes nobody would see them."""
+    for name, case in SPLIT.items():
+        assert together[0][name]["finite"].tolist() == [True] * case.clips
+    own = together[0]["broken band"]
+    assert own["pixels"][:, :, : 8 * 4].float().std() > 20
+    assert own["finite"].tolist() == [False]
+
+
+def test_numbers_that_are_none_are_told_by_clip() -> None:
+    """One NaN in one clip's latents: that clip's pixels aren't numbers, the others' are."""
+    vae = build("tiny")
+    latents = Case(clips=3).latents(vae.config.z_dim)
+    latents[1, 0, 1, 2, 3] = torch.nan
+    decoded = decode_pixels(vae, latents)
+    assert decoded is not None
+    assert decoded.finite.tolist() == [True, False, True]
+
+
 def test_only_the_first_rank_has_pixels(together: list[dict[str, Any]]) -> None:
     """The others return None, split or not."""
     for rank, found in enumerate(together):
@@ -189,9 +220,10 @@ def test_one_process_decodes_as_diffusers_does(vae: str) -> None:
         own = build(vae, case.dtype)
         latents = case.latents(own.config.z_dim)
         kept = latents.clone()
-        pixels = decode_pixels(own, latents)
-        assert pixels is not None
-        assert torch.equal(pixels, reference(own, latents)[1])
+        decoded = decode_pixels(own, latents)
+        assert decoded is not None
+        assert torch.equal(decoded.pixels, reference(own, latents)[1])
+        assert decoded.finite.all()
         assert torch.equal(latents, kept)
 
 

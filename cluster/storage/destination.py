@@ -1,0 +1,47 @@
+"""Where a verb is to write, checked before it works for it. Nothing is made here; parent folders are when it writes."""
+
+import os
+from pathlib import Path
+
+from numina.errors import InputError
+
+
+def check_file(option: str, place: str | Path, ending: str) -> None:
+    """Raises InputError where no file can be written: another ending, a folder, a file as parent, no permission.
+
+    URLs are checked by their ending alone.
+    """
+    if not str(place).endswith(ending) or Path(place).name == ending:
+        raise InputError(f"{option} is {str(place)!r}, but the file must end in {ending}: give for example out{ending}")
+    if "://" in str(place):
+        return
+    if Path(place).is_dir():
+        raise InputError(f"{option} is {str(place)!r}, which is a folder; give the name of a file in it")
+    _check_parents(option, Path(place))
+
+
+def check_folder(option: str, place: str | Path) -> None:
+    """Raises InputError where no folder can be made or written to: a file, a file as parent, no permission."""
+    if "://" in str(place):
+        return
+    if not str(place).strip():
+        raise InputError(f"{option} is {str(place)!r}; give a folder or a URL")
+    if os.path.lexists(place) and not Path(place).is_dir():
+        raise InputError(f"{option} is {str(place)!r}, which is no folder; give an empty or a new folder")
+    _check_parents(option, Path(place) / "file")
+
+
+def _check_parents(option: str, place: Path) -> None:
+    """That the folders above can be made, and written to."""
+    try:
+        nearest = next(folder for folder in place.absolute().parents if os.path.lexists(folder))
+        longest = max(len(os.fsencode(part)) for part in place.parts)
+        limit = os.pathconf(nearest, "PC_NAME_MAX") if nearest.is_dir() else longest
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"{option} is {str(place)!r}, which isn't there ({error}); give another place") from error
+    if not nearest.is_dir():
+        raise InputError(f"{option} is {str(place)!r}, but {str(nearest)!r} is no folder; give another place")
+    if longest > limit:
+        raise InputError(f"{option} has a name of {longest} bytes, and {limit} are allowed here; give a shorter one")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{option} is {str(place)!r}, but you may not write in {str(nearest)!r}; give another place")

@@ -59,11 +59,10 @@ class GenerationConfig:
                     f"generation.{name} is {getattr(self, name)}; it must be a positive multiple of 16,"
                     f" {MOST_PIXELS:,} at most"
                 )
-        if not 1 <= self.steps <= MOST_STEPS:
-            raise ConfigError(
-                f"generation.steps is {self.steps}; at least one step is needed, and {MOST_STEPS:,} at most:"
-                " models were trained on so many"
-            )
+        if self.steps < 1:
+            raise ConfigError(f"generation.steps is {self.steps}; at least one step is needed")
+        if self.steps > MOST_STEPS:
+            raise ConfigError(f"generation.steps is {self.steps}; use {MOST_STEPS:,} at most: models know no more")
         if not 1 <= self.fps <= MOST_FPS:
             raise ConfigError(f"generation.fps is {self.fps}; it must be 1 to {MOST_FPS}")
         if self.guidance_scale < 0:

@@ -1,10 +1,12 @@
 """A row: its columns, the key that names it, and the seed it is made from."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.types as pat
 
 from numina.errors import PromptSetError
 from numina.stage import Stage
@@ -63,6 +65,9 @@ ROW_SCHEMA = pa.schema(
         ("peak_memory_bytes", pa.int64()),
         ("video_sha256", pa.string()),
         ("committed_at", pa.timestamp("us", tz="UTC")),
+        ("gpu_name", pa.string()),  # null on CPUs; this and what follows is null in older rows
+        ("torch_version", pa.string()),
+        ("attention_kernel", pa.string()),  # of self-attention, by its engine's name for it
     ]
 )
 """The columns of every row; the prompt set's own columns follow them. A missing one is null, unless REQUIRED."""
@@ -112,6 +117,71 @@ def one_value(value: Any, type: pa.DataType | None) -> pa.Array:
         return column if type is None or column.type == type else column.cast(type)
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         raise PromptSetError(f"{value!r} can't be written as {type} ({error}); correct it in the prompt set") from error
+
+
+def python_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """A table's rows as Python values, with and without pandas alike.
+
+    What Python's types can't hold is text: nanoseconds, years after 9999, bytes that aren't UTF-8 where text is meant.
+    """
+    columns = [_values(column) for column in table.columns]
+    return [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    if not _has_nanoseconds(column.type):
+        with suppress(*_NOT_IN_PYTHON):
+            values: list[Any] = column.to_pylist()
+            return values
+    return [_value(scalar) for scalar in column]
+
+
+_NOT_IN_PYTHON = (ValueError, OverflowError, KeyError, pa.ArrowException)  # KeyError: of a time zone that isn't known
+
+
+def _has_nanoseconds(type: pa.DataType) -> bool:
+    if pat.is_dictionary(type):
+        return _has_nanoseconds(type.value_type)
+    inner = [type.field(place).type for place in range(type.num_fields)]
+    return (pat.is_temporal(type) and getattr(type, "unit", "") == "ns") or any(map(_has_nanoseconds, inner))
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    """One value, whatever it is made of."""
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, (pa.DictionaryScalar, pa.ExtensionScalar, pa.UnionScalar)):
+        return _value(scalar.value)
+    if isinstance(scalar, pa.MapScalar):
+        return [tuple(map(_value, pair.values())) for pair in scalar.values]
+    if isinstance(scalar, pa.ListScalar):
+        return [_value(item) for item in scalar.values]
+    if isinstance(scalar, pa.StructScalar):
+        return {name: _value(item) for name, item in scalar.items()}
+    try:
+        if getattr(scalar.type, "unit", "") == "ns":
+            scalar = scalar.cast(_in_microseconds(scalar.type))  # refuses to cut off nanoseconds
+        return scalar.as_py()
+    except _NOT_IN_PYTHON:
+        return _as_text(scalar)
+
+
+def _in_microseconds(type: pa.DataType) -> pa.DataType:
+    if pat.is_timestamp(type):
+        return pa.timestamp("us", type.tz)
+    return pa.duration("us") if pat.is_duration(type) else pa.time64("us")
+
+
+def _as_text(scalar: pa.Scalar) -> str:
+    if isinstance(scalar, pa.StringScalar):
+        return str(scalar.as_buffer().to_pybytes().decode(errors="replace"))
+    if pat.is_duration(scalar.type):
+        return f"{scalar.value} {scalar.type.unit}"
+    with suppress(*_NOT_IN_PYTHON):
+        text = str(scalar.cast(pa.string()).as_py())
+        if not text.startswith("<"):  # "<value out of range: …>"
+            return text.replace(" ", "T", 1)
+    return f"{scalar.value} {getattr(scalar.type, 'unit', 'days')} since 1970-01-01"
 
 
 def check_row(row: Mapping[str, Any], extra: Mapping[str, Any]) -> None:

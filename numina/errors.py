@@ -48,8 +48,7 @@ class DamageError(NuminaError):
 
 
 class ClipError(NuminaError):
-    """This clip alone has failed: it came out broken (numbers that aren't finite, or one flat colour in each frame), or
-    it can't be written."""
+    """One clip failed: it has numbers that aren't finite or one flat colour in each frame, or it can't be written."""
 
     def __init__(self, message: str, stage: Stage) -> None:
         super().__init__(message)

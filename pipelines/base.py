@@ -184,6 +184,8 @@ class Text:
     conditional: Tensor
     unconditional: Tensor | None
     offsets: tuple[tuple[int, int], ...]
+    cut: str = ""  # the end of the prompt, where it is too long for the encoder
+    negative_cut: str = ""  # of the negative prompt
 
 
 class Scheduler(Protocol):
@@ -258,6 +260,11 @@ class VideoModel(TextEncoder, Protocol):
 
         All ranks of a gang have a part in it, and the first one has the result; the others get None.
         """
+
+
+def rest_of(prompt: str, offsets: Sequence[tuple[int, int]]) -> str:
+    """What stands behind the last character that has a token."""
+    return prompt[max((end for _, end in offsets), default=0) :].strip()
 
 
 def prompt_offsets(offsets: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:

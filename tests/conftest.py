@@ -12,6 +12,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from hypothesis import settings
+
+# No claim is about speed, and two processes share two cores.
+settings.register_profile("numina", deadline=None)
+settings.load_profile("numina")
 
 
 @pytest.fixture(scope="session")

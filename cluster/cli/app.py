@@ -4,7 +4,9 @@ Exit status: 0 done, 1 something failed, 2 wrong input, 3 stopped before it was 
 """
 
 import logging
+import os
 import sys
+from io import TextIOWrapper
 from pkgutil import resolve_name
 
 import typer
@@ -61,6 +63,12 @@ app = commands()
 
 def main() -> None:
     """The `numina` command."""
+    if sys.getfilesystemencoding() != "utf-8":  # names and files are UTF-8 whatever the locale says
+        os.environ["PYTHONUTF8"] = "1"  # of child processes
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal or a pipe of ASCII, or a name that isn't UTF-8
+            stream.reconfigure(errors="replace")
     try:
         app()
     except InputError as error:

@@ -62,8 +62,9 @@ def show_counts(store: Store, judge: str) -> None:
     from cluster.cli.tables import count_table
     from cluster.evaluation.outcomes import outcomes, strategies_of
     from cluster.job.acceptance import Acceptance
+    from cluster.rows import python_rows
 
-    rows = store.rows().to_pylist()
+    rows = python_rows(store.rows())
     verdicts = {row["key"]: row for row in store.evaluations(judge).to_pylist()}
     if any(row["count_accuracy"] is not None for row in verdicts.values()):
         acceptance = Acceptance.recorded(store)

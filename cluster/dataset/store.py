@@ -50,7 +50,7 @@ from cluster.dataset.segments import (
     union,
 )
 from cluster.keys import canonical, canonical_json
-from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, check_row, one_value, plain_value
+from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, check_row, one_value, plain_value, python_rows
 from cluster.storage.open import check_promise, open_files
 from cluster.storage.protocol import Files
 from numina.errors import DamageError, OutputError, PromptSetError
@@ -246,8 +246,7 @@ class Store:
                     break
             else:
                 return None
-        row: dict[str, Any] = union(ROW_SCHEMA, [found]).to_pylist()[0]
-        return row
+        return python_rows(union(ROW_SCHEMA, [found]))[0]
 
     def compact(self, keys: Iterable[str] | None = None, *, at_least: int = 2, most: int = SEGMENT_ROWS) -> list[str]:
         """Gather commits into segments of at most `most` rows, when there are at least so many; the segments' names.

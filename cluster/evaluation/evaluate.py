@@ -13,6 +13,7 @@ import ray
 
 from cluster.dataset.store import Store
 from cluster.evaluation.verdicts import Row, check_settings, judge_rows
+from cluster.rows import python_rows
 from numina.errors import GangError, InputError, OutputError
 from pipelines.judges import Judge, JudgeConfig, load_judge
 
@@ -40,7 +41,7 @@ def evaluate(
     the next evaluation. `workers` above 1, or an `address`, makes the judges Ray actors, with a share of a GPU each.
     Raises OutputError for an output without rows, or with verdicts of other settings under the judge's name.
     """
-    rows = store.rows().to_pylist()
+    rows = python_rows(store.rows())
     if not rows:
         raise OutputError(f"output {store.root!r} holds no rows to judge: give a folder that `numina run` wrote to")
     judge = load_judge(config)
@@ -76,13 +77,21 @@ def _on_ray(
     """By actors that take the next batch when they are done with one; one whose process dies is started again."""
     if not batches:
         return
+    from cluster.job.joining import joined, reachable
+
+    options = {} if address else {"num_cpus": workers + 1, "include_dashboard": False}
+    with joined(reachable(address or "local", "--address"), **options):
+        yield from _judged(store, config, batches, workers, gpus)
+
+
+def _judged(
+    store: Store, config: JudgeConfig, batches: Sequence[Sequence[Row]], workers: int, gpus: float
+) -> Iterator[list[dict[str, Any]]]:
     from ray.exceptions import RayActorError, RayTaskError
     from ray.util import ActorPool
 
     from cluster.evaluation.verdicts import placed
 
-    options = {} if address else {"num_cpus": workers + 1, "include_dashboard": False}
-    ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **options)
     try:
         actor = ray.remote(Evaluator).options(
             num_cpus=1, num_gpus=gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS
@@ -93,8 +102,6 @@ def _on_ray(
         raise error.cause if isinstance(error.cause, InputError) else error from error
     except RayActorError as error:
         raise GangError(f"judge processes died ({error}); the same command continues") from error
-    finally:
-        ray.shutdown()
 
 
 class Evaluator:

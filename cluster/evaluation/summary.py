@@ -19,6 +19,7 @@ from cluster.dataset.segments import parquet_bytes
 from cluster.evaluation.outcomes import Outcome, outcomes, strategies_of
 from cluster.evaluation.verdicts import Row
 from cluster.job.acceptance import Acceptance
+from cluster.rows import python_rows
 from numina import metrics
 from numina.errors import InputError, OutputError
 from numina.metrics import Difference, Interval
@@ -100,7 +101,7 @@ class Summary:
 
 def summarize(store: Store) -> Summary:
     """The figures of an output's rows and all verdicts on them. Raises OutputError where there are none."""
-    rows = store.rows().to_pylist()
+    rows = python_rows(store.rows())
     if not rows:
         raise OutputError(f"output {store.root!r} holds no rows: give a folder that `numina run` wrote to")
     verdicts = {judge: {row["key"]: row for row in store.evaluations(judge).to_pylist()} for judge in store.judges()}
@@ -326,7 +327,7 @@ def _every(verdict: Row) -> int:
 
 def _scores(store: Store, judge: str) -> dict[str, dict[Any, float]]:
     """CountAcc per strategy and prompt."""
-    rows, verdicts = store.rows().to_pylist(), {row["key"]: row for row in store.evaluations(judge).to_pylist()}
+    rows, verdicts = python_rows(store.rows()), {row["key"]: row for row in store.evaluations(judge).to_pylist()}
     if not verdicts:
         raise InputError(f"{store.root!r} has no verdicts of {judge!r}: run `numina evaluate {store.root}` first")
     found = {}

@@ -20,6 +20,7 @@ from cluster.dataset.store import Store
 from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import Report, Video, copy_videos
 from cluster.export.selection import Selection
+from cluster.rows import python_rows
 from cluster.storage.protocol import Files
 
 SLUG = 100  # letters of a prompt in a file's name, at most
@@ -38,7 +39,7 @@ class Asked:
 
 def write(store: Store, files: Files, selection: Selection, config: ExportConfig, report: Report) -> Exported:
     """The export. Prompts whose videos are lost stay in the lists, so that numbers stay the set's."""
-    rows = selection.rows.drop_columns(selection.set_columns).to_pylist()
+    rows = python_rows(selection.rows.drop_columns(selection.set_columns))
     numbers = {asked: number for number, asked in enumerate(prompts_of(rows), start=1)}
     videos = [
         Video(source=row["file_name"], name=_name(row, numbers[asked_of(row)]), sha256=row["video_sha256"])

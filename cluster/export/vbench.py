@@ -16,6 +16,7 @@ from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import Report, Video, copy_videos
 from cluster.export.countbench import Row, asked_of, prompts_of
 from cluster.export.selection import Selection
+from cluster.rows import python_rows
 from cluster.storage.protocol import Files
 
 LONGEST = 255 - len("-0000.mp4")  # bytes of a prompt in a name: filesystems end at 255
@@ -23,7 +24,7 @@ LONGEST = 255 - len("-0000.mp4")  # bytes of a prompt in a name: filesystems end
 
 def write(store: Store, files: Files, selection: Selection, config: ExportConfig, report: Report) -> Exported:
     """The export."""
-    rows = selection.rows.drop_columns(selection.set_columns).to_pylist()
+    rows = python_rows(selection.rows.drop_columns(selection.set_columns))
     named = dict(_named(rows))
     videos = [
         Video(source=row["file_name"], name=f"videos/{name}", sha256=row["video_sha256"])

@@ -27,7 +27,9 @@ def judge_config(name: str, changes: Mapping[str, Any] | None = None) -> JudgeCo
     changed = {key: literal(value) if isinstance(value, str) else value for key, value in (changes or {}).items()}
     given = OmegaConf.merge(load_yaml(path, JudgeConfig), changed)
     if OmegaConf.is_missing(given, "path"):
-        comment = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+        comment = " ".join(
+            line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+        )
         raise ConfigError(f"judge {name!r} needs weights: give judge.path=FOLDER. {comment}")
     try:
         merged: Any = OmegaConf.merge(OmegaConf.structured(JudgeConfig), given)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import product
 from typing import Any
 
 from cluster.job.config import ALGORITHM_VERSION
 from cluster.job.prepared import PreparedJob
 from cluster.job.strategy import ENHANCEMENT, Trial, attempt_digest, attempt_seed
-from cluster.job.tasks import ClipTask
+from cluster.job.tasks import ClipTask, enhanced
 from cluster.keys import RowKeys, TaskDigests, sample_seed
-from cluster.prompts.row import ENHANCED, PromptRow
-from pipelines.rewriting.rules import enhance_prompt
+from cluster.prompts.row import PromptRow
 
 
 class TaskNames:
@@ -55,7 +53,7 @@ class TaskNames:
         """A row's tasks, all or those in some slots."""
         for slot in range(len(self.slots)) if slots is None else slots:
             sample, trial = self.slots[slot]
-            asked = self._enhanced(row) if ENHANCEMENT in trial.base else row
+            asked = enhanced(row, self._rules) if ENHANCEMENT in trial.base else row
             [chain] = self._digests[sample, trial.base].of([text])
             yield self._task(asked, sample, trial, chain)
 
@@ -86,8 +84,3 @@ class TaskNames:
             chain=chain.hex(),
             verified=trial.verified,
         )
-
-    def _enhanced(self, row: PromptRow) -> PromptRow:
-        """The row with its prompt rewritten: as its set says or, where it doesn't, by rule."""
-        prompt = row.extra.get(ENHANCED) or enhance_prompt(row.prompt, row.targets, self._rules)
-        return replace(row, prompt=prompt, original_prompt=row.prompt)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.job.checks import check_combination, check_judge, check_submitted
 from cluster.job.config import ALGORITHM_VERSION, JobConfig
+from cluster.job.long_prompts import LongPrompts
 from cluster.job.strategy import Trial, stronger
 from cluster.job.tasks import ClipTask
 from cluster.prompts.check import require_prompts
-from cluster.prompts.promptset import PromptSet, open_prompts
+from cluster.prompts.promptset import PromptSet, describe_problems, open_prompts
+from numina.errors import PromptSetError
 from pipelines.base import ModelFacts
 from pipelines.models.registry import inspect_model, resolve_device, resolve_dtype
 from pipelines.parallel.support import resolve_engine
@@ -93,9 +95,19 @@ def prepare(job: JobConfig) -> PreparedJob:
     prompts = open_prompts(path, limit=job.limit)
     if job.verifies:
         check_judge(job, islice(prompts.parse(job.max_count), FIRST_ROWS))
-    return PreparedJob(
-        job=job, model=model, device=device, dtype=resolve_dtype(job.model.dtype, device), prompts=prompts
-    )
+    dtype = resolve_dtype(job.model.dtype, device)
+    prepared = PreparedJob(job=job, model=model, device=device, dtype=dtype, prompts=prompts)
+    _check_lengths(prepared)
+    return prepared
+
+
+def _check_lengths(prepared: PreparedJob) -> None:
+    """Raises PromptSetError where a noun of the first rows is cut off; the worklist looks at the others, and warns."""
+    long, prompts = LongPrompts(prepared.job, prepared.model, prepared.rules, warn=False), prepared.prompts
+    rows = islice(prompts.parse(prepared.job.max_count), FIRST_ROWS)
+    problems = [f"row {row.index}: {trouble}" for row in rows if (trouble := long.problem(row))]
+    if problems:
+        raise PromptSetError(describe_problems(prompts.path, problems))
 
 
 def prompt_path(prompts: str) -> str:

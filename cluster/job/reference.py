@@ -113,7 +113,7 @@ def scalar(value: Any) -> str:
 
 def page() -> str:
     """The text of `configs/README.md`."""
-    source = (Path(__file__).parent / "templates/configs.md.j2").read_text()
+    source = (Path(__file__).parent / "templates/configs.md.j2").read_text(encoding="utf-8")
     template = Template(source, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     return template.render(
         jobs=_heads(config_folder().glob("*.yaml")),
@@ -129,7 +129,7 @@ def _heads(files: Iterable[Path]) -> dict[str, str]:
     """Each file's first sentence, by its name."""
     found = {}
     for file in sorted(files):
-        head = [line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("#")]
+        head = [line.lstrip("# ") for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         found[file.stem] = " ".join(head).split(". ")[0].rstrip(".")
     return found
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cluster.prompts.row import PromptRow
+from cluster.prompts.row import ENHANCED, PromptRow
+from pipelines.rewriting.rules import enhance_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,3 +28,9 @@ class ClipTask:
     def chain_digest(self) -> str:
         """Where the sample fails for good, this says so: of a verified task the chain's, else its own."""
         return self.chain if self.verified else self.digest
+
+
+def enhanced(row: PromptRow, rules: str) -> PromptRow:
+    """A row with its prompt rewritten: as its set says or, where it doesn't, by rule."""
+    prompt = row.extra.get(ENHANCED) or enhance_prompt(row.prompt, row.targets, rules)
+    return replace(row, prompt=prompt, original_prompt=row.prompt)

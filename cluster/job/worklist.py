@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from cluster.job.long_prompts import LongPrompts
 from cluster.job.names import TaskNames
 from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
@@ -89,6 +90,7 @@ def open_worklist(
     """
     names, part, job = TaskNames(prepared), _Part(*prepared.job.part), prepared.job
     check = SetCheck(prepared.prompts, job.max_count, samples=job.samples)
+    long = LongPrompts(job, prepared.model, prepared.rules)
     states = np.zeros((part.size(prepared.prompts.rows), len(names.slots)), np.uint8)
     for block, batch, contents in check.read([*OWN_SCHEMA.names, ENHANCED]):
         if stopped():
@@ -101,7 +103,10 @@ def open_worklist(
             done = settled if verified else committed.tasks
             own[:, slot] = _recognised(digests, done, given_up.tasks, committed.tasks if verified else frozenset())
         for place in np.flatnonzero((own == _State.PENDING).any(axis=1)):
-            row = check.row(RawRow(block, batch, int(offsets[place])))
+            raw = RawRow(block, batch, int(offsets[place]))
+            row = check.row(raw)
+            if row is not None and (trouble := long.problem(row)):
+                check.refuse(raw, trouble)
             if row is not None and (committed.keys or given_up.keys):
                 for slot in np.flatnonzero(own[place] == _State.PENDING).tolist():
                     [task] = names.tasks(row, texts[place], [slot])
@@ -109,6 +114,7 @@ def open_worklist(
                     done = frozenset() if task.verified else committed.keys
                     own[place, slot] = _recognised([bytes.fromhex(task.key)], done, given_up.keys, there)[0]
         report(block.index + block.rows)
+    long.finish()
     shared = check.find_repeats()
     if problems := check.problems:
         raise PromptSetError(describe_problems(prepared.prompts.path, problems))

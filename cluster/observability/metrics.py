@@ -4,15 +4,22 @@ Ray puts `ray_` before every name, so that Prometheus sees `ray_numina_clips_tot
 `grafana.json` beside this file is a dashboard of them.
 """
 
-from collections.abc import Mapping
+import logging
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, Concatenate, Literal, ParamSpec
 
 import ray
 from ray.util import metrics
 
 from cluster.observability.logs import redact
 from cluster.observability.progress import main_state
+
+P = ParamSpec("P")
+
+log = logging.getLogger(__name__)
 
 SECONDS = (
     0.1,
@@ -65,6 +72,22 @@ METRICS = {
 JOB = "numina_job"  # Prometheus has a label `job` of its own
 
 
+def _never_ends_a_job(told: Callable[Concatenate["Metrics", P], None]) -> Callable[Concatenate["Metrics", P], None]:
+    """Metrics that can't be told are told no more, and the log says why, once."""
+
+    @wraps(told)
+    def tell(self: "Metrics", /, *given: P.args, **named: P.kwargs) -> None:
+        if self._failed:
+            return
+        try:
+            told(self, *given, **named)
+        except Exception as error:
+            self._failed = True
+            log.warning("metrics end here, the job continues: %s: %s", type(error).__name__, error)
+
+    return tell
+
+
 class Metrics:
     """What a running job tells Prometheus, through ray.util.metrics; made after ray.init.
 
@@ -73,9 +96,16 @@ class Metrics:
     """
 
     def __init__(self, job: str) -> None:
-        self._metrics = {name: _made(name, metric, redact(job)) for name, metric in METRICS.items()}
+        self._metrics: dict[str, Any] = {}
         self._shown: dict[str, set[str]] = {}  # gauge → values of its tag so far
+        self._failed = False
+        self._make(job)
 
+    @_never_ends_a_job
+    def _make(self, job: str) -> None:
+        self._metrics = {name: _made(name, metric, plain(redact(job))) for name, metric in METRICS.items()}
+
+    @_never_ends_a_job
     def committed(self, row: Mapping[str, Any]) -> None:
         """A clip's row was made visible by this job: its columns strategy, guided, steps, timings, gpu_seconds."""
         strategy = row["strategy"]
@@ -88,18 +118,22 @@ class Metrics:
             self._observe("numina_stage_seconds", stage, took)
         self._observe("numina_clip_seconds", strategy, sum(seconds.values()))
 
+    @_never_ends_a_job
     def failed(self, stage: str) -> None:
         """A clip was given up."""
         self._count("numina_failures_total", stage)
 
+    @_never_ends_a_job
     def judged(self, accepted: bool) -> None:
         """A verified sample's clip was judged."""
         self._count("numina_verdicts_total", "accepted" if accepted else "rejected")
 
+    @_never_ends_a_job
     def retried(self, error: str) -> None:
         """A try failed and is repeated; `error` is the class's name."""
         self._count("numina_retries_total", error)
 
+    @_never_ends_a_job
     def now(self, *, states: Mapping[str, str], busy: Mapping[str, float], queued: Mapping[str, int]) -> None:
         """How it is: what each gang does (as in `JobProgress.gangs`), the share of its time it was busy, batches by
         stage. What was told before and isn't there any more is 0 from here on."""
@@ -124,7 +158,20 @@ class Metrics:
 
 def endpoints() -> list[str]:
     """Where Prometheus finds the metrics: `host:port` of every living node of the joined Ray cluster."""
-    return [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["MetricsExportPort"] > 0]  # -1: it has none
+    return [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes]
+
+
+def is_free(port: int) -> bool:
+    """Whether metrics can be served at a port of this machine; if not, a line of the log says so."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            log.warning("cluster.metrics_port=%d can't be used (%s); metrics are served at a free port", port, error)
+            return False
+    return True
 
 
 def _made(name: str, metric: Metric, job: str) -> Any:
@@ -137,4 +184,10 @@ def _made(name: str, metric: Metric, job: str) -> Any:
 
 
 def _tags(name: str, value: str) -> dict[str, str]:
-    return {METRICS[name].tags[0]: value}
+    return {METRICS[name].tags[0]: plain(value)}
+
+
+def plain(value: str) -> str:
+    """A tag's value in printable ASCII, which is all that Ray takes: ü is \\xfc."""
+    text = value.encode("ascii", "backslashreplace").decode()
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from cluster.dataset.segments import first_of_each, union
 from cluster.dataset.store import Store
-from cluster.rows import ROW_SCHEMA
+from cluster.rows import ROW_SCHEMA, python_rows
 from numina.errors import InputError
 
 COLUMNS = ["key", "id", "prompt", "strategy", "sample", "retries", "spans", "committed_at"]
@@ -83,7 +83,7 @@ def latest_rows(store: Store, last: int, key: str | None = None) -> list[dict[st
             f"no row{f' of key {key!r}' if key else ''} in {store.root!r} has the times of its stages; give an output"
             " of this version, and a key in it"
         )
-    listed: list[dict[str, Any]] = rows.take(pc.sort_indices(rows["committed_at"])[-last:]).to_pylist()
+    listed: list[dict[str, Any]] = python_rows(rows.take(pc.sort_indices(rows["committed_at"])[-last:]))
     return listed
 
 

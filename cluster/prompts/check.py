@@ -74,6 +74,10 @@ class SetCheck:
                 problem = unreadable(first.file.path, first.number + position - first.index, error)
                 self._problems.append((position, problem))
 
+    def refuse(self, raw: RawRow, trouble: str) -> None:
+        """Takes a prompt among the problems for what its own column can't tell."""
+        self._problems.append((raw.index, raw.problem("prompt", raw.own("prompt"), trouble)))
+
     def row(self, raw: RawRow) -> PromptRow | None:
         """The row, checked whole; None where it has problems."""
         row, problems = parsed(raw, self._max_count)

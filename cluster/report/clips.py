@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.dataset.store import Store
+from cluster.rows import python_rows
 
 MISSING = "missing"  # a video's problem when its file isn't there
 
@@ -51,7 +52,7 @@ class Group:
 def read_clips(store: Store) -> list[ShownClip]:
     """All clips of an output, in the order of the page."""
     table = store.rows()
-    rows = table.drop_columns(["spans"]).to_pylist()
+    rows = python_rows(table.drop_columns(["spans"]))
     videos = set(store.files.walk("videos"))
     judged: dict[str, dict[str, Mapping[str, Any]]] = {}
     for judge in store.judges():

@@ -120,7 +120,7 @@ def _app() -> bytes:
 
 @cache
 def _template(name: str) -> str:
-    return (resources.files("cluster.report") / "templates" / name).read_text()
+    return (resources.files("cluster.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _page(

@@ -21,14 +21,17 @@ from ray.exceptions import RayError
 
 from cluster.evaluation.verdicts import placed
 from cluster.job.acceptance import Acceptance
+from cluster.job.joining import joined, reachable
 from cluster.job.judge import judge_config
-from cluster.observability.metrics import endpoints
+from cluster.observability.metrics import endpoints, is_free
 from cluster.planner import planned_gib
 from cluster.private.ray import METRICS_PORT
 from cluster.runtime.faults import Handling, handling_of, reason
 from cluster.runtime.gang import Gang, GangState, end_gangs
+from cluster.workers.code import ROOT, code_digest
 from cluster.workers.encoder import EncoderSpec
 from cluster.workers.judge import JudgeSpec
+from cluster.workers.member import Arrival
 from cluster.workers.rank import GangSpec
 from cluster.workers.tasks import Output
 from numina.errors import GangError
@@ -126,10 +129,16 @@ class Fleet:
                 self._begin_again(gang)
             return
         try:
-            gang.heard(reference, ray.get(reference))
+            answer = ray.get(reference)
         except RayError as error:
             self._false_start(gang, error)
             return
+        if isinstance(answer, Arrival) and answer.code != code_digest():
+            raise GangError(
+                f"{gang.name} runs other code than this driver: {answer.code_place} on {answer.host} is {answer.code},"
+                f" {ROOT} here is {code_digest()}; install the same version of numina on all nodes"
+            )
+        gang.heard(reference, answer)
         if gang.state is GangState.STANDING:
             del self.false_starts[gang.name]
             took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in gang.seconds.items())
@@ -208,22 +217,21 @@ class Fleet:
 
 
 @contextmanager
-def ray_cluster(prepared: PreparedJob) -> Iterator[None]:
-    """Joins the job's Ray cluster; a local one is started for the job and ended with it."""
-    address = prepared.job.cluster.address
+def ray_cluster(prepared: PreparedJob, address: str | None = None) -> Iterator[None]:
+    """Joins the job's Ray cluster, at an `address` that was tried; a local one is started for the job and ended with
+    it."""
+    address = address or reachable(prepared.job.cluster.address)
     options: dict[str, Any] = {}
     if address == "local":
         # One core more than the ranks take, at least: what runs beside them is short, and ranks sleep where they wait.
         cores = max(reserved_cpus(prepared) + 1, len(os.sched_getaffinity(0)))
         options = {"num_cpus": cores, "include_dashboard": False}
-        if prepared.job.cluster.metrics_port:
-            options[METRICS_PORT] = prepared.job.cluster.metrics_port
-    ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
-    logging.getLogger(__name__).info("metrics at %s", ", ".join(endpoints()))
-    try:
+        if (port := prepared.job.cluster.metrics_port) and is_free(port):
+            options[METRICS_PORT] = port
+    with joined(address, **options):
+        log = logging.getLogger(__name__)
+        log.info("metrics at %s", ", ".join(endpoints()) or "no port: see Ray's logs of its metrics agent")
         yield
-    finally:
-        ray.shutdown()
 
 
 def reserved_cpus(prepared: PreparedJob) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.dataset.store import Committed, Store
 from cluster.job.acceptance import Acceptance
+from cluster.job.joining import reachable
 from cluster.job.judge import judge_config
 from cluster.job.prepared import PreparedJob
 from cluster.job.strategy import strategy_record
@@ -35,11 +36,12 @@ def run_job(prepared: PreparedJob, report: Callable[[JobProgress], None] = lambd
         if worklist is None:
             progress.draining, progress.total = True, prepared.asked
             return progress
+        address = reachable(job.cluster.address) if progress.left and not drain.asked else ""
         store.open_run(prepared.identity(), asked=worklist.asked, info=_run_record(prepared))
         progress.draining = drain.asked
         report(progress)
-        if progress.left and not drain.asked:
-            with ray_cluster(prepared):
+        if address and not drain.asked:
+            with ray_cluster(prepared, address):
                 drain.listen()  # Ray took SIGTERM
                 try:
                     Driver(prepared, store, worklist, progress, report, drain=drain).run()

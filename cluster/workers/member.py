@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from cluster.dataset.leases import process_started
 from cluster.observability import logs
+from cluster.workers.code import ROOT, code_digest
 from pipelines.base import GenerationConfig, Text
 
 
@@ -82,6 +83,8 @@ class Arrival:
     started: int | None  # `process_started` of it
     host: str
     port: int | None
+    code: str  # `code_digest` of what it runs
+    code_place: str  # and where that lies
 
 
 class Member(ABC):
@@ -101,7 +104,7 @@ class Member(ABC):
             self.meeting = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience)
             port = self.meeting.port
         pid, node = os.getpid(), ray.get_runtime_context().get_node_id()
-        return Arrival(self.rank, node, pid, process_started(pid), host, port)
+        return Arrival(self.rank, node, pid, process_started(pid), host, port, code_digest(), str(ROOT))
 
     @abstractmethod
     def load(self, first: Arrival) -> dict[str, float]:

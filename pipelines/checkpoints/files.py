@@ -30,7 +30,7 @@ def class_of(index: Config, part: str) -> str | None:
 def read_json(file: Path) -> dict[str, Any]:
     """Raises ModelError for what isn't there, or isn't JSON."""
     try:
-        content: dict[str, Any] = json.loads(file.read_text())
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} can't be read: {error}; download the whole checkpoint") from error
     return content

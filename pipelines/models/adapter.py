@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from numina.errors import ModelError
-from pipelines.base import GenerationConfig, Grid, ModelFacts, Seams, Text, prompt_offsets
+from pipelines.base import GenerationConfig, Grid, ModelFacts, Seams, Text, prompt_offsets, rest_of
 from pipelines.checkpoints.loading import Loader, agree
 from pipelines.checkpoints.sharding import placement
 from pipelines.models.families import FAMILIES, Family, check_parts, inspect
@@ -73,19 +73,32 @@ class PromptEncoder:
                 device=self.device,
                 dtype=self.dtype,
             )
-        cleaned = [self.kinds.clean(prompt) for prompt in prompts]
-        tokens = self.pipeline.tokenizer(
-            cleaned, padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True
-        )
+        cleaned, offsets, cuts = self._tokenized(prompts, length)
+        negative_cuts = self._tokenized(negative_prompts, length)[2] if guided else [""] * len(prompts)
         return [
             Text(
                 prompt,
                 conditional[i : i + 1],
                 unconditional[i : i + 1] if guided else None,
-                prompt_offsets(tokens["offset_mapping"][i]),
+                offsets[i],
+                cuts[i],
+                negative_cuts[i],
             )
             for i, prompt in enumerate(cleaned)
         ]
+
+    def _tokenized(
+        self, prompts: Sequence[str], length: int
+    ) -> tuple[list[str], list[tuple[tuple[int, int], ...]], list[str]]:
+        """The prompts as they are tokenized, their tokens' offsets, and the end of each that is cut."""
+        cleaned = [self.kinds.clean(prompt) for prompt in prompts]
+        tokens = self.pipeline.tokenizer(
+            cleaned, padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True
+        )
+        offsets = [prompt_offsets(own) for own in tokens["offset_mapping"]]
+        full = [all(mask) for mask in tokens["attention_mask"]]
+        cuts = [rest_of(text, own) if cut else "" for text, own, cut in zip(cleaned, offsets, full, strict=True)]
+        return cleaned, offsets, cuts
 
 
 class Adapter:

@@ -138,7 +138,7 @@ def save_pipeline(pipeline: WanPipeline, folder: Path) -> None:
 
 
 def _edit_json(file: Path, **values: object) -> None:
-    content = json.loads(file.read_text()) | values
+    content = json.loads(file.read_text(encoding="utf-8")) | values
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 

@@ -52,7 +52,8 @@ def joining_job(
     tiny_job: Callable[..., JobConfig], joined: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., JobConfig]:
     """A job on that cluster, which it neither joins nor leaves."""
-    monkeypatch.setattr(cluster.runtime.run, "ray_cluster", lambda prepared: nullcontext())
+    monkeypatch.setattr(cluster.runtime.run, "ray_cluster", lambda *given: nullcontext())
+    monkeypatch.setattr(cluster.runtime.run, "reachable", lambda address: address)
     return lambda *overrides: tiny_job(f"cluster.address={joined}", *overrides)
 
 

@@ -3,7 +3,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -123,7 +123,6 @@ def test_choices_are_checked_without_omegaconf():
 GRIDS = st.integers(1, 20_000)
 
 
-@settings(deadline=None)  # the first example reads the classes' type hints
 @given(st.sampled_from(sorted(path.stem for path in PRESETS.glob("*.yaml"))), GRIDS)
 def test_lengths_and_areas_scale_with_the_grid_and_nothing_else_does(name, tokens):
     """Lengths go with √tokens, areas with tokens, whole ones rounded and never to 0; on its own grid a preset stays."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 import cluster.observability.metrics
-from cluster.observability.metrics import JOB, METRICS, Metrics, endpoints
+from cluster.observability.metrics import JOB, METRICS, Metrics, endpoints, is_free, plain
 
 DASHBOARD = json.loads((Path(cluster.observability.metrics.__file__).parent / "grafana.json").read_text())
 ROW = {
@@ -152,3 +153,18 @@ def test_the_dashboard_is_one_that_grafana_imports() -> None:
     assert {source["uid"] for source in used} == {"${datasource}"}
     for text in expressions():
         assert text.count("(") == text.count(")")
+
+
+def test_a_port_that_is_taken_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says so; metrics are then at a free port."""
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        assert not is_free(port)
+    assert f"cluster.metrics_port={port} can't be used" in caplog.text
+    assert is_free(port)
+
+
+def test_tags_are_printable_ascii() -> None:
+    """All that Ray takes; different names stay different."""
+    assert plain("out/a b") == "out/a b"
+    assert plain("ü\n漢\udcff\x7f") == r"\xfc\x0a\u6f22\udcff\x7f"

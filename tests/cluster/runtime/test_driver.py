@@ -1,6 +1,7 @@
 """The runtime on a real local Ray: every video once, whatever is lost on the way."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ import cluster.workers.tasks
 from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import rank_seconds
 from cluster.job.config import JobConfig
+from cluster.job.long_prompts import LongPrompts
 from cluster.job.prepared import PreparedJob, prepare
 from cluster.observability.progress import JobProgress
 from cluster.prompts.write import make_prompts
@@ -73,6 +75,8 @@ def test_a_job_commits_every_video_once_and_resumes_for_nothing(joining_job: Job
         assert row["source"] == "test"  # the set's own column is carried
         assert row["ulysses"] == 2
         assert row["latents_file"] is None
+        assert (row["gpu_name"], row["torch_version"], row["attention_kernel"]) == (None, torch.__version__, "native")
+        assert re.fullmatch(r"\d+\.\d+\.\d+\+[0-9a-f]{12}", row["code_version"])
         places = ["gang-0", "cpu", "gang-0", "cpu"] if row["strategy"] == "numina" else ["gang-0", "cpu"]
         assert [span["place"] for span in row["spans"]] == places
         assert len(bytes.fromhex(row["task_digest"])) == 16
@@ -397,6 +401,13 @@ def test_a_share_of_broken_clips_stops_the_job(tiny_job: Job) -> None:
         finish(*[True] * 5)
 
 
+@pytest.fixture
+def encoder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody but the text encoder looks how long prompts are."""
+    monkeypatch.setattr(LongPrompts, "problem", lambda self, row: None)
+
+
+@pytest.mark.usefixtures("encoder_alone")
 def test_a_poison_prompt_is_recorded_and_the_job_goes_on(joining_job: Job) -> None:
     """A prompt that the model can't take (its noun is cut off) fails with its reason; the others are made."""
     job = joining_job("parallel.ulysses=1", "strategies=[numina]")
@@ -526,6 +537,7 @@ def test_rank_seconds_are_those_of_all_ranks(tiny_job: Job) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("encoder_alone")
 def test_rows_depend_on_neither_gangs_nor_degrees_nor_batch(joining_job: Job) -> None:
     """Two gangs of one rank and one clip per forward; one gang of two ranks and two clips; two ranks with a branch
     each and prompts encoded apart, by an encoder that is lost on the way: the same rows and videos.

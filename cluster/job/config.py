@@ -370,7 +370,8 @@ def load_yaml(name: str | Path, config: type) -> DictConfig:
     """
     path = Path(name) if os.path.isfile(name) else config_folder() / f"{name}.yaml"
     if not os.path.isfile(path):
-        known = ", ".join(sorted(file.stem for file in config_folder().glob("*.yaml")))
+        beside = path.parent if os.path.isdir(path.parent) else config_folder()
+        known = ", ".join(sorted(file.stem for file in beside.glob("*.yaml")))
         raise ConfigError(f"config {str(name)!r} is neither a file nor one of those shipped: {known}")
     try:
         loaded = OmegaConf.load(path)  # refuses keys that are there twice, and aliases without end

@@ -405,14 +405,14 @@ def encoder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("encoder_alone")
+@pytest.mark.usefixtures("quick_model")
 def test_a_poison_prompt_is_recorded_and_the_job_goes_on(joining_job: Job) -> None:
-    """A prompt that the model can't take (its noun is cut off) fails with its reason; the others are made."""
+    """A prompt that the model can't take fails with its reason; the others are made."""
     job = joining_job("parallel.ulysses=1", "strategies=[numina]")
-    long = " ".join(["red"] * 30)
     path = str(Path(job.output).parent / "poison.parquet")
     make_prompts(
         [
-            {"id": "long", "prompt": f"{long} and three circles", "targets": [{"noun": "circles", "count": 3}]},
+            {"id": "bad", "prompt": "three red circles, unfit"},
             {"id": "good", "prompt": "two red circles", "targets": [{"noun": "circles", "count": 2}]},
         ],
         path,
@@ -420,8 +420,10 @@ def test_a_poison_prompt_is_recorded_and_the_job_goes_on(joining_job: Job) -> No
     outcome = run_job(prepare(joining_job("parallel.ulysses=1", "strategies=[numina]", f"prompts={path}")))
     assert (outcome.done, outcome.failed) == (1, 1)
     [records] = Store(job.output).failures().values()
-    assert "circles" in records[0]["error"]
-    assert "cut off" in records[0]["error"]
+    assert (records[0]["stage"], records[0]["error"]) == (
+        "identify",
+        "InputError: 'three red circles, unfit' is unfit",
+    )
     resumed = run_job(prepare(joining_job("parallel.ulysses=1", "strategies=[numina]", f"prompts={path}")))
     assert (resumed.generated, resumed.failed) == (0, 1)
     again = ["parallel.ulysses=1", "strategies=[numina]", f"prompts={path}", "retry_failed=true"]

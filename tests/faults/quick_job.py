@@ -2,8 +2,9 @@
 
     python -m tests.faults.quick_job DIARY key=value…
 
-Prompts with the words poison, bug or endless end a rank, raise an error, never return; one with unfit is refused. Every
-call that a gang computes leaves a line in DIARY, so that a test can say what was done twice. Exits as `numina run` does.
+Prompts with the words poison, bug or endless end a rank, raise an error, never return; one with unfit is refused.
+Every call that a gang computes leaves a line in DIARY, so that a test can say what was done twice. Exits as `numina
+run` does.
 """
 
 import os
@@ -115,6 +116,14 @@ class ShortOfMemory(QuickRank):
             self.short = False
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 97 GiB")
         return super().plain(*arguments)
+
+
+class Misshapen(QuickRank):
+    """Has a bug: it multiplies what can't be multiplied."""
+
+    @ray.method(num_returns=2)
+    def plain(self, *arguments: Any) -> Any:
+        return torch.ones(2, 3) @ torch.ones(2, 3), None
 
 
 def obey(requests: Sequence[Request]) -> None:

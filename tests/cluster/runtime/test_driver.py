@@ -48,7 +48,7 @@ from pipelines.sampling.generate import generate
 from pipelines.video.mp4 import decode_mp4, encode_mp4
 from tests.cluster.conftest import PROMPTS, processes
 from tests.cluster.tasks import tasks_of
-from tests.faults.quick_job import ShortOfMemory, SlowToLoad
+from tests.faults.quick_job import Misshapen, ShortOfMemory, SlowToLoad
 
 Job = Callable[..., JobConfig]
 PLAIN = ["strategies=[baseline]"]
@@ -307,14 +307,6 @@ def test_input_that_turns_out_wrong_in_mid_job_is_no_wrong_input(joining_job: Jo
         run_job(prepared, lose_the_set)
     assert not isinstance(raised.value, InputError)
     assert Store(job.output).run_config()
-
-
-class Misshapen(cluster.workers.rank.Rank):
-    """Has a bug: it multiplies what can't be multiplied."""
-
-    @ray.method(num_returns=2)
-    def plain(self, *arguments: Any) -> Any:
-        return torch.ones(2, 3) @ torch.ones(2, 3), None
 
 
 def test_a_bug_costs_one_try(joining_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,9 @@ ROW_SCHEMA = pa.schema(
         ("peak_memory_bytes", pa.int64()),
         ("video_sha256", pa.string()),
         ("committed_at", pa.timestamp("us", tz="UTC")),
+        ("gpu_name", pa.string()),  # null on CPUs; this and what follows is null in older rows
+        ("torch_version", pa.string()),
+        ("attention_kernel", pa.string()),  # of self-attention, by its engine's name for it
     ]
 )
 """The columns of every row; the prompt set's own columns follow them. A missing one is null, unless REQUIRED."""

@@ -1,5 +1,6 @@
 """`numina prompts`: prompt sets made, imported, enhanced and checked."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -185,7 +186,7 @@ def _numbers(option: str, text: str | None) -> tuple[int, ...] | None:
 
 
 def _words(nouns: str | None) -> tuple[str, ...] | None:
-    if nouns is None or Path(nouns).is_file():
+    if nouns is None or os.path.isfile(nouns):
         return _lines("--nouns", nouns) if nouns else None
     return tuple(noun.strip() for noun in nouns.split(","))
 
@@ -194,7 +195,7 @@ def _lines(option: str, path: str) -> tuple[str, ...]:
     """A file's lines, without blank ones and comments."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{option} {path!r} can't be read: {error}; give a text file in UTF-8") from error
     return tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
 

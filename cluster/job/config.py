@@ -7,6 +7,7 @@ YAML, the overrides. An unknown key is an error that suggests the right one. Val
 
 import difflib
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -367,9 +368,9 @@ def load_yaml(name: str | Path, config: type) -> DictConfig:
 
     Raises ConfigError.
     """
-    path = Path(name) if Path(name).is_file() else config_folder() / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+    path = Path(name) if os.path.isfile(name) else config_folder() / f"{name}.yaml"
+    if not os.path.isfile(path):
+        known = ", ".join(sorted(file.stem for file in config_folder().glob("*.yaml")))
         raise ConfigError(f"config {str(name)!r} is neither a file nor one of those shipped: {known}")
     try:
         loaded = OmegaConf.load(path)  # refuses keys that are there twice, and aliases without end

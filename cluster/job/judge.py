@@ -1,5 +1,6 @@
 """Which judge is meant: `configs/judge/*.yaml` with changes."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def judge_config(name: str, changes: Mapping[str, Any] | None = None) -> JudgeCo
     """
     known = sorted(file.stem for file in (config_folder() / "judge").glob("*.yaml"))
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else config_folder() / "judge" / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"judge {name!r} is neither a YAML file nor one of those shipped: {', '.join(known)}")
     changed = {key: literal(value) if isinstance(value, str) else value for key, value in (changes or {}).items()}
     given = OmegaConf.merge(load_yaml(path, JudgeConfig), changed)

@@ -4,6 +4,8 @@ Of any number of writers exactly one makes a file, and no reader sees a part of 
 `/` between folders; dot-names are never listed.
 """
 
+import errno
+import os
 import uuid
 from urllib.parse import unquote
 
@@ -30,6 +32,13 @@ def open_files(root: str, *, single_writer: bool = False) -> Files:
         ) from None
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     if "file" in protocols:
+        try:
+            os.stat(path)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise OutputError(f"output {shown!r} can't be opened: {error}; give another path") from None
         return PosixFiles(path, single_writer=single_writer)
     exclusive = "s3" in protocols
     if not exclusive and not single_writer:

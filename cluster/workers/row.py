@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import asdict
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ import numpy as np
 from cluster.job.config import config_hash
 from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
+from cluster.workers.code import code_digest
 from numina.stage import BESIDE_GANGS, Stage
 from pipelines.sampling.cache import cache_label
 from pipelines.sampling.clip import Clip
@@ -66,6 +69,7 @@ def row_of(
         "rank_seconds": busy,
         "retries": retries,
         "peak_memory_bytes": clip.peak_memory_bytes,
+        **(asdict(clip.ran) if clip.ran else {}),
         "extra": task.row.extra,
     }
 
@@ -91,8 +95,14 @@ def identified_counts(task: ClipTask, correction: Correction) -> list[dict[str, 
     ]
 
 
+@cache
 def code_version() -> str:
-    """The installed version of numina; from a checkout that isn't installed, the one it would install as."""
+    """numina's version, and what tells its code from another one's of this version: `0.1.0+` and 12 hex digits."""
+    return f"{_version()}+{code_digest()[:12]}"
+
+
+def _version() -> str:
+    """As it is installed; of a checkout that isn't, the version that it would be installed as."""
     try:
         return version("numina-video")
     except PackageNotFoundError:

@@ -53,6 +53,19 @@ def parallelize(model: VideoModel, config: ParallelConfig) -> Shard:
     return shard
 
 
+def attention_kernel(model: VideoModel) -> str:
+    """What computes a model's self-attention, after `parallelize`: the engine's own name for its kernel."""
+    processor = model.blocks[0].attn1.processor
+    if isinstance(processor, UspSelfAttention):
+        return processor.kernel
+    chosen = getattr(processor, "_attention_backend", None)
+    if chosen is None and hasattr(processor, "_attention_backend"):
+        from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+        chosen = _AttentionBackendRegistry.get_active_backend()[0]
+    return "native" if chosen is None else str(chosen.value)  # a processor without a choice calls PyTorch's own
+
+
 def _place(mesh: DeviceMesh, config: ParallelConfig) -> Shard:
     return Shard(
         rank=dist.get_rank() % config.sequence_ranks,
@@ -119,8 +132,9 @@ def _diffusers_attention(model: VideoModel, config: ParallelConfig, mesh: Device
 class UspSelfAttention:
     """Self-attention of the whole sequence by xDiT's USP: heads over Ulysses ranks, keys and values around the ring."""
 
-    def __init__(self, usp: Callable[..., Tensor], project: Project, split: TokenSplit):
+    def __init__(self, usp: Callable[..., Tensor], project: Project, split: TokenSplit, kernel: str):
         self.usp = usp
+        self.kernel = kernel  # by xDiT's name for it
         self.project = project
         self.split = split
 
@@ -166,7 +180,8 @@ def _xfuser_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMes
         set_runtime(runtime_state, runtime_state.RuntimeState(xFuserArgs(**degrees).create_config()[0]))
     _choose_xfuser_kernel(runtime_state.get_runtime_state(), config, model.transformer.dtype)
     seams = model.seams
-    attention = UspSelfAttention(USP, seams.project, split)
+    kernel = runtime_state.get_runtime_state().attention_backend.name.lower()
+    attention = UspSelfAttention(USP, seams.project, split, kernel)
     for own in seams.attentions:
         own.processor = attention
 

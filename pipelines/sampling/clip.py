@@ -41,6 +41,15 @@ class Identified:
 
 
 @dataclass(frozen=True)
+class Ran:
+    """What a clip ran on, as the rank that answers for it knows it."""
+
+    gpu_name: str | None  # None on a CPU
+    torch_version: str
+    attention_kernel: str  # of self-attention, by its engine's name for it
+
+
+@dataclass(frozen=True)
 class Clip:
     """A finished clip: uint8 frames [num_frames, height, width, 3] (none where only the mp4 travels), and its cost."""
 
@@ -50,6 +59,7 @@ class Clip:
     correction: Correction | None = None  # None for plain generation
     peak_memory_bytes: int | None = None  # of this rank's GPU since the process began; None on a CPU
     latents: np.ndarray | None = None  # [C, F, h, w] float32 that were decoded; None where they aren't kept
+    ran: Ran | None = None
 
     def save(self, path: str | Path) -> None:
         """Writes the mp4; makes its folder."""

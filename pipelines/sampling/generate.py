@@ -16,13 +16,14 @@ from numina.guidance import GuidancePlan
 from numina.prompts.targets import Target, check_targets, parse_targets
 from numina.prompts.tokens import TokenSpans, locate_tokens
 from numina.stage import Stage
+from pipelines.attention.engines import attention_kernel
 from pipelines.base import GenerationConfig, Text, TextEncoder, VideoModel
 from pipelines.models.text_limit import told
 from pipelines.parallel.shard import ALONE, Shard
 from pipelines.parallel.support import check_cache
 from pipelines.sampling import denoise
 from pipelines.sampling.broken import broken_capture, broken_latents, broken_pixels, first_of
-from pipelines.sampling.clip import Clip, Identified, Request, Timings
+from pipelines.sampling.clip import Clip, Identified, Ran, Request, Timings
 from pipelines.sampling.warmup import warm_up
 from pipelines.sampling.write import write_clips
 
@@ -65,6 +66,8 @@ class ClipGenerator:
         self.keep_latents = keep_latents
         if shard.gang is not None:
             model.split_decoder(shard.gang)
+        gpu = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
+        self.ran = Ran(gpu, torch.__version__, attention_kernel(model))
         self._held: dict[str, _Held] = {}
 
     def warm_up(self, methods: Iterable[MethodConfig | None], batch: int = 1) -> dict[str, float]:
@@ -163,7 +166,7 @@ class ClipGenerator:
         peak = torch.cuda.max_memory_allocated(self.model.device) if self.model.device.type == "cuda" else None
         kept = latents.float().cpu().numpy() if self.keep_latents else [None] * len(timings)
         return [
-            error or Clip(video, b"", own, peak_memory_bytes=peak, latents=own_latents)
+            error or Clip(video, b"", own, peak_memory_bytes=peak, latents=own_latents, ran=self.ran)
             for error, video, own, own_latents in zip(broken, videos, timings, kept, strict=True)
         ]
 

@@ -196,3 +196,26 @@ def test_overrides(pairs: list[tuple[str, str]], verb: str) -> None:
         assert status in (0, 2), said
         assert said.strip(), "whatever is refused is said"
         assert entries(Path(folder)) == set()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000 + "x", "a\x00b"])
+def test_names_that_no_file_can_have(output: Path, tmp_path: Path, name: str) -> None:
+    """Found by the above: too long, or with a null byte, wherever a path is given."""
+    commands = [
+        ["prompts", "make", str(tmp_path / "set.parquet"), "--nouns", name],
+        ["prompts", "make", str(tmp_path / "set.parquet"), "--templates", name],
+        ["prompts", "make", f"{tmp_path}/{name}"],
+        ["prompts", "check", name],
+        ["prompts", "import", f"{name}.txt", str(tmp_path / "set.parquet")],
+        ["config", name],
+        ["status", name],
+        ["report", name],
+        ["evaluate", str(output), "--judge", name],
+        ["evaluate", str(output), "--against", name],
+        ["export", name, "--to", "hf", "-o", str(tmp_path / "x")],
+        ["export", str(output), "--to", "hf", "-o", f"{tmp_path}/{name}"],
+    ]
+    for command in commands:
+        status, said = run(*command)
+        assert status in (1, 2), (command, said)
+        assert entries(tmp_path) == set(), command

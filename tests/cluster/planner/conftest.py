@@ -22,7 +22,7 @@ from pipelines.models.families import inspect
 
 H100 = load_gpu("h100")
 SMALL = Gpu(name="a 24 GiB GPU", memory_gib=24)
-TEN_ROWS = PromptFile(fs=LocalFileSystem(), path="ten rows", schema=pa.schema([]), groups=((10, 0),), options={})
+TEN_ROWS = PromptFile(fs=LocalFileSystem(), path="ten rows", stored=pa.schema([]), groups=((10, 0),), options={})
 PROMPTS = PromptSet(path="ten rows", files=(TEN_ROWS,))
 
 

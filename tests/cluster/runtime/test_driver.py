@@ -1,6 +1,7 @@
 """The runtime on a real local Ray: every video once, whatever is lost on the way."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -74,6 +75,8 @@ def test_a_job_commits_every_video_once_and_resumes_for_nothing(joining_job: Job
         assert row["source"] == "test"  # the set's own column is carried
         assert row["ulysses"] == 2
         assert row["latents_file"] is None
+        assert (row["gpu_name"], row["torch_version"], row["attention_kernel"]) == (None, torch.__version__, "native")
+        assert re.fullmatch(r"\d+\.\d+\.\d+\+[0-9a-f]{12}", row["code_version"])
         places = ["gang-0", "cpu", "gang-0", "cpu"] if row["strategy"] == "numina" else ["gang-0", "cpu"]
         assert [span["place"] for span in row["spans"]] == places
         assert len(bytes.fromhex(row["task_digest"])) == 16

@@ -64,7 +64,7 @@ def test_rows_of_the_fullest_split_are_those_of_one_process(
 
 def test_joint_attention_is_not_spread_over_a_sequence(tiny_job: Job, twin: Callable[[str], Path]) -> None:
     """CogVideoX with Ulysses is refused before anything starts, and told what it can be spread by."""
-    message = r"one sequence of attention, which no engine here splits; parallel\.cfg=2 .*: parallel\.ulysses=1"
+    message = r"one sequence of attention, which no engine here splits; use parallel\.cfg=2 .*: parallel\.ulysses=1"
     with pytest.raises(ConfigError, match=message):
         prepare(job_of(tiny_job, twin("cogvideox-5b"), "parallel.ulysses=2"))
 

@@ -180,4 +180,4 @@ def test_deepspeed_serves_one_kind_of_device(gang: list[dict[str, Any]]) -> None
     for rank in gang:
         kind, message = rank["other device"]
         assert kind == ConfigError.__name__
-        assert "serves cpu in this process, and the model is for cuda" in message
+        assert "set up for cpu in this process, but the model is for cuda" in message

@@ -68,5 +68,5 @@ def test_a_noun_that_can_t_be_read_is_an_error(judge: Any) -> None:
 
 def test_a_case_without_targets_is_an_error(judge: Any) -> None:
     """A share of no nouns is no score."""
-    with pytest.raises(InputError, match="'a sunset' has no targets, and owlv2 counts nouns"):
+    with pytest.raises(InputError, match="'a sunset' has no targets, but owlv2 counts nouns"):
         judge.judge([Case(video=a_video(1), prompt="a sunset", targets=())])

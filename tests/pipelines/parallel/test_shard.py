@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from numina.config import GuideConfig, IdentifyConfig, MethodConfig
 from numina.errors import ConfigError
 from numina.prompts.tokens import locate_tokens
-from pipelines.attention.engines import AXES, TokenSplit, UspSelfAttention, _place, parallelize
+from pipelines.attention.engines import AXES, TokenSplit, UspSelfAttention, _place, attention_kernel, parallelize
 from pipelines.models.wan import WanModel
 from pipelines.parallel.shard import ALONE, MemoryConfig, ParallelConfig, Shard, limit_collectives
 from pipelines.sampling import denoise
@@ -102,7 +102,7 @@ def padded(rank: int, checkpoint: Path, folder: Path) -> None:
         return nnf.scaled_dot_product_attention(query, key, value)
 
     for block in range(model.depth):
-        model.self_attention(block).processor = UspSelfAttention(whole_keys, model.seams.project, split)
+        model.self_attention(block).processor = UspSelfAttention(whole_keys, model.seams.project, split, "sdpa")
     np.savez(folder / f"0-rank{rank}.npz", **run_phases(model, shard))
 
 
@@ -159,9 +159,11 @@ def test_a_group_of_another_size_is_refused(tiny_model: WanModel, tmp_path: Path
 def test_the_attention_kernel_is_chosen_by_name(tiny_checkpoint: Path) -> None:
     """`parallel.attention` sets it in every block, and one that isn't there is an error with a remedy."""
     model = WanModel.load(tiny_checkpoint)
+    assert attention_kernel(model) == "native"
     assert parallelize(model, ParallelConfig(attention="_native_math")) == ALONE
     chosen = {model.self_attention(block).processor._attention_backend.value for block in range(model.depth)}
     assert chosen == {"_native_math"}
+    assert attention_kernel(model) == "_native_math"
     with pytest.raises(ConfigError, match=r"parallel\.attention is 'horovod': .*use auto"):
         parallelize(model, ParallelConfig(attention="horovod"))
 

@@ -37,14 +37,20 @@ def tiny_job(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., JobConfig]:
 
 
 @pytest.fixture(scope="module")
-def joined() -> Iterator[str]:
-    """A Ray cluster of four cores, joined until the module's last test: worker processes serve one job after the other,
-    and import torch once."""
+def cluster_address() -> Iterator[str]:
+    """A Ray cluster of four cores."""
     head = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
-    ray.init(address=head.address, log_to_driver=False, configure_logging=False)
     yield head.address
-    ray.shutdown()
     head.shutdown()
+
+
+@pytest.fixture(scope="module")
+def joined(cluster_address: str) -> Iterator[str]:
+    """That cluster, joined until the module's last test: worker processes serve one job after the other, and import
+    torch once. Ray loses the actors of a driver that joins the same cluster again: each module has its own."""
+    ray.init(address=cluster_address, log_to_driver=False, configure_logging=False)
+    yield cluster_address
+    ray.shutdown()
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@
 
     python -m tests.faults.quick_job DIARY key=value…
 
-Prompts with the words poison, bug or endless end a rank, raise an error, never return. Every call that a gang computes
-leaves a line in DIARY, so that a test can say what was done twice. Exits as `numina run` does.
+Prompts with the words poison, bug or endless end a rank, raise an error, never return; one with unfit is refused.
+Every call that a gang computes leaves a line in DIARY, so that a test can say what was done twice. Exits as `numina
+run` does.
 """
 
 import os
@@ -25,6 +26,7 @@ from cluster.job.prepared import prepare
 from cluster.observability.logs import set_up
 from cluster.observability.progress import JobProgress
 from cluster.runtime.run import run_job
+from numina.errors import InputError
 from numina.layout import Capture
 from numina.prompts.tokens import TokenSpans
 from pipelines.parallel.shard import limit_collectives
@@ -68,7 +70,10 @@ class QuickRank(cluster.workers.rank.Rank):
         obey(requests)
         if not self.work("identify", [request.key for request in requests]):
             return None, None
-        return [identified(request) for request in requests], None
+        return [
+            InputError(f"{request.prompt!r} is unfit") if "unfit" in request.prompt else identified(request)
+            for request in requests
+        ], None
 
     @ray.method(num_returns=2)
     def plain(self, requests: Sequence[Request], texts: Any) -> Any:
@@ -111,6 +116,14 @@ class ShortOfMemory(QuickRank):
             self.short = False
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 97 GiB")
         return super().plain(*arguments)
+
+
+class Misshapen(QuickRank):
+    """Has a bug: it multiplies what can't be multiplied."""
+
+    @ray.method(num_returns=2)
+    def plain(self, *arguments: Any) -> Any:
+        return torch.ones(2, 3) @ torch.ones(2, 3), None
 
 
 def obey(requests: Sequence[Request]) -> None:

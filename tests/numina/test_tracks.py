@@ -49,9 +49,9 @@ def test_noise_is_linked_in_time():
     for frame in labels:
         frame[:] = ndimage.label(random.random(frame.shape) < 0.15, structure=np.ones((3, 3)))[0]
     assert labels.max() > 100
-    began = time.perf_counter()
+    began = time.process_time()
     link_instances(labels, np.zeros(labels.shape, dtype=bool), IdentifyConfig())
-    assert time.perf_counter() - began < 2.0
+    assert time.process_time() - began < 2.0
 
 
 def test_no_instances_are_no_tracks():

@@ -23,6 +23,7 @@ from cluster.observability.progress import JobProgress, main_state
 from cluster.cli.terminal import job_progress, tell
 
 logs.set_up(sys.argv[1])
+began = time.monotonic()
 now = JobProgress(checked=120_000)
 with job_progress() as report:
     report(now)
@@ -36,7 +37,7 @@ with job_progress() as report:
     now.draining = True
     time.sleep(0.3)
     report(now)
-tell("stopped")
+tell(f"stopped after {time.monotonic() - began} s")
 """
 
 
@@ -74,13 +75,16 @@ def test_a_terminal_shows_a_live_picture() -> None:
     assert re.search(r"gang-1 +identify \+ layout", shown)
     assert re.search(r"^.*WARNING gang-1 is lost \[red\]\r$", shown, re.MULTILINE)
     assert "stopping: finishing clips in progress" in shown
-    assert shown.rstrip().splitlines()[-1] == "stopped"
+    assert shown.rstrip().splitlines()[-1].startswith("stopped after")
     assert "\x1b[?25h" in written, "the cursor is back"
 
 
 def test_a_live_picture_is_drawn_four_times_a_second_at_most() -> None:
-    """60 reports within 1.2 s: rich takes milliseconds of a core for each picture."""
-    assert plain(on_a_terminal("text", "60", "2")).count("videos ━") <= 9
+    """60 reports within 1.5 s, where the machine is quick: rich takes milliseconds of a core for each picture."""
+    shown = plain(on_a_terminal("text", "60", "2"))
+    seconds = re.search(r"stopped after (\S+) s", shown)
+    assert seconds
+    assert shown.count("videos ━") <= min(4 * float(seconds[1]) + 3, 40)
 
 
 def test_many_gangs_are_summed_up() -> None:
@@ -104,7 +108,7 @@ def test_a_log_file_beside_a_terminal_has_the_lines(tmp_path: os.PathLike[str]) 
 def test_json_has_no_picture() -> None:
     """With log_format=json all that is written is objects, also on a terminal, the summary too."""
     lines = [json.loads(line) for line in on_a_terminal("json", "2", "2").splitlines()]
-    assert [line["message"] for line in lines][-1] == "stopped"
+    assert lines[-1]["message"].startswith("stopped after")
     assert {"numina.progress", "cluster.runtime.fleet"} == {line["logger"] for line in lines}
 
 
@@ -113,7 +117,7 @@ def test_without_a_terminal_there_are_lines() -> None:
     done = subprocess.run(
         [sys.executable, "-c", DRIVE, "text", "20", "2"], capture_output=True, text=True, check=True, timeout=30
     )
-    assert done.stdout == "stopped\n"
+    assert re.fullmatch(r"stopped after \S+ s\n", done.stdout)
     assert "\x1b" not in done.stderr
     said = [line.split(" ", 3)[3] for line in done.stderr.splitlines() if " INFO " in line]
     assert said[0] == "120000 prompts checked"

@@ -49,7 +49,7 @@ from pipelines.sampling.generate import generate
 from pipelines.video.mp4 import decode_mp4, encode_mp4
 from tests.cluster.conftest import PROMPTS, processes
 from tests.cluster.tasks import tasks_of
-from tests.faults.quick_job import ShortOfMemory, SlowToLoad
+from tests.faults.quick_job import Misshapen, ShortOfMemory, SlowToLoad
 
 Job = Callable[..., JobConfig]
 PLAIN = ["strategies=[baseline]"]
@@ -312,14 +312,6 @@ def test_input_that_turns_out_wrong_in_mid_job_is_no_wrong_input(joining_job: Jo
     assert Store(job.output).run_config()
 
 
-class Misshapen(cluster.workers.rank.Rank):
-    """Has a bug: it multiplies what can't be multiplied."""
-
-    @ray.method(num_returns=2)
-    def plain(self, *arguments: Any) -> Any:
-        return torch.ones(2, 3) @ torch.ones(2, 3), None
-
-
 def test_a_bug_costs_one_try(joining_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong shape is a RuntimeError, as a lost peer is; its clip is given up at once, and the error says why."""
     monkeypatch.setattr(cluster.workers.rank, "Rank", Misshapen)
@@ -408,14 +400,14 @@ def encoder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("encoder_alone")
+@pytest.mark.usefixtures("quick_model")
 def test_a_poison_prompt_is_recorded_and_the_job_goes_on(joining_job: Job) -> None:
-    """A prompt that the model can't take (its noun is cut off) fails with its reason; the others are made."""
+    """A prompt that the model can't take fails with its reason; the others are made."""
     job = joining_job("parallel.ulysses=1", "strategies=[numina]")
-    long = " ".join(["red"] * 30)
     path = str(Path(job.output).parent / "poison.parquet")
     make_prompts(
         [
-            {"id": "long", "prompt": f"{long} and three circles", "targets": [{"noun": "circles", "count": 3}]},
+            {"id": "bad", "prompt": "three red circles, unfit"},
             {"id": "good", "prompt": "two red circles", "targets": [{"noun": "circles", "count": 2}]},
         ],
         path,
@@ -423,8 +415,10 @@ def test_a_poison_prompt_is_recorded_and_the_job_goes_on(joining_job: Job) -> No
     outcome = run_job(prepare(joining_job("parallel.ulysses=1", "strategies=[numina]", f"prompts={path}")))
     assert (outcome.done, outcome.failed) == (1, 1)
     [records] = Store(job.output).failures().values()
-    assert "circles" in records[0]["error"]
-    assert "cut off" in records[0]["error"]
+    assert (records[0]["stage"], records[0]["error"]) == (
+        "identify",
+        "InputError: 'three red circles, unfit' is unfit",
+    )
     resumed = run_job(prepare(joining_job("parallel.ulysses=1", "strategies=[numina]", f"prompts={path}")))
     assert (resumed.generated, resumed.failed) == (0, 1)
     again = ["parallel.ulysses=1", "strategies=[numina]", f"prompts={path}", "retry_failed=true"]

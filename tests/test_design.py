@@ -37,7 +37,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "planner": {"job"},
         "evaluation": {"job", "dataset"},
         "observability": {"job", "dataset", "private"},
-        "job": {"prompts", "dataset"},
+        "job": {"prompts", "dataset", "private"},
         "prompts": {"storage", "rows", "keys"},
         "dataset": {"storage", "rows", "keys"},
         "storage": set(),

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 
+from cluster.private.ray import load_token, token_loader
 from numina.errors import ConfigError, GangError
 
 PRIVATE = "numina-"  # begins the name of the folder of a job's own Ray
@@ -102,9 +103,7 @@ def _found(setting: str) -> str:
     """The Ray that `auto` means: RAY_ADDRESS, the one that `ray start` began last, or the only one on this machine."""
     if (given := os.environ.get("RAY_ADDRESS", "auto")) != "auto":
         return given
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # ray.init does so of `auto` alone
+    load_token()
     running = running_clusters()
     noted = _noted()
     if noted in running:
@@ -200,9 +199,7 @@ def socket_folder() -> str:
 def _own_token() -> Iterator[None]:
     """A token for a Ray of this job, unless the environment has one. Ray's own would lie in the home folder, which may
     be read-only, and be shared by all jobs."""
-    from ray import _raylet
-
-    tokens: Any = vars(_raylet)["AuthenticationTokenLoader"].instance()
+    tokens = token_loader()
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         yield
         return

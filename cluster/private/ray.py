@@ -1,5 +1,22 @@
-"""Ray's private names. They are texts that Ray reads or writes: one that is gone does nothing."""
+"""Ray's private names. The texts are what Ray reads or writes: one that is gone does nothing."""
+
+from typing import Any
+
+from numina.private.library import Library
+
+RAY = Library("ray", "==2.60.0")
 
 AUTHENTICATION_LOGGER = "ray._private.authentication"  # warns whenever Ray starts as it should
 TIMESTAMP_FIELD = "_ray_timestamp_ns"  # that Ray adds to log records
 METRICS_PORT = "_metrics_export_port"  # option of `ray.init`: where Prometheus is served
+
+
+def load_token() -> None:
+    """Takes the token of an existing cluster, as `ray.init` does of `auto` alone."""
+    setup = RAY.module("ray._private.authentication.authentication_token_setup")
+    RAY.private(setup, "maybe_enable_token_auth_if_token_available")(warn_if_disabled=False)
+
+
+def token_loader() -> Any:
+    """What holds the token of this process."""
+    return RAY.private(RAY.module("ray._raylet"), "AuthenticationTokenLoader").instance()

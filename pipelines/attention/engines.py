@@ -23,7 +23,7 @@ from pipelines.attention.cross import Rotary
 from pipelines.base import Project, Seams, VideoModel
 from pipelines.parallel.shard import ParallelConfig, Shard
 from pipelines.parallel.support import resolve_engine
-from pipelines.private.diffusers import enable_parallelism
+from pipelines.private.diffusers import attention_backend, enable_parallelism
 from pipelines.private.xfuser import set_runtime
 
 AXES = ("cfg", "ring", "ulysses")  # slowest first: neighbouring ranks share heads, and may share a node
@@ -58,12 +58,7 @@ def attention_kernel(model: VideoModel) -> str:
     processor = model.blocks[0].attn1.processor
     if isinstance(processor, UspSelfAttention):
         return processor.kernel
-    chosen = getattr(processor, "_attention_backend", None)
-    if chosen is None and hasattr(processor, "_attention_backend"):
-        from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-
-        chosen = _AttentionBackendRegistry.get_active_backend()[0]
-    return "native" if chosen is None else str(chosen.value)  # a processor without a choice calls PyTorch's own
+    return attention_backend(processor)
 
 
 def _place(mesh: DeviceMesh, config: ParallelConfig) -> Shard:

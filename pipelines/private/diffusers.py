@@ -68,3 +68,14 @@ def float32_parts(module: Any) -> Sequence[str]:
 def ignored_keys(module: Any) -> Sequence[str]:
     """Patterns of tensors that files may hold and the model doesn't."""
     return DIFFUSERS.private(module, "_keys_to_ignore_on_load_unexpected") or ()
+
+
+def attention_backend(processor: Any) -> str:
+    """The name of the kernel that a processor calls; one without a choice calls PyTorch's own."""
+    if not hasattr(processor, "_attention_backend"):
+        return "native"
+    chosen = processor._attention_backend
+    if chosen is None:
+        dispatch = DIFFUSERS.module("diffusers.models.attention_dispatch")
+        chosen = DIFFUSERS.private(dispatch, "_AttentionBackendRegistry").get_active_backend()[0]
+    return str(chosen.value)

@@ -57,7 +57,7 @@ def test_generate_writes_one_mp4(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("scale", "status", "said"),
-    [("1e30", 1, "the latents have values that aren't finite"), ("nan", 2, "generation.guidance_scale is nan")],
+    [("1e30", 1, "the latents have values that aren't finite"), ("nan", 2, "generation.guidance_scale is 'nan'")],
 )
 @pytest.mark.parametrize("how", [["--plain"], []], ids=["plain", "numina"])
 def test_generate_writes_no_broken_clip(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,7 @@ import ray
 
 import cluster.job.joining
 import cluster.runtime.fleet
-from cluster.job.config import JobConfig
 from cluster.job.joining import PRIVATE, joined, reachable, running_clusters, socket_folder
-from cluster.job.prepared import prepare
-from cluster.runtime.run import run_job
 from numina.errors import ConfigError, GangError
 
 ROOT = Path(__file__).parents[3]
@@ -193,18 +190,6 @@ def test_the_driver_runs_its_own_code_from_any_folder(tmp_path: Path, names: tup
             [sys.executable, *command, "config", "demo"], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.usefixtures("quick_model")
-def test_a_gang_with_other_code_is_refused(
-    joining_job: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a sentence that names both places, before it is given any work."""
-    monkeypatch.setattr(cluster.runtime.fleet, "code_digest", lambda: "0" * 16)
-    with pytest.raises(
-        GangError, match=rf"gang-0 runs other code than this driver: {ROOT} on [\d.]+ is \w+, {ROOT} here is 0{{16}}"
-    ):
-        run_job(prepare(joining_job("parallel.ulysses=1")))
 
 
 def test_a_cluster_that_this_machine_is_no_part_of(monkeypatch: pytest.MonkeyPatch) -> None:

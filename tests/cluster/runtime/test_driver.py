@@ -18,6 +18,7 @@ from ray.exceptions import RayTaskError
 from safetensors.numpy import load
 
 import cluster.runtime.driver
+import cluster.runtime.fleet
 import cluster.workers.rank
 import cluster.workers.tasks
 from cluster.dataset.store import Store
@@ -30,6 +31,7 @@ from cluster.prompts.write import make_prompts
 from cluster.runtime.driver import Driver
 from cluster.runtime.flight import Call, Flight
 from cluster.runtime.run import run_job
+from cluster.workers.code import ROOT
 from cluster.workers.row import row_of
 from cluster.workers.tasks import Draft, Output, Receipt
 from numina.errors import (
@@ -397,6 +399,16 @@ def test_a_share_of_broken_clips_stops_the_job(tiny_job: Job) -> None:
 def encoder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody but the text encoder looks how long prompts are."""
     monkeypatch.setattr(LongPrompts, "problem", lambda self, row: None)
+
+
+@pytest.mark.usefixtures("quick_model")
+def test_a_gang_with_other_code_is_refused(joining_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a sentence that names both places, before it is given any work."""
+    monkeypatch.setattr(cluster.runtime.fleet, "code_digest", lambda: "0" * 16)
+    with pytest.raises(
+        GangError, match=rf"gang-0 runs other code than this driver: {ROOT} on [\d.]+ is \w+, {ROOT} here is 0{{16}}"
+    ):
+        run_job(prepare(joining_job("parallel.ulysses=1")))
 
 
 @pytest.mark.usefixtures("encoder_alone")

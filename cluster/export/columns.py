@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pat
 
+from cluster.rows import python_rows
+
 RESERVED = (
     *("video", "videos", "image", "images", "audio", "audios"),  # what Hugging Face's builders call a row's file
     *("key", "url", "json", "txt", "mp4", "cls"),  # WebDataset's: what it names a sample by, and the parts of one
@@ -138,7 +140,7 @@ def json_records(rows: pa.Table) -> Iterator[dict[str, Any]]:
     for place, own in enumerate(rows.schema):
         column = _cast(rows.column(place), _retyped(own.type, _exact))
         rows = rows.set_column(place, own.name, column)
-    for row in rows.to_pylist():
+    for row in python_rows(rows):
         yield {name: _json(value) for name, value in row.items()}
 
 

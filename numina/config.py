@@ -7,7 +7,7 @@ frame) of a frame of ``MethodConfig.grid`` tokens, shares in [0, 1]. The classes
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import sqrt
 from typing import Any, Literal, get_args
 
@@ -19,6 +19,7 @@ _SHARE_SLACK = 1e-9  # 0.29 * 100 is 28.999…: without it a share that means a 
 Cache = Literal["none", "taylorseer", "magcache", "first_block", "cfg_cache"]  # of steps
 LONGEST, LARGEST = 1000, 1_000_000  # tokens across and in a frame, beyond any clip's
 
+FUSED_ONLY = ("affinity", "evidence")  # settings of identification
 TokenSet = Literal["noun", "phrase", "first"]  # all mentions of the noun, with their modifiers, or the first mention
 
 
@@ -35,9 +36,9 @@ class IdentifyConfig:
     # several blocks are combined by their mean, or only the block that is steadiest over frames is used (ours)
     combine: Literal["mean", "steadiest"] = "mean"
     cache: str = "none"  # step cache up to t* (pipelines/README.md); the step at t* is always computed (ours)
-    # instances come from clusters (PCA and mean shift of self-attention; published) or from peaks of cross-attention
-    # (ours)
-    source: Literal["clusters", "peaks"] = "clusters"
+    # instances come from clusters (PCA and mean shift of self-attention; published), from peaks of cross-attention
+    # (ours), or from both, fused: peaks joined and cut by self-attention's affinity (ours)
+    source: Literal["clusters", "peaks", "fused"] = "clusters"
     # text tokens whose response is read: the noun (published), its whole phrase, or its first mention (released code)
     tokens: TokenSet = "noun"
     # cross-attention head of a noun: highest peak per frame (published), highest peak of the clip, or the mean of all
@@ -60,6 +61,10 @@ class IdentifyConfig:
     threshold: float = 0.5  # [share of the clip's peak] peaks: that an instance's own peak must reach (ours)
     prominence: float = 0.2  # [share of a peak] peaks: by which the response must fall before the next instance (ours)
     extent: float = 0.2  # [share of the clip's peak] peaks: down to which the surroundings belong to an instance (ours)
+    # [cosine] fused: below which two parts of the response are two things (ours)
+    affinity: float = 0.75
+    # [share of the clip's typical evidence] fused: that an instance must have (ours)
+    evidence: float = 0.32
     exclusive: bool = True  # a token belongs to at most one noun; false: each noun is read on its own (released code)
     min_area: int = 1  # [tokens] smaller pieces are dropped; 1: keep all (published)
     tracks: bool = False  # link instances over frames and decide once per clip (ours; published: per frame)
@@ -69,7 +74,7 @@ class IdentifyConfig:
 
     def __post_init__(self) -> None:
         _share(self, "step", "block", "bandwidth_quantile", "focus", "min_focus", "threshold", "extent", "min_presence")
-        _share(self, "prominence", "absence")
+        _share(self, "prominence", "absence", "affinity", "evidence")
         _at_least(self, 0, "contrast_weight", "structure_weight", "edge_weight", "link_distance", "blocks")
         _at_least(self, 1, "structure_blocks", "dbscan_min_samples", "min_area", "stride")
         _above_zero(self, "dbscan_eps")
@@ -77,7 +82,7 @@ class IdentifyConfig:
         _one_of(self, "cache", get_args(Cache))
         _at_most(self, LONGEST, "dbscan_eps", "link_distance", "blocks", "structure_blocks", "stride")
         _at_most(self, LARGEST, "dbscan_min_samples", "min_area")
-        if self.blocks != 1 and self.needs_self_attention:
+        if self.blocks != 1 and self.source == "clusters":
             raise _out_of_range(self, "blocks", self.blocks, "must be 1 where source is clusters: one block clusters")
 
     def capture_step(self, times: Sequence[float]) -> int:
@@ -99,8 +104,8 @@ class IdentifyConfig:
 
     @property
     def needs_self_attention(self) -> bool:
-        """Whether the capture must score self-attention heads, or cross-attention alone is enough."""
-        return self.source == "clusters"
+        """Whether the capture looks at self-attention, too, or cross-attention alone is enough."""
+        return self.source != "peaks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +180,18 @@ class MethodConfig:
                 f"method.guide.anchor = {self.guide.anchor} holds clips to the plain one at every step, but"
                 f" method.identify.stride = {self.identify.stride} skips steps: use stride 1, or anchor null"
             )
+
+    def named(self) -> dict[str, Any]:
+        """The settings that decide what comes out, for names of outputs: without the preset, which is a label.
+
+        A source's own settings that came after the first outputs are left out under other sources: names stay.
+        """
+        named = asdict(self)
+        del named["preset"]
+        if self.identify.source != "fused":
+            for name in FUSED_ONLY:
+                del named["identify"][name]
+        return named
 
     def scaled_to(self, tokens: int) -> "MethodConfig":
         """The same method, given for frames of so many tokens: lengths go with √tokens, areas with tokens.

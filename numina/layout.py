@@ -1,9 +1,9 @@
 """The countable layout: which tokens of which frame are which instance of which noun (arXiv 2604.08546 §3.2).
 
-Legend: nouns in prompt order, F frames, H W the token grid of a frame. Two sources of instances: ``clusters``
-(published: mean shift on the self-attention image, kept where the noun's cross-attention agrees) and ``peaks``
-(peaks of the cross-attention response with their surroundings). Instances are numbered frame by
-frame, or linked into tracks.
+Legend: nouns in prompt order, F frames, H W the token grid of a frame. Three sources of instances: ``clusters``
+(published: mean shift on the self-attention image, kept where the noun's cross-attention agrees), ``peaks`` (peaks of
+the cross-attention response with their surroundings) and ``fused`` (`numina.fused`: pieces of the response, joined and
+cut by self-attention's affinity). Instances are numbered frame by frame, or linked into tracks.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int16
+from jaxtyping import Bool, Float, Float16, Float32, Int, Int16
 from scipy import ndimage
 
 from numina.config import IdentifyConfig
+from numina.fused.reading import fused_labels
 from numina.meanshift import estimate_bandwidth, mean_shift
 from numina.prompts.targets import Target
 from numina.tracks import link_instances
@@ -32,6 +33,9 @@ class Capture:
 
     responses: Float32[np.ndarray, "nouns frames H W"]  # cross-attention to each noun
     components: Float32[np.ndarray, "frames H W 3"] | None  # self-attention image; None where the source needs none
+    # what self-attention's affinity is a product of, and the nouns' peaks in the maps' own unit: where fused reads them
+    coordinates: Float16[np.ndarray, "frames H W r"] | None = None
+    peaks: Float[np.ndarray, " nouns"] | None = None
     deviation: float = 1.0  # standard deviation of the phrases' scores q·k/√D: what strengths may be measured in
 
 
@@ -74,6 +78,10 @@ def identify_layout(capture: Capture, config: IdentifyConfig) -> Layout:
     ``source`` is "clusters" and the capture has no self-attention components.
     """
     _check(capture)
+    if config.source == "fused":
+        if capture.coordinates is None or capture.peaks is None:
+            raise ValueError("source = fused reads self-attention, but the capture has none: capture it, or use peaks")
+        return Layout(fused_labels(capture.responses, capture.peaks, capture.coordinates, config), tracked=True)
     if config.source == "peaks":
         labels = _peaks(_relative(_present(capture.responses, config)), config)
     elif capture.components is None:
@@ -130,6 +138,12 @@ def _check(capture: Capture) -> None:
         raise ValueError(
             f"the response to noun {noun} in frame {frame} (both from 0) has NaN or infinite values: "
             "cross-attention broke down; try another seed or a wider number format"
+        )
+    if capture.coordinates is not None and not np.isfinite(capture.coordinates).all():
+        frame = int(np.argwhere(~np.isfinite(capture.coordinates))[0, 0])
+        raise ValueError(
+            f"the self-attention coordinates of frame {frame} (from 0) have NaN or infinite values: "
+            "self-attention broke down; try another seed or a wider number format"
         )
     if capture.components is not None and not np.isfinite(capture.components).all():
         frame = int(np.argwhere(~np.isfinite(capture.components))[0, 0])

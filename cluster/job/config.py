@@ -212,17 +212,13 @@ class JobConfig:
     def row_config(self, base: str, dtype: str, strength: float = 1.0) -> dict[str, Any]:
         """What decides a row's pixels, next to its prompt, targets, seed and model: this enters its key."""
         chosen = self.methods[base]
-        method = asdict(stronger(chosen, strength)) if chosen else None
-        if method:
-            del method["preset"]  # a label
+        method = stronger(chosen, strength).named() if chosen else None
         kind = "numina" if method else "baseline"  # a variant with numina's settings is numina
         return {"strategy": kind, "generation": asdict(self.generation), "method": method, "dtype": dtype}
 
     def identity(self, dtype: str) -> dict[str, Any]:
         """The settings that an output belongs to; strategies and variants may be added to it later."""
-        method = asdict(self.method)
-        del method["preset"]
-        return {"generation": asdict(self.generation), "method": method, "dtype": dtype}
+        return {"generation": asdict(self.generation), "method": self.method.named(), "dtype": dtype}
 
 
 def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) -> JobConfig:

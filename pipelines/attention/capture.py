@@ -6,19 +6,23 @@ exchange of rows for heads in the watched blocks alone. So a ring's ranks are ca
 Names: B clips, F frames, n tokens of a frame, N heads, D head size, R ranks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
 
+import numpy as np
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 
+from numina.affinity import centred, chosen_coordinates, coordinates, frame_sums, gram
 from numina.config import IdentifyConfig
+from numina.fused.responses import normalised
 from numina.heads import cross_response, deviation, score_deviation, score_heads, select_response
 from numina.layout import Capture, combine_blocks
 from numina.prompts.tokens import TokenSpans
 from pipelines.attention.cross import processors
-from pipelines.base import Attention, GenerationConfig, Grid, Processor, VideoModel
+from pipelines.base import Attention, GenerationConfig, Grid, Processor, See, VideoModel
 from pipelines.parallel.shard import Shard
 
 
@@ -36,6 +40,22 @@ class BlockCapture:
         self.cross_heads: list[Tensor] = []  # per clip [nouns, F], -1 for the mean of all
         self.phrases = [sorted({token for span in clip for token in span.phrase}) for clip in spans]
         self.deviations: list[Tensor] = []  # per clip, of the phrases' scores
+        self.coordinates: list[Tensor] = []  # per clip [N, F, H, W, r] in half precision, of every head
+
+    def see_affinity(self, query: Tensor, key: Tensor) -> None:
+        """Own rows [B, n/R, N, D] → every head's coordinates of the whole clip; ranks add sums and share the rest."""
+        own = self.shard.rows(self.grid.tokens)
+        present, size = self.shard.present(self.grid.tokens), self.grid.height * self.grid.width
+        frame = torch.arange(own.start, own.start + present, device=query.device) // size
+        for q, k in zip(query[:, :present], key[:, :present], strict=True):
+            means = self.shard.sum(frame_sums(q, k, frame, self.grid.frames)) / size
+            rows = centred(q, k, frame, means)
+            found = coordinates(rows, self.shard.sum(gram(rows))).half()
+            whole = self.shard.gather_rows(self._padded(found, query.shape[1]), dim=1, tokens=self.grid.tokens)
+            self.coordinates.append(whole.unflatten(1, (self.grid.frames, self.grid.height, self.grid.width)))
+
+    def _padded(self, x: Tensor, rows: int) -> Tensor:
+        return nnf.pad(x, (0, 0, 0, rows - x.shape[1]))
 
     def see_self_attention(self, query: Tensor, key: Tensor) -> None:
         """Own rows [B, n/R, N, D] → every rank scores its own heads on whole frames; winners' owners fill in theirs."""
@@ -73,6 +93,14 @@ class BlockCapture:
             self.deviations.append(deviation(sums))
 
 
+LOOKS: dict[str, Callable[[BlockCapture], See | None]] = {
+    "clusters": lambda seen: seen.see_self_attention,
+    "fused": lambda seen: seen.see_affinity,
+    "peaks": lambda seen: None,
+}
+"""What of self-attention each source of instances looks at."""
+
+
 class ClipCapture:
     """What identification keeps of a batch's clips at step t*."""
 
@@ -94,7 +122,7 @@ class ClipCapture:
         """Lets the capture look on in the reference blocks; what the blocks compute stays as it is."""
         watched: dict[Attention, Processor] = {}
         for block, seen in self.seen.items():
-            see_self = seen.see_self_attention if self.config.needs_self_attention else None
+            see_self = LOOKS[self.config.source](seen)
             watched |= self.model.onlookers(block, seen.see_cross_attention, see_self)
         # A watched block would be compiled anew for this one pass.
         with processors(watched), torch.compiler.set_stance("force_eager"):
@@ -106,12 +134,16 @@ class ClipCapture:
         assert all(block.responses for block in blocks), "a captured block was never called"
         components = None if first.components is None else first.components.float().cpu().numpy()
         return [
-            Capture(
-                responses=combine_blocks(
-                    torch.stack([block.responses[clip] for block in blocks]).float().cpu().numpy(), self.config.combine
-                ),
-                components=None if components is None else components[clip],
-                deviation=float(torch.stack([block.deviations[clip] for block in blocks]).mean()),
-            )
+            self._capture(clip, blocks, None if components is None else components[clip])
             for clip in range(len(first.responses))
         ]
+
+    def _capture(self, clip: int, blocks: Sequence[BlockCapture], components: np.ndarray | None) -> Capture:
+        maps = torch.stack([block.responses[clip] for block in blocks]).float().cpu().numpy()
+        deviation = float(torch.stack([block.deviations[clip] for block in blocks]).mean())
+        if self.config.source != "fused":
+            return Capture(combine_blocks(maps, self.config.combine), components, deviation=deviation)
+        shares, peaks = normalised(maps)
+        tokens = torch.cat([block.coordinates[clip] for block in blocks])
+        kept, _, _ = chosen_coordinates(tokens, torch.from_numpy(shares).to(tokens.device))
+        return Capture(shares, None, kept.half().cpu().numpy(), peaks, deviation)

@@ -290,18 +290,23 @@ def read_prompts(
 
     Raises one PromptSetError that lists the problems of these rows.
     """
-    prompts, check = _checked(path, max_count, limit, reading)
-    check.require()
-    return prompts.parse(max_count, reading)
+    return checked_set(path, max_count, limit=limit, reading=reading).parse(max_count, reading)
 
 
 def require_prompts(
     path: str, max_count: int, *, limit: int | None = None, reading: TargetReading = DEFAULT_READING
 ) -> int:
     """The number of rows of a prompt set (of its first `limit` rows). Raises one PromptSetError with its problems."""
+    return checked_set(path, max_count, limit=limit, reading=reading).rows
+
+
+def checked_set(
+    path: str, max_count: int, *, limit: int | None = None, reading: TargetReading = DEFAULT_READING
+) -> PromptSet:
+    """A set whose rows were all checked. Raises one PromptSetError with its problems."""
     prompts, check = _checked(path, max_count, limit, reading)
     check.require()
-    return prompts.rows
+    return prompts
 
 
 def check_prompts(

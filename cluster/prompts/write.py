@@ -21,10 +21,10 @@ from cluster.prompts.row import (
     TARGETS_BY,
     TARGETS_DOUBTS,
     PromptRow,
-    RawRow,
     TargetReading,
     doubt_texts,
     parsed,
+    raw_rows,
 )
 from cluster.prompts.summary import SetSummary
 from cluster.rows import TARGETS, plain_value
@@ -123,7 +123,7 @@ def look_over(
     check, summary = SetCheck(prompts, max_count, problems, reading=reading), SetSummary()
     output = _Filled(prompts) if dst is not None and not problems else None
     for block, batch, _ in check.read(CHECKED_COLUMNS if output is None else None):
-        rows = [check.row(RawRow(block, batch, offset)) for offset in range(block.rows)]
+        rows = [check.row(raw, extra=False) for raw in raw_rows(block, batch)]
         bad = check.bad_rows
         rows = [row if row is not None and row.index not in bad else None for row in rows]
         summary.add(rows)

@@ -26,6 +26,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Endpoint
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A causal language model of random weights, with a tokenizer of words."""
+    import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -50,6 +51,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=0,
         eos_token_id=2,
     )
+    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("llm")
     LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)

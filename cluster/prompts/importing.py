@@ -91,7 +91,7 @@ def import_prompts(
         found = reader.found
         if not found.problems and not found.summary.rows:
             found.problems.append(f"{path}: holds no prompts; a set needs at least one")
-        if found.rows and (skip or not found.problems):
+        if found.rows:
             reader.find_repeats(written)
         if rejected is not None:
             place(rejected, problem_lines(found.problems))
@@ -136,7 +136,7 @@ class _Reader:
         self.found = Imported(path=self.path)
 
     def write(self, target: Path) -> None:
-        """All good rows to a file; after a problem they are only looked at, unless bad rows are skipped."""
+        """All good rows to a file."""
         schema = self._schema()
         if any(isinstance(problem, str) for problem in self.found.problems):
             return
@@ -145,7 +145,7 @@ class _Reader:
             while block := list(islice(rows, BLOCK_ROWS)):
                 seen += len(block)
                 good = self._checked(block, schema)
-                if good is not None and (self.skip or not self.found.problems):
+                if good is not None:
                     writer.write_table(good)
                 self.report(seen)
 

@@ -136,6 +136,7 @@ class Meaning:
         def problem(column: str, value: Any, trouble: str) -> RowProblem:
             told, _, remedy = trouble.rpartition("; ")
             rule = re.sub(r" ?\([^()]*\)", "", told) if column != "targets" else "targets can't be read"
+            told = told if told != rule else ""
             return said(self.path, row.line, value, rule, remedy, column=column, detail=told, word=row.word)
 
         for own in ("prompt", "negative_prompt", ENHANCED):

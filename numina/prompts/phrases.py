@@ -69,7 +69,8 @@ def read_phrases(prompt: str) -> Phrases:
             continue
         if opening.number is not None:
             total = opening.number // 2 if opening.pairs and words[head].text in lexicon.PAIRED else opening.number
-            opening = opening._replace(number=total + carried)
+            if total + carried != opening.number:
+                opening = opening._replace(number=total + carried)
         if carried and doubt is None and any(not words[j].form.adjective for j in range(opening.start, head)):
             doubt = Doubt.MOVED
         phrases.append(NounPhrase(opening, i, head, opening.doubt or doubt))

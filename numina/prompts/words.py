@@ -72,24 +72,30 @@ class Form:
         )
 
 
-@lru_cache(maxsize=1 << 16)
-def form_of(text: str) -> Form:
-    return Form(text)
-
-
 class Word:
     """One word of a prompt."""
 
     __slots__ = ("breaks", "capital", "form", "gap", "sentence", "span", "text")
 
-    def __init__(self, text: str, span: Span, gap: str, breaks: bool, sentence: int) -> None:
-        self.text = text.lower()
-        self.form = form_of(self.text)
-        self.capital = text[0].isupper()
+    def __init__(self, written: str, span: Span, gap: str, breaks: bool, sentence: int) -> None:
+        self.text, self.form, self.capital = _as_written(written)
         self.span = span
         self.gap = gap  # what stands between the word before and this one: spaces, punctuation
         self.breaks = breaks  # whether punctuation in the gap ends a phrase; quotes and symbols don't
         self.sentence = sentence  # number of its sentence
+
+
+@lru_cache(maxsize=1 << 16)
+def _as_written(written: str) -> tuple[str, Form, bool]:
+    text = written.lower()
+    return text, Form(text), written[0].isupper()
+
+
+@lru_cache(maxsize=4096)
+def _gap(gap: str) -> tuple[bool, bool]:
+    """Whether what stands between two words ends a phrase, and whether it ends a sentence."""
+    breaks = _PUNCTUATION.search(gap) is not None
+    return breaks, breaks and _STOPS.search(gap) is not None
 
 
 def read_words(prompt: str) -> list[Word]:
@@ -98,9 +104,10 @@ def read_words(prompt: str) -> list[Word]:
     for match in _WORD.finditer(prompt):
         span = match.span()
         gap = prompt[end : span[0]]
-        breaks = gap != " " and _PUNCTUATION.search(gap) is not None
-        if breaks and _STOPS.search(gap):
-            sentence += 1
+        breaks = False
+        if gap != " ":
+            breaks, stops = _gap(gap)
+            sentence += stops
         words.append(Word(match.group(), span, gap, breaks, sentence))
         end = span[1]
     return words

@@ -82,7 +82,7 @@ def main() -> None:
             written = f"{output.stat().st_size / 1e6:.1f}" if output else ""
             rates = f"{seconds / number * 1e6:.1f}", f"{number / busy:,.0f}"
             table.add_row(step, f"{number:,}", f"{seconds:.1f}", *rates, f"{peak:.0f}", written)
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Reading:
 class _Sum:
     """What a prompt says of one noun so far."""
 
-    __slots__ = ("count", "described", "noun", "numeral", "sentence", "text", "void")
+    __slots__ = ("count", "described", "digits", "noun", "numeral", "sentence", "text", "void")
 
     def __init__(self, noun: str, count: int, numeral: bool, sentence: int, text: str) -> None:
         self.noun = noun  # as in the prompt
@@ -43,6 +43,7 @@ class _Sum:
         self.numeral = numeral  # whether a numeral says so, not an article alone
         self.sentence = sentence
         self.text = text  # the prompt's words for it
+        self.digits = any(character.isdigit() for character in text)
         self.described: set[tuple[str, ...]] = set()
         self.void = False  # no exact count is asked
 
@@ -129,6 +130,9 @@ def _add_again(
     if opening.more or (distinct and not counted.aside):
         total.count += counted.asked
         return
+    digits = any(character.isdigit() for character in text)
+    if counted.asked == total.count and not opening.article and digits != total.digits:
+        return  # said again: "three cats, 3 cats in all"
     doubts.append(Doubtful(Doubt.MERGED, text))
     if word.sentence == total.sentence or (distinct and not opening.article):
         total.count += counted.asked

@@ -1,8 +1,8 @@
 """Which countable things a prompt asks for, and where it mentions them (arXiv 2604.08546 §3.1).
 
 Reads ordinary English captions by rule: a numeral or article opens a noun phrase ("three small red birds"), its head
-is the noun. No tagger, no model, so that the same prompt gives the same targets on every machine. Positions are
-character offsets into the prompt.
+is the noun. No tagger, no model: word lists and one release of a lexicon of parts of speech, so that the same prompt
+gives the same targets on every machine. Positions are character offsets into the prompt.
 """
 
 import re
@@ -32,11 +32,12 @@ class Mention:
 def parse_targets(prompt: str) -> tuple[Target, ...]:
     """Targets in the order of the prompt; () if it asks for nothing countable. A noun is one word, as in the prompt.
 
-    Numerals always count ("three cats on two sofas"), but for measures ("for two seconds"), limbs stood on and what
-    each of several has. "A" and "an" count for what takes part: no scenery ("on a grey background", "cross a street"),
-    event ("a picnic"), clothing or name of the picture itself ("a photo of"); living beings always do ("beside a
-    dog"). A noun that comes again is the same target, unless other modifiers make it another thing ("a red ball and a
-    blue ball": two) or the words say so ("another ball").
+    Numerals always count ("three cats on two sofas"), but for measures ("for two seconds"), limbs stood on and counts
+    that are not exact ("more than three"). What each of several has counts for all of them. "A" and "an" count for
+    what takes part: no scenery ("on a grey background", "cross a street"), event ("a picnic"), clothing or name of the
+    picture itself ("a photo of"); living beings always do ("beside a dog"). A noun that comes again in the same
+    sentence is more of it, also with other modifiers or "another"; with "the" it is the same.
+    `numina.prompts.reading.read_prompt` tells what is doubtful, too.
     """
     return read_prompt(prompt).targets
 

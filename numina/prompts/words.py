@@ -23,7 +23,7 @@ _PARTS = re.compile(
 _PUNCTUATION = re.compile(r"[.,;:!?()\[\]{}/|&+<>=–—…，。；：、\n-]")
 _STOPS = re.compile(r"[.;!?。！？；\n]")
 _PARTICIPLE = re.compile(r"\w{2}(?:ing|ed)$")
-_DESCRIBES = re.compile(r"\w{2}(?:ing|ed|ly|ful|ous|less|ible|like|(?<!e)ese)$")
+_DESCRIBES = re.compile(r"\w{2}(?:ing|ed|ly|ful|ous|less|ible|like)$")
 _ABSTRACT = re.compile(r"\w{3}(?:ness|ity|tion|ism|ship|hood|ance|ence)$")
 
 
@@ -49,14 +49,16 @@ class Form:
         self.adjective = text in lexicon.ADJECTIVES or ("ADJ" in kinds and not self.noun)
         self.may_describe = self.adjective or "ADJ" in kinds
         self.participle = text not in lexicon.NOUNS_BY_FORM and bool(_PARTICIPLE.search(text))
+        people = text.endswith("ese") and not kinds  # "Chinese lanterns"
         self.modifier = (
             self.adjective
             or "-" in text
             or text.endswith(("'s", "’s", "s'", "s’"))
             or (text not in lexicon.NOUNS_BY_FORM and bool(_DESCRIBES.search(text)))
+            or people
         )
         self.verb_only = self.verb and not self.noun and not self.adjective
-        self.plural = text in lexicon.PAIRED or (is_plural(text) and not re.search("(?<!e)ese$", text) and self.noun)
+        self.plural = text in lexicon.PAIRED or (is_plural(text) and not people and self.noun)
         self.being = self.one in lexicon.BEINGS or self.one.endswith(("man", "woman"))
         self.limb = self.one in lexicon.BODY
         self.abstract = self.one in lexicon.ABSTRACT or (

@@ -57,7 +57,7 @@ CAPTIONS = {
     "half a dozen eggs and a hundred ants": {"eggs": 6, "ants": 100},
     "twin sisters share a matching pair of vases": {"sisters": 2, "vases": 2},
     "a pair of scissors and two rows of four chairs": {"scissors": 1, "chairs": 8},
-    "two or three cats, 4-5 dogs": {"cats": 3, "dogs": 5},
+    "two or three cats, 4-5 dogs": {},
     "two red and three blue balls": {"balls": 5},
     "10,000 birds": {"birds": 10000},
     "zero cats": {},
@@ -66,7 +66,7 @@ CAPTIONS = {
     "at 5 pm in 1950, a 24 fps 16:9 video on platform 9, shot with a 35 mm lens for two long seconds": {},
     "a two story house with 4 windows": {"house": 1, "windows": 4},
     "three robots, each with two arms, and one car": {"robots": 3, "car": 1},
-    "three waiters carry two trays each": {"waiters": 3},
+    "three waiters carry two trays each": {"waiters": 3, "trays": 6},
     "three drones fly over; two land": {"drones": 3},
     "two dogs, one brown and one white, and three cats": {"dogs": 2, "cats": 3},
     # the same noun again
@@ -253,7 +253,7 @@ def test_a_count_is_read_amid_any_text(before, noun, count, after):
     read = {singular(target.noun.lower()): target.count for target in parse_targets(prompt)}
     assert len(read) == len(parse_targets(prompt))
     others = re.findall(r"\w+", f"{before} {after}".lower())
-    assert singular(noun) in read
+    assert singular(noun) in read or read_prompt(prompt).doubts  # "2.5 cats" elsewhere: no exact count of cats
     if singular(noun) not in map(singular, others):
         assert read[singular(noun)] == count
     for target in parse_targets(prompt):

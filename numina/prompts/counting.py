@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from numina.prompts import lexicon
@@ -66,7 +67,7 @@ def counted_phrases(read: Phrases) -> Iterator[Counted]:
                 yield Counted(phrase, 1, Doubt.MERGED, aside=True)
             continue
         if opening.number == 1 and before == "but":
-            phrase = phrase._replace(opening=opening._replace(known=True))  # "two forks, but one fork is broken"
+            phrase = replace(phrase, opening=replace(opening, known=True))  # "two forks, but one fork is broken"
         yield Counted(phrase, opening.number, phrase.doubt)
 
 

@@ -104,8 +104,8 @@ ADJECTIVES = ORDINALS | _set(
 )
 # Of the adjectives and participles, those that are nouns where no other follows ("an orange", "a baby laughs").
 NOUN_ADJECTIVES = _set(
-    """orange baby adult giant light miniature antique iron square oval stray tabby siamese persian
-    robot model youth elder male female twin rose violet"""
+    """orange brick marble baby adult giant light miniature antique iron square oval stray tabby
+    siamese persian robot model youth elder male female twin rose violet"""
 )
 # Words in -ing, -ed and -ly that are nouns.
 NOUNS_BY_FORM = _set(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from numina.prompts import lexicon
 from numina.prompts.doubts import Doubt
 from numina.prompts.words import Word, follows, is_part, number
 
 
-class Opening(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Opening:
     """What opens a noun phrase: "three", "a", "a pair of", "the two", "another"."""
 
     number: int | None  # None where a definite article or a pronoun opens it ("the birds")
@@ -32,14 +33,14 @@ def read_opening(words: list[Word], i: int) -> Opening | None:
         counted = _numeral(words, i + 1) if i + 1 < len(words) and not words[i + 1].breaks else None
         if counted is None:
             return Opening(None, i + 1)
-        return counted._replace(known=text not in lexicon.POSSESSIVES and text not in ("each", "every"))
+        return replace(counted, known=text not in lexicon.POSSESSIVES and text not in ("each", "every"))
     if text == "another":
         counted = _numeral(words, i + 1)
-        return counted._replace(more=True) if counted else Opening(1, i + 1, more=True)
+        return replace(counted, more=True) if counted else Opening(1, i + 1, more=True)
     if text in ("a", "an"):
         opening = _indefinite(words, i)
         if not opening.article and opening.number and (first := _bound_before(words, i)) is not None:
-            return opening._replace(doubt=Doubt.BOUND, void=True, first=first)  # "about a dozen"
+            return replace(opening, doubt=Doubt.BOUND, void=True, first=first)  # "about a dozen"
         return opening
     if text in ("several", "few") or (text in lexicon.VAGUE and follows(words, i + 1, "of")):
         return Opening(2, i + 1 + (text in lexicon.VAGUE), doubt=Doubt.BOUND, void=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ from numina.prompts.words import Word, follows, number, read_words
 _OTHERS = ("another", "other", "others", "more")  # "while another sleeps": one more of what was counted
 
 
-class NounPhrase(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NounPhrase:
     opening: Opening
     opener: int  # index of the word that opens the phrase
     noun: int  # index of a word
@@ -70,7 +72,7 @@ def read_phrases(prompt: str) -> Phrases:
         if opening.number is not None:
             total = opening.number // 2 if opening.pairs and words[head].text in lexicon.PAIRED else opening.number
             if total + carried != opening.number:
-                opening = opening._replace(number=total + carried)
+                opening = replace(opening, number=total + carried)
         if carried and doubt is None and any(not words[j].form.adjective for j in range(opening.start, head)):
             doubt = Doubt.MOVED
         phrases.append(NounPhrase(opening, i, head, opening.doubt or doubt))

@@ -180,7 +180,8 @@ def _as_lists(value: dict[str, Any], path: str, depth: int) -> list[Any] | None:
     rows = []
     for group, own in inner.items():
         for item in _entries(own, path, depth + 1):
-            rows.append({"group": group, **({"prompt": item} if isinstance(item, str) else item)})
+            row = {"prompt": item} if isinstance(item, str) else item
+            rows.append({"group": group, **row} if isinstance(row, dict) else row)
     return rows
 
 

@@ -326,6 +326,8 @@ def test_bad_rows_are_skipped_and_listed_once(tmp_path: Path) -> None:
         ("set.json", b"[1, 2", "isn't JSON"),
         ("set.json", b'{"a": 1}', "no list of prompts"),
         ("set.json", b"[]", "holds no prompts"),
+        ("set.json", b'{"prompt": [null], "text": [null]}', "is no object"),
+        ("set.jsonl", b'{"prompt": null}', "no list of prompts|is empty|no column"),
         ("set.csv", b"a,b\nx,y\n", "--prompt-column"),
         ("set.csv", b"id,first,second\n1,two dogs,three cats\n", "--prompt-column"),
         ("set.txt.gz", b"\x1f\x8bnothing", "can't be read"),

@@ -75,7 +75,7 @@ PAST_VERBS = _set(
     ate fell fed felt flew fled forgot fought found froze gave got grew had held hid hit hung kept knelt knew laid lay
     led left lit lost made met paid put ran rang rode said sang sat sent shone shook shrank slept slid
     spoke spun sprang stole stood strode struck swam swept swung taught thought threw told took tore went woke won wore
-    wove wrote"""
+    wove wrote stuck wound bound"""
 )
 PERCEIVED = _set("watch watches see sees hear hears help helps let lets make makes")  # "sees a dog run"
 # Verbs whose object is no further thing in the picture: clothes, a formation, the place where it happens.
@@ -104,8 +104,8 @@ ADJECTIVES = ORDINALS | _set(
 )
 # Of the adjectives and participles, those that are nouns where no other follows ("an orange", "a baby laughs").
 NOUN_ADJECTIVES = _set(
-    """orange baby adult giant light miniature antique iron square oval stray tabby siamese persian
-    robot model youth elder male female twin rose violet"""
+    """orange brick marble baby adult giant light miniature antique iron square oval stray tabby
+    siamese persian robot model youth elder male female twin rose violet"""
 )
 # Words in -ing, -ed and -ly that are nouns.
 NOUNS_BY_FORM = _set(
@@ -127,21 +127,22 @@ GROUPS = _set(
 )
 # Places, weather, times and events: with an article they say where, when and what goes on, not how many.
 SCENERY = _set(
-    """background backdrop setting environment landscape sky atmosphere style way manner moment time day night morning
-    evening afternoon while bit camera distance foreground corner side end edge middle center centre top bottom
-    park garden forest wood jungle rainforest field meadow lake river stream pond ocean sea beach shore coast bay desert
-    valley canyon gorge hill hillside mountain slope ridge prairie savanna swamp island lagoon reef waterfall glacier
-    street road lane alley avenue highway path trail sidewalk track intersection crossing tunnel harbor harbour port
-    city town village farm yard backyard courtyard plaza playground neighborhood countryside clearing
-    room kitchen bedroom bathroom hall hallway corridor lobby stage stadium court gym classroom school library museum
-    theater theatre studio workshop garage factory warehouse office restaurant café cafe shop store market bakery
-    station airport hospital hotel porch balcony terrace patio rooftop floor ceiling landing lawn vineyard orchard farm
-    storm sunset sunrise breeze wind rain rainbow fog mist snowstorm thunderstorm blizzard shadow reflection silhouette
-    glow wave tide splash ripple sound noise world
-    walk stroll nap break bath swim run ride rest trip journey tour game match race song tune melody dance picnic party
-    parade concert show performance meal dinner lunch breakfast feast conversation chat talk story joke speech kiss hug
-    smile laugh look glance turn step jump leap bow toast cheer fight battle chase competition contest lesson class
-    meeting ceremony celebration festival trick stunt flip somersault handstand pose pattern formation nap job"""
+    """background backdrop setting environment landscape sky atmosphere style way manner moment time day night
+    morning evening afternoon while bit camera distance foreground corner side end edge middle center centre top
+    bottom park garden forest wood jungle rainforest field meadow lake river stream pond ocean sea beach shore
+    coast bay desert valley canyon gorge hill hillside mountain slope ridge prairie savanna swamp island lagoon
+    reef waterfall glacier street road lane alley avenue highway path trail sidewalk track intersection crossing
+    tunnel harbor harbour port city town village farm yard backyard courtyard plaza playground neighborhood
+    countryside clearing room kitchen bedroom bathroom hall hallway corridor lobby stage stadium court gym
+    classroom school library museum theater theatre studio workshop garage factory warehouse office restaurant
+    café cafe shop store market bakery station airport hospital hotel porch balcony terrace patio rooftop floor
+    ceiling landing lawn vineyard orchard storm sunset sunrise breeze wind rain rainbow fog mist snowstorm
+    thunderstorm blizzard shadow reflection silhouette glow wave tide splash ripple sound noise world walk
+    stroll nap break bath swim run ride rest trip journey tour game match race song tune melody dance picnic
+    party parade concert show performance meal dinner lunch breakfast feast conversation chat talk story joke
+    speech kiss hug smile laugh look glance turn step jump leap bow toast cheer fight battle chase competition
+    contest lesson class meeting ceremony celebration festival trick stunt flip somersault handstand pose
+    pattern formation job ballet waltz tango recital routine experiment spell shower tea coffee"""
 )
 BODY = _set(
     """leg foot hand paw arm wing eye ear head tail nose mouth tongue back knee finger toe shoulder face hair beak fin
@@ -176,9 +177,14 @@ BEINGS = _set(
     customer shopper neighbor passenger commuter beekeeper zookeeper librarian lifeguard snowman"""
 )
 MEASURES = _set(
-    """second seconds minute minutes hour hours day days week weeks month months year years meter meters metre metres
-    foot feet inch inches mile miles km cm mm kilometer kilometers percent degree degrees fps frame frames pixel pixels
-    times k p am pm o'clock"""
+    """second seconds minute minutes hour hours day days week weeks month months year years meter meters metre
+    metres foot feet inch inches mile miles km cm mm kilometer kilometers percent degree degrees fps frame
+    frames pixel pixels times k p am pm a.m p.m o'clock kg g mg gram grams kilogram kilograms lb lbs oz ounce
+    ounces ton tons tonne tonnes ml cl l liter liters litre litres gallon gallons mph kph knots hz khz mhz ghz
+    kb mb gb tb dpi ppi px mp megapixel megapixels watt watts kw volt volts celsius fahrenheit kelvin dollar
+    dollars cent cents euro euros yen rupees pounds bucks usd millimeters centimeters centimeter millimeter
+    kilometre kilometres acre acres hectare hectares decade decades century centuries night nights lumens bpm
+    rpm stories storeys m s h ft yd mins secs hrs sec min hr"""
 )
 SINGULAR_IN_S = _set(
     """is was has does goes this his its us as always perhaps bus gas lens iris canvas cactus octopus walrus
@@ -193,3 +199,64 @@ INVARIANT = _set(
     samurai goldfish starfish jellyfish swordfish catfish clownfish angelfish crayfish reindeer offspring series species
     cod carp tuna caribou scissors binoculars bonsai krill"""
 )
+
+# Measures that are things, too: a doubt is told.
+UNSURE_MEASURES = _set("feet foot frames stories storeys pounds knots cents rupees euros dollars bucks nights times l")
+# What comes before a numeral that is no exact count, and prepositions that are one after these words.
+NEARLY = _set("nearly almost approximately roughly maybe perhaps probably circa approx")
+ROUND = _set("about around over under above below")
+BEFORE_ROUND = _set("of with has have contains contain is are there holds hold shows show only to say")
+VAGUE = _set("dozens hundreds thousands millions tens scores")
+FRACTIONS = _set("quarter quarters third thirds halves half fifth fifths eighth eighths tenth tenths")
+PEOPLE = _set("family crew team band group party staff panel jury squad class household troupe choir unit circle")
+# Words for the picture that are things of their own, unless the prompt begins with them.
+ARTWORKS = _set(
+    """painting sketch watercolor watercolour cartoon comic poster engraving icon emoji sticker artwork art
+    mosaic vector thumbnail collage print doodle anime rendition depiction screenshot snapshot macro panorama
+    vignette diagram"""
+)
+# No things that one could count; with a numeral they say what kind, where or how often.
+ABSTRACT = _set(
+    """sense feeling air touch hint feel glimpse sort kind type variety moment instance act lack amount degree
+    level range rest result reason idea thought dream memory mood vibe aura ambiance ambience aesthetic tone hue
+    color colour shade texture tint gradient blend mix balance contrast harmony rhythm pace speed motion
+    movement gesture expression gaze display arrangement sequence part piece portion process way order shape
+    size length height width depth weight form silence calm peace joy happiness laughter surprise awe fear
+    wonder delight serenity tranquility warmth energy power force flow flurry burst blur haze gleam glint
+    sparkle shimmer flash hush whisper shout cry melody narrative tale testament symbol reminder celebration
+    demonstration connection bond love friendship life death world universe distance direction perspective point
+    view matter fact case number detail effect impact role task job project challenge opportunity experience
+    adventure attempt effort goal success failure chance choice decision change swift sip bite taste smell scent
+    aroma breath sigh wink nod yawn grin frown smirk glare beat step pause spin whirl style theme concept design
+    pattern background foreground side"""
+)
+# Words in -ity, -ness, -ship and the like that are things.
+CONCRETE = _set(
+    """station university city community ambulance fence audience fortress spaceship airship warship battleship
+    steamship flagship starship neighborhood kingdom constellation carnation entrance creation intersection plantation
+    appliance witness lioness harness citizenship pavilion lion medallion stallion scallion cushion accordion"""
+)
+# Nouns that make an adjective with a numeral, before another noun: "a five star hotel", "two lane road".
+NUMBERED = _set(
+    """star lane piece pack way story storey door seat seater man person speed tier ply point course page part
+    bedroom digit legged wheeled sided dimensional stage volume player passenger string finger hour minute day
+    week month year"""
+)
+NOUNS = _set("dam log pan template vet")  # nouns that the part-of-speech lexicon has as verbs alone
+NO_KINDS = _set("kinds types sorts styles ways directions sides ends times occasions versions varieties")
+UNSURE_PLURALS = _set(
+    """parts layers levels words letters colors colours shades steps turns rounds rows groups sets flocks herds teams
+    columns lines stacks piles pieces halves sections patterns angles views scenes stages shots poses movements"""
+)
+# "cut into two pieces": nothing that is there twice.
+DIVISIONS = _set(
+    "piece part half slice third quarter section chunk segment strip bit cube wedge"
+)  # "cut into two pieces"
+# "one side", "one morning": where and when, not how many.
+ONE_ASIDE = _set(
+    """side end corner edge day morning evening night afternoon moment point time place direction way instance another
+    piece thing part hand"""
+)
+POSITIONS = _set("left right front top back side rear middle ahead bottom inside outside center centre")
+# Boundaries that describe what follows them directly: "high back chairs", "side tables", "outside lights".
+LOOSE = _set("back side still past down up off over under inside outside out alone light like near")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from numina.errors import PromptError
+from numina.prompts.folding import UNSPACED
 from numina.prompts.targets import Mention, Target, find_mentions
 
 Offsets = Sequence[tuple[int, int]]
@@ -28,11 +29,28 @@ def locate_tokens(prompt: str, targets: Sequence[Target], offsets: Offsets) -> t
     ``prompt`` must be the text that was tokenized. Raises :class:`PromptError` where a noun isn't in the prompt, or a
     mention of it was cut off because the prompt is longer than the encoder's sequence.
     """
-    return tuple(_locate(prompt, target, offsets) for target in targets)
+    found = [find_mentions(prompt, target.noun) for target in targets]
+    return tuple(
+        _locate(prompt, target, _apart(prompt, mentions, found), offsets)
+        for target, mentions in zip(targets, found, strict=True)
+    )
 
 
-def _locate(prompt: str, target: Target, offsets: Offsets) -> TokenSpans:
-    mentions = find_mentions(prompt, target.noun)
+def _apart(prompt: str, mentions: Sequence[Mention], all_found: Sequence[Sequence[Mention]]) -> Sequence[Mention]:
+    """Mentions that aren't part of another target's longer noun, in scripts without spaces (猫 in 熊猫)."""
+    if prompt.isascii():
+        return mentions
+    longer = [other.noun for found in all_found if found is not mentions for other in found]
+    apart = [
+        mention
+        for mention in mentions
+        if not UNSPACED.match(prompt[mention.noun[0]])
+        or not any(a <= mention.noun[0] and mention.noun[1] <= b and (a, b) != mention.noun for a, b in longer)
+    ]
+    return apart or mentions
+
+
+def _locate(prompt: str, target: Target, mentions: Sequence[Mention], offsets: Offsets) -> TokenSpans:
     for mention in mentions:
         _check_covered(prompt, target.noun, mention, offsets)
     return TokenSpans(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from numina.errors import PromptError
 from numina.prompts.nouns import singular
+from numina.prompts.reading import read_prompt
 from numina.prompts.targets import Target, check_targets, find_mentions, parse_targets
 
 CAPTIONS = {
@@ -56,16 +57,16 @@ CAPTIONS = {
     "half a dozen eggs and a hundred ants": {"eggs": 6, "ants": 100},
     "twin sisters share a matching pair of vases": {"sisters": 2, "vases": 2},
     "a pair of scissors and two rows of four chairs": {"scissors": 1, "chairs": 8},
-    "two or three cats, 4-5 dogs": {"cats": 3, "dogs": 5},
+    "two or three cats, 4-5 dogs": {},
     "two red and three blue balls": {"balls": 5},
     "10,000 birds": {"birds": 10000},
-    "zero cats": {"cats": 0},
+    "zero cats": {},
     "no cats and two dogs": {"dogs": 2},
     # numerals that count nothing
     "at 5 pm in 1950, a 24 fps 16:9 video on platform 9, shot with a 35 mm lens for two long seconds": {},
     "a two story house with 4 windows": {"house": 1, "windows": 4},
     "three robots, each with two arms, and one car": {"robots": 3, "car": 1},
-    "three waiters carry two trays each": {"waiters": 3},
+    "three waiters carry two trays each": {"waiters": 3, "trays": 6},
     "three drones fly over; two land": {"drones": 3},
     "two dogs, one brown and one white, and three cats": {"dogs": 2, "cats": 3},
     # the same noun again
@@ -94,8 +95,9 @@ CAPTIONS = {
 @pytest.mark.parametrize("prompt", CAPTIONS)
 def test_captions_are_read_as_people_read_them(prompt):
     """Counts, nouns and their order; scenery, measures and names of the picture are no targets."""
-    assert {target.noun: target.count for target in parse_targets(prompt)} == CAPTIONS[prompt]
-    assert [target.noun for target in parse_targets(prompt)] == list(CAPTIONS[prompt])
+    targets = read_prompt(prompt, max_count=10_000).targets
+    assert {target.noun: target.count for target in targets} == CAPTIONS[prompt]
+    assert [target.noun for target in targets] == list(CAPTIONS[prompt])
 
 
 BENCHMARK = [json.loads(line) for line in Path(__file__).with_name("prompts.jsonl").read_text("utf-8").splitlines()]
@@ -199,8 +201,8 @@ def test_sound_targets_pass():
     [
         ("", "has no text"),
         ("no cats", "has no targets"),
-        ("zero cats", "0 'cats' in prompt 'zero cats': a count must be from 1 to 20"),
-        ("10,000 birds", "10000 'birds'"),
+        ("zero cats", "has no targets"),
+        ("10,000 birds", "has no targets"),
         ("9" * 5000 + " birds", "has no targets"),
     ],
 )
@@ -251,7 +253,7 @@ def test_a_count_is_read_amid_any_text(before, noun, count, after):
     read = {singular(target.noun.lower()): target.count for target in parse_targets(prompt)}
     assert len(read) == len(parse_targets(prompt))
     others = re.findall(r"\w+", f"{before} {after}".lower())
-    assert singular(noun) in read
+    assert singular(noun) in read or read_prompt(prompt).doubts  # "2.5 cats" elsewhere: no exact count of cats
     if singular(noun) not in map(singular, others):
         assert read[singular(noun)] == count
     for target in parse_targets(prompt):

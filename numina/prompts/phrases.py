@@ -200,7 +200,7 @@ def _lone_head(words: list[Word], opener: int, opening: Opening, run: list[int])
     if head is None:
         return None, None
     alone = head == run[0] and words[head].form.listed_verb and not words[head].form.being
-    if alone and not words[opener].text.isdigit():
+    if alone and not words[opener].text.isdigit() and not opening.void:
         return None, None  # "three drones fly over; two land"
     if words[head].form.adjective and words[head].text not in lexicon.NOUN_ADJECTIVES:
         return None, None

@@ -50,7 +50,7 @@ from cluster.dataset.segments import (
     union,
 )
 from cluster.keys import canonical, canonical_json
-from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, check_row, one_value, plain_value, python_rows
+from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, asks_no_count, check_row, one_value, plain_value, python_rows
 from cluster.storage.open import check_promise, open_files
 from cluster.storage.protocol import Files
 from numina.errors import DamageError, OutputError, PromptSetError
@@ -227,6 +227,17 @@ class Store:
             keys=frozenset(split(keys + loose_keys)), tasks=frozenset(split(b"".join([*tasks, loose_tasks])))
         )
 
+    def plain(self) -> Committed:
+        """Keys of the rows that ask for no count, and the chains that they belong to."""
+        columns = ["key", "chain", "targets"]
+
+        def read_loose(keys: list[str]) -> list[pa.Table]:
+            return read_tables(self.files, map(commit_name, keys), columns)
+
+        _, segments, loose = self.row_files.read(columns, _plain_rows, read_loose)
+        found = [*segments, *map(_plain_rows, loose)]
+        return Committed(keys=frozenset(split(packed(found, "key"))), tasks=frozenset(split(packed(found, "chain"))))
+
     def rows(self) -> pa.Table:
         """All rows, each once, sorted by key: ROW_SCHEMA's columns, then the prompt set's own.
 
@@ -397,6 +408,10 @@ class Store:
     def release(self) -> None:
         """Lease nothing any more: the work is done, or left."""
         self.leases.release()
+
+
+def _plain_rows(table: pa.Table) -> pa.Table:
+    return table.filter(asks_no_count(table))
 
 
 _ABSENT = object()

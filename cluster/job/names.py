@@ -30,6 +30,12 @@ class TaskNames:
             for base, strength in product([strategy.base], strategy.strengths)
         }
         self._keys = {name: RowKeys(**settings) for name, settings in self._settings.items()}
+        # A prompt without counts is rewritten to itself: this tells its row from the one of the strategy without.
+        self._plain_keys = {
+            (base, strength): RowKeys(**settings | {"config": settings["config"] | {"rewritten": True}})
+            for (base, strength), settings in self._settings.items()
+            if ENHANCEMENT in base
+        }
         self._digests = {
             (sample, base): self._chains(sample, base)
             for sample, base in product(range(prepared.job.samples), {trial.base for trial in prepared.trials})
@@ -69,7 +75,8 @@ class TaskNames:
         original = row.original_prompt or row.prompt
         first = sample_seed(row.seed, row.id, original, sample, self._job.seed)
         seed = attempt_seed(first, trial.attempt, trial.strength)
-        key = self._keys[trial.base, trial.strength].key(
+        keys = self._keys if row.targets else self._keys | self._plain_keys
+        key = keys[trial.base, trial.strength].key(
             prompt=row.prompt, negative_prompt=row.negative_prompt, targets=row.targets, seed=seed
         )
         return ClipTask(

@@ -63,8 +63,9 @@ class PreparedJob:
         return "testbed" if self.model.name == "testbed" else "general"
 
     def method_of(self, task: ClipTask) -> MethodConfig | None:
-        """What a task's clip is guided by; None generates without NUMINA."""
-        method = self.job.methods[task.strategy]
+        """What a task's clip is guided by; None generates without NUMINA: nothing else is done where no count is
+        asked for."""
+        method = self.job.methods[task.strategy] if task.row.targets else None
         return method and stronger(method, task.strength)
 
     def identity(self) -> dict[str, Any]:

@@ -142,16 +142,10 @@ def parsed(raw: RawRow, max_count: int) -> tuple[PromptRow | None, list[str]]:
 
 
 def given_or_parsed(prompt: str, given: list[dict[str, Any] | None] | None, max_count: int) -> tuple[Target, ...]:
-    """The given targets, or those parsed from the prompt. Raises PromptError."""
-    if given is None:
-        targets = tuple(parse_targets(prompt))
-        if not targets:
-            raise PromptError("no counted noun found in it; write e.g. 'three cats', or give targets")
-    else:
-        targets = tuple(_target(item) for item in given)
-        if not targets:
-            raise PromptError("is an empty list; give a target, or null to take them from the prompt")
-    check_targets(prompt, targets, max_count=max_count)
+    """The given targets, or those parsed from the prompt; () asks for no count. Raises PromptError."""
+    targets = tuple(parse_targets(prompt)) if given is None else tuple(_target(item) for item in given)
+    if targets:
+        check_targets(prompt, targets, max_count=max_count)
     return targets
 
 

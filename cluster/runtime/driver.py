@@ -191,13 +191,15 @@ class Driver:
         return Flight(batch) if batch else None
 
     def _enter(self, task: ClipTask) -> None:
-        """A task into its queue; one that is there and needs no judge is done."""
+        """A task into its queue; one that is there and needs no judge is done. One that asks for no count is accepted
+        as it is."""
         entered = self.rounds.enter(task)
         if entered is None:
             return
-        if entered.there and not entered.verified:
+        if entered.there and not (entered.verified and entered.row.targets):
             self.progress.completed += 1
-            self.supply.finished(entered.key)
+            self.progress.accepted += entered.verified
+            self.supply.finished(self.rounds.supplied(entered))
         else:
             self.queues.add([entered])
 

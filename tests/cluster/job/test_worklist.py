@@ -127,7 +127,7 @@ def test_all_that_is_wrong_with_what_is_left_is_told_at_once(tmp_path: Path) -> 
     prompts = [f"{CIRCLES} and number {number}" for number in range(8)]
     path = numbered(tmp_path, 8)
     done = of(list(tasks_of(a_plan(path)))[:2])
-    prompts[4], prompts[6] = "the sea", prompts[5]
+    prompts[4], prompts[6] = " ", prompts[5]
     pq.write_table(pa.table({"prompt": prompts}), path, row_group_size=3)
     with pytest.raises(PromptSetError) as error:
         open_worklist(a_plan(path, "max_count=1"), done, NOTHING)

@@ -111,21 +111,31 @@ class Store:
         """Start or resume a job. `config` is what enters the keys: the first run writes it, a later one must agree.
 
         `asked` (rows that the job wants in all) and `info` (anything: degrees, versions) are recorded for this start
-        only. Raises OutputError that shows every difference, when the folder holds something else than an output, or
-        while a clean-up is at work in it.
+        only. Raises OutputError as `check_run` does.
         """
-        self.leases.refuse((lease for lease in self.leases.in_the_way() if lease.cleaning), "a clean-up works alone")
+        begun = self.check_run(config) is not None
         if not self._single_writer:
             check_promise(self.files)
-        kept = self.run_config()
-        if kept is None:
-            self._refuse_foreign()
+        if not begun:
             self.files.create("run.json", _json({"format": FORMAT, "config": config}))
-            kept = self.run_config() or {}
-        self._refuse_difference(kept, json.loads(canonical_json(config)))
+            self.check_run(config)
         started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         record = {"started": started, "asked": asked, "info": info or {}}
         self.files.create(f"runs/{started}-{self.owner[:8]}.json", _json(record))
+
+    def check_run(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What `run_config` gives, if a job of this `config` may start here; writes nothing.
+
+        Raises OutputError that shows every difference, when the folder holds something else than an output, or while a
+        clean-up is at work in it.
+        """
+        self.leases.refuse((lease for lease in self.leases.in_the_way() if lease.cleaning), "a clean-up works alone")
+        kept = self.run_config()
+        if kept is None:
+            self._refuse_foreign()
+        else:
+            self._refuse_difference(kept, json.loads(canonical_json(config)))
+        return kept
 
     def run_config(self) -> dict[str, Any] | None:
         """What enters the keys of this output, as its first run wrote it; None before that."""

@@ -447,8 +447,7 @@ def numbered(job: Job, number: int, *overrides: str) -> Driver:
     path = str(Path(job().output).parent / f"{number}.parquet")
     make_prompts([{"id": str(index), "prompt": "two red circles"} for index in range(number)], path)
     prepared = prepare(job(f"prompts={path}", *overrides))
-    nothing: Any = SimpleNamespace(tasks=lambda shuffle: iter(()))
-    driver = Driver(prepared, Store(prepared.job.output), nothing, JobProgress(), lambda progress: None)
+    driver = Driver(prepared, Store(prepared.job.output), lambda: None, JobProgress(), lambda progress: None)
     driver.queues.pending.extend(tasks_of(prepared))
     return driver
 

@@ -13,7 +13,8 @@ from cluster.job.long_prompts import LongPrompts
 from cluster.job.strategy import Trial, stronger
 from cluster.job.tasks import ClipTask
 from cluster.prompts.check import require_prompts
-from cluster.prompts.promptset import PromptSet, describe_problems, open_prompts
+from cluster.prompts.problems import describe_problems
+from cluster.prompts.promptset import PromptSet, open_prompts
 from numina.errors import PromptSetError
 from pipelines.base import ModelFacts
 from pipelines.models.registry import inspect_model, resolve_device, resolve_dtype

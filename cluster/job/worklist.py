@@ -20,8 +20,8 @@ from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
 from cluster.prompts.check import SetCheck
 from cluster.prompts.files import Block
-from cluster.prompts.promptset import describe_problems
-from cluster.prompts.row import ENHANCED, OWN_SCHEMA, RawRow, row_texts
+from cluster.prompts.problems import describe_problems
+from cluster.prompts.row import CHECKED_COLUMNS, RawRow, row_texts
 from numina.errors import PromptSetError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def open_worklist(
     check = SetCheck(prepared.prompts, job.max_count, samples=job.samples)
     long = LongPrompts(job, prepared.model, prepared.rules)
     states = np.zeros((part.size(prepared.prompts.rows), len(names.slots)), np.uint8)
-    for block, batch, contents in check.read([*OWN_SCHEMA.names, ENHANCED]):
+    for block, batch, contents in check.read(CHECKED_COLUMNS):
         if stopped():
             return None
         own = states[part.rows(block)]

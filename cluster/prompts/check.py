@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,14 @@ import pyarrow as pa
 from cluster.keys import SEEDS, canonical_json
 from cluster.prompts.columns import checked_columns, value_problems
 from cluster.prompts.files import UNREADABLE, Block, read_blocks, unreadable
-from cluster.prompts.promptset import Problem, describe_problems, open_prompts, opened
+from cluster.prompts.problems import Problem, RowProblem, describe_problems
+from cluster.prompts.promptset import Numbered, opened, with_ids
 from cluster.prompts.row import (
-    OWN_SCHEMA,
+    CHECKED_COLUMNS,
+    DEFAULT_READING,
     PromptRow,
     RawRow,
+    TargetReading,
     as_bytes,
     content_texts,
     parsed,
@@ -39,25 +42,47 @@ class SetCheck:
     """
 
     def __init__(
-        self, prompts: PromptSet, max_count: int, problems: Iterable[Problem] = (), *, samples: int = 1
+        self,
+        prompts: PromptSet,
+        max_count: int,
+        problems: Iterable[Numbered] = (),
+        *,
+        samples: int = 1,
+        reading: TargetReading = DEFAULT_READING,
     ) -> None:
         self._prompts = prompts
         self._max_count = max_count
         self._samples = samples
+        self._reading = reading
         self._problems = list(problems)
         self._extra = checked_columns(prompts.extra_columns, [file.schema for file in prompts.files])
         self._ids, self._given, self._parsed = _Hashes(), _Hashes(), _Hashes()
+        self._repeats = Repeats()
 
     @property
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """What was found, in the order of the set."""
         return [problem for _, problem in sorted(self._problems, key=itemgetter(0))]
+
+    @property
+    def bad_rows(self) -> frozenset[int]:
+        """The rows that have problems, by their numbers in the set."""
+        return frozenset(number for number, problem in self._problems if isinstance(problem, RowProblem))
+
+    def require(self, *, bad: Literal["refuse", "skip"] = "refuse") -> frozenset[int]:
+        """The rows to pass over. To be called after `find_repeats`.
+
+        Raises one PromptSetError with all problems, unless bad rows are skipped and some rows are good.
+        """
+        require_rows(self._prompts.path, self.problems, self._prompts.rows, skip=bad == "skip")
+        return self.bad_rows
 
     def read(self, columns: Sequence[str] | None = None) -> Iterator[tuple[Block, pa.RecordBatch, pa.Array]]:
         """All blocks of the set with their rows and `content_texts`; what can't be read of a file is a problem.
 
         So is a value of another column that could not be carried into the output, whether it is among `columns` or not.
-        A row that is passed without being checked is compared with others as it is given.
+        A row that is passed without being checked is compared with others as it is given. Rows without an id that
+        repeat an earlier one have one of their own, from then on in all that the set reads.
         """
         for _, blocks in groupby(self._prompts.blocks, key=lambda block: id(block.file)):
             first = next(blocks)
@@ -66,21 +91,24 @@ class SetCheck:
                 wanted = None if columns is None else [*columns, *self._extra]
                 for block, batch in read_blocks(chain([first], blocks), wanted):
                     contents = content_texts(batch)
-                    self._note(block, batch, contents)
                     self._check_extra(block, batch)
+                    if implied := self._repeats.ids(block, batch, contents):
+                        self._prompts.implied_ids[block.index] = implied
+                        batch = with_ids(batch, implied)
+                    self._note(block, batch, contents)
                     yield block, batch if columns is None else _selected(batch, columns), contents
                     position += block.rows
             except UNREADABLE as error:
                 problem = unreadable(first.file.path, first.number + position - first.index, error)
                 self._problems.append((position, problem))
 
-    def refuse(self, raw: RawRow, trouble: str) -> None:
-        """Takes a prompt among the problems for what its own column can't tell."""
-        self._problems.append((raw.index, raw.problem("prompt", raw.own("prompt"), trouble)))
+    def refuse(self, raw: RawRow, trouble: str, rule: str = "can't be used by this job", remedy: str = "") -> None:
+        """Takes a prompt among the problems for what its own column can't tell; `trouble` is in the row's own words."""
+        self._problems.append((raw.index, raw.problem("prompt", raw.own("prompt"), rule, remedy, trouble)))
 
     def row(self, raw: RawRow) -> PromptRow | None:
         """The row, checked whole; None where it has problems."""
-        row, problems = parsed(raw, self._max_count)
+        row, problems = parsed(raw, self._max_count, self._reading)
         self._problems += [(raw.index, problem) for problem in problems]
         if row is not None:
             content = hash((row.prompt, row.negative_prompt, row.targets))
@@ -94,20 +122,23 @@ class SetCheck:
 
         Returns the samples of rows, by their numbers, whose video an earlier row or sample is.
         """
-        suspects = np.array(sorted(self._ids.equal() | self._given.equal() | self._parsed.equal()), np.int64)
+        suspects = sorted(self._ids.equal() | self._given.equal() | self._parsed.equal())
+        bad = self.bad_rows
         ids, rows, videos = dict[str, str](), dict[bytes, str](), set[bytes]()  # places by what they hold
         shared = []
-        for raw in self._rows_at(suspects):
-            row, _ = parsed(raw, self._max_count)
-            if row is None:
+        for raw in self.rows_at(suspects):
+            row, _ = parsed(raw, self._max_count, self._reading)
+            if row is None or row.index in bad:
                 continue
             if row.id is not None and (first := ids.setdefault(row.id, raw.place)) != raw.place:
-                trouble = f"is also in {first}; ids must differ"
-                self._problems.append((raw.index, raw.problem("id", row.id, trouble)))
+                told = f"is also in {first}"
+                problem = raw.problem("id", row.id, "is in another row too", "ids must differ", told)
+                self._problems.append((raw.index, problem))
             elif (first := rows.setdefault(_video_digest(row, 0), raw.place)) != raw.place:
-                trouble = f"the same prompt, targets and seed as in {first} make the same video; "
-                trouble += "drop one, or give them different ids or seeds"
-                self._problems.append((raw.index, raw.problem("prompt", row.prompt, trouble)))
+                told = f"the same prompt, targets and seed as in {first} make the same video"
+                rule = "the same prompt, targets and seed as in another row make the same video"
+                remedy = "drop one, or give them different ids or seeds"
+                self._problems.append((raw.index, raw.problem("prompt", row.prompt, rule, remedy, told)))
             for sample in range(self._samples if row.seed is not None else 0):
                 if (digest := _video_digest(row, sample)) in videos:
                     shared.append((row.index, sample))
@@ -132,19 +163,32 @@ class SetCheck:
     def _check_extra(self, block: Block, batch: pa.RecordBatch) -> None:
         """Values that would lose their clip after it was generated."""
         for offset, name, value, trouble in value_problems(_selected(batch, self._extra), self._prompts.extra_columns):
-            raw = RawRow(block, batch, offset)
-            self._problems.append((raw.index, raw.problem(name, value, trouble)))
+            raw, (told, _, remedy) = RawRow(block, batch, offset), trouble.rpartition("; ")
+            rule = "doesn't fit the type of its column" if told.startswith("doesn't fit") else told
+            self._problems.append((raw.index, raw.problem(name, value, rule, remedy, told)))
 
-    def _rows_at(self, numbers: np.ndarray) -> Iterator[RawRow]:
-        """Rows by their numbers, which ascend."""
+    def rows_at(self, ascending: Sequence[int]) -> Iterator[RawRow]:
+        """Rows by their numbers."""
+        numbers = np.array(ascending, np.int64)
         bounds = {
             block.index: np.searchsorted(numbers, [block.index, block.index + block.rows])
             for block in self._prompts.blocks
         }
         wanted = [block for block in self._prompts.blocks if np.ptp(bounds[block.index])]
-        for block, batch in self._prompts.read(wanted, OWN_SCHEMA.names):
+        for block, batch in self._prompts.read(wanted, CHECKED_COLUMNS):
             for number in numbers[slice(*bounds[block.index])]:
                 yield RawRow(block, batch, int(number) - block.index)
+
+
+def require_rows(path: str, problems: Sequence[Problem], rows: int, *, skip: bool) -> None:
+    """Raises one PromptSetError with all problems of a set of so many rows, unless some rows are good and the others
+    are skipped."""
+    if skip and not any(isinstance(problem, str) for problem in problems):
+        if len({problem.row for problem in problems if isinstance(problem, RowProblem)}) < rows:
+            return
+        problems = [f"{path}: all {rows} rows are bad; correct some", *problems]
+    if problems:
+        raise PromptSetError(describe_problems(path, problems))
 
 
 def _selected(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
@@ -172,6 +216,43 @@ class _Hashes:
         same = np.diff(hashes[order]) == 0
         shared = order[np.append(same, False) | np.insert(same, 0, False)] if len(order) else order
         return set(np.frombuffer(self._rows, np.int64)[shared].tolist())
+
+
+class Repeats:
+    """Ids for rows that have neither id nor seed and repeat an earlier such row: they are videos of their own.
+
+    An id depends on what the row asks for and how often it came before, not on its place. Eight bytes a row are held;
+    that two different rows share them is as likely as 3 in 10⁸ for a million rows, and gives one of them an id.
+    """
+
+    def __init__(self) -> None:
+        self._seen = np.zeros(0, np.uint64)  # ascending
+        self._times = dict[int, int]()  # of what came more than once
+
+    def ids(self, block: Block, batch: pa.RecordBatch, contents: pa.Array) -> dict[int, str]:
+        """The ids of a block's rows that repeat an earlier row, by their offsets. Blocks come in order, each once."""
+        nameless = ~_is_given(text_column(batch, "id")) & ~_is_given(_seeds(batch))
+        offsets = np.flatnonzero(nameless)
+        if not len(offsets):
+            return {}
+        texts = as_bytes(contents.filter(pa.array(nameless)))
+        digests = [hashlib.blake2b(text, digest_size=8).digest() for text in texts]
+        hashes = np.frombuffer(b"".join(digests), np.uint64)
+        firsts = np.unique(hashes, return_index=True)[1]
+        repeated = np.ones(len(hashes), bool)
+        repeated[firsts] = False
+        places = np.searchsorted(self._seen, hashes)
+        repeated[places < len(self._seen)] |= (
+            self._seen[places[places < len(self._seen)]] == (hashes[places < len(self._seen)])
+        )
+        found = {}
+        for place in np.flatnonzero(repeated).tolist():
+            value = int(hashes[place])
+            self._times[value] = times = self._times.get(value, 1) + 1
+            found[int(offsets[place])] = f"{digests[place].hex()}-{times}"
+        new = np.sort(hashes[~repeated])
+        self._seen = np.insert(self._seen, np.searchsorted(self._seen, new), new)
+        return found
 
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # times an odd number, different seeds stay different
@@ -202,36 +283,47 @@ def _video_digest(row: PromptRow, sample: int) -> bytes:
     return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 
-def read_prompts(path: str, *, max_count: int, limit: int | None = None) -> Iterator[PromptRow]:
+def read_prompts(
+    path: str, *, max_count: int, limit: int | None = None, reading: TargetReading = DEFAULT_READING
+) -> Iterator[PromptRow]:
     """The rows of a prompt set in order, the first `limit` of them. They are all checked before the first is given.
 
     Raises one PromptSetError that lists the problems of these rows.
     """
-    require_prompts(path, max_count, limit=limit)
-    return open_prompts(path, limit=limit).parse(max_count)
+    prompts, check = _checked(path, max_count, limit, reading)
+    check.require()
+    return prompts.parse(max_count, reading)
 
 
-def require_prompts(path: str, max_count: int, *, limit: int | None = None) -> int:
+def require_prompts(
+    path: str, max_count: int, *, limit: int | None = None, reading: TargetReading = DEFAULT_READING
+) -> int:
     """The number of rows of a prompt set (of its first `limit` rows). Raises one PromptSetError with its problems."""
-    rows, problems = check_prompts(path, max_count, limit=limit)
-    if problems:
-        raise PromptSetError(describe_problems(path, problems))
-    return rows
+    prompts, check = _checked(path, max_count, limit, reading)
+    check.require()
+    return prompts.rows
 
 
-def check_prompts(path: str, max_count: int, *, limit: int | None = None) -> tuple[int, list[str]]:
+def check_prompts(
+    path: str, max_count: int, *, limit: int | None = None, reading: TargetReading = DEFAULT_READING
+) -> tuple[int, list[Problem]]:
     """Read a prompt set (its first `limit` rows) and collect all that is wrong with it; raises nothing for it.
 
     Returns the number of rows read and the problems; each names file, row, column, value and remedy.
     """
     try:
-        prompts, problems = opened(path, limit)
+        prompts, check = _checked(path, max_count, limit, reading)
     except PromptSetError as error:
         return 0, [str(error)]
-    check, rows = SetCheck(prompts, max_count, problems), 0
-    for block, batch, _ in check.read():
-        rows += block.rows
+    return prompts.rows, check.problems
+
+
+def _checked(path: str, max_count: int, limit: int | None, reading: TargetReading) -> tuple[PromptSet, SetCheck]:
+    """A set, and the check of it after its pass."""
+    prompts, problems = opened(path, limit)
+    check = SetCheck(prompts, max_count, problems, reading=reading)
+    for block, batch, _ in check.read(CHECKED_COLUMNS):
         for offset in range(block.rows):
             check.row(RawRow(block, batch, offset))
     check.find_repeats()
-    return rows, check.problems
+    return prompts, check

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from cluster.prompts.check import SetCheck
 from cluster.prompts.columns import column_trouble
 from cluster.prompts.files import Block, PromptFile
-from cluster.prompts.promptset import describe_problems, opened
+from cluster.prompts.problems import Problem, describe_problems
+from cluster.prompts.promptset import opened
 from cluster.prompts.row import OWN_SCHEMA, PromptRow, RawRow, parsed
 from cluster.prompts.source_rows import SourceRow, said
 from cluster.prompts.sources import locate, read_source, source_of
@@ -87,7 +88,7 @@ class _Reader:
     counts: str | None
     max_count: int
     report: Callable[[int], None]
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     lines: "array[int]" = field(default_factory=lambda: array("q"))  # of each row
     found: Imported = field(default_factory=Imported)
 
@@ -114,7 +115,7 @@ class _Reader:
             pass
         check.find_repeats()
         for problem in check.problems:
-            placed = re.sub(rf"{re.escape(str(place))}, row (\d+)", self._line_of, problem)
+            placed = re.sub(rf"{re.escape(str(place))}, row (\d+)", self._line_of, str(problem))
             self.problems.append(placed.replace(str(place), self.path))
 
     def _line_of(self, row: re.Match[str]) -> str:
@@ -145,7 +146,7 @@ class _Reader:
             return pa.unify_schemas([extra, own], promote_options="permissive")
         except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
             problem = f"{self.path}, lines {block[0].line} to {block[-1].line}, column {name!r}: {error}"
-            if not any(f"column {name!r}" in other for other in self.problems):
+            if not any(f"column {name!r}" in str(other) for other in self.problems):
                 self.problems.append(problem)
             return extra
 

@@ -4,7 +4,7 @@
 |---|---|---|
 | `id` | string | optional, unique, 1 to 128 of `A-Z a-z 0-9 . _ -` |
 | `prompt` | string | required |
-| `targets` | list of {noun: string, count: integer} | parsed from the prompt when null or absent |
+| `targets` | list of {noun: string, count: integer} | read from the prompt when null or absent; empty: no count |
 | `negative_prompt` | string | optional |
 | `seed` | integer, not negative | derived from the row when null or absent |
 | any other | any | carried into the output unchanged |
@@ -16,9 +16,10 @@ one that Arrow unites them to. Row numbers count from 0.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.types as pat
@@ -26,14 +27,14 @@ import pyarrow.types as pat
 from cluster.prompts.columns import cast_batch, column_trouble, decoded, united
 from cluster.prompts.files import UNREADABLE, Block, PromptFile, blocks_of, read_blocks, read_footers
 from cluster.prompts.find import find_files
-from cluster.prompts.row import ENHANCED, OWN_SCHEMA, PromptRow, RawRow, parsed
+from cluster.prompts.problems import Problem, describe_problems
+from cluster.prompts.row import DEFAULT_READING, ENHANCED, OWN_SCHEMA, PromptRow, RawRow, TargetReading, parsed
 from cluster.rows import ROW_SCHEMA
 from numina.errors import PromptSetError
 
-SHOWN_PROBLEMS = 20
 ANY_COUNT = 2**31 - 1
 
-Problem = tuple[int, str]
+Numbered = tuple[int, Problem]
 """What is wrong, after the number of the row that it is told at."""
 
 
@@ -46,6 +47,8 @@ class PromptSet:
     extra_columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
     """The set's columns beside OWN_SCHEMA's, with the types that their values have in all files together."""
     limit: int | None = None  # rows that count, the first ones
+    implied_ids: dict[int, dict[int, str]] = field(default_factory=dict, compare=False)
+    """Of blocks, by their index, the ids of rows that repeat others, by their offsets: found by `SetCheck`."""
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -66,22 +69,44 @@ class PromptSet:
         """
         try:
             for block, batch in read_blocks(self.blocks if blocks is None else blocks, columns):
-                yield block, cast_batch(batch, self.extra_columns, block)
+                batch = cast_batch(batch, self.extra_columns, block)
+                yield block, with_ids(batch, self.implied_ids.get(block.index, {}))
         except UNREADABLE as error:
             raise PromptSetError(f"prompt set {self.path!r} can't be read on: {error}") from error
 
-    def parse(self, max_count: int) -> Iterator[PromptRow]:
-        """All rows. Raises PromptSetError at the first that has a problem, as none has that was checked before."""
+    def parse(
+        self,
+        max_count: int,
+        reading: TargetReading = DEFAULT_READING,
+        *,
+        bad: Literal["refuse", "skip"] = "refuse",
+    ) -> Iterator[PromptRow]:
+        """All rows, or all but the bad ones. Raises PromptSetError at the first bad one where they aren't skipped; a
+        set that was checked before has none."""
         for block, batch in self.read():
             for offset in range(block.rows):
-                yield self.row(RawRow(block, batch, offset), max_count)
+                row, problems = parsed(RawRow(block, batch, offset), max_count, reading)
+                if row is not None:
+                    yield row
+                elif bad == "refuse":
+                    raise PromptSetError(describe_problems(self.path, problems))
 
-    def row(self, raw: RawRow, max_count: int) -> PromptRow:
+    def row(self, raw: RawRow, max_count: int, reading: TargetReading = DEFAULT_READING) -> PromptRow:
         """One of the rows that were read. Raises PromptSetError with its problems."""
-        row, problems = parsed(raw, max_count)
+        row, problems = parsed(raw, max_count, reading)
         if row is None:
             raise PromptSetError(describe_problems(self.path, problems))
         return row
+
+
+def with_ids(batch: pa.RecordBatch, ids: Mapping[int, str]) -> pa.RecordBatch:
+    """A block with these ids in the rows that have none, by their offsets."""
+    if not ids:
+        return batch
+    place = batch.schema.get_field_index("id")
+    given = batch.column(place).to_pylist() if place >= 0 else [None] * batch.num_rows
+    column = pa.array([ids.get(offset, id) for offset, id in enumerate(given)], pa.string())
+    return batch.append_column("id", column) if place < 0 else batch.set_column(place, "id", column)
 
 
 def open_prompts(path: str, *, limit: int | None = None) -> PromptSet:
@@ -95,24 +120,15 @@ def open_prompts(path: str, *, limit: int | None = None) -> PromptSet:
     return prompts
 
 
-def describe_problems(path: str, problems: Sequence[str]) -> str:
-    """The problems of a set as one message: the first 20, and how many more there are."""
-    lines = [f"prompt set {path!r} has {len(problems)} problem{'s' if len(problems) != 1 else ''}:"]
-    lines += [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
-    if len(problems) > SHOWN_PROBLEMS:
-        lines.append(f"  and {len(problems) - SHOWN_PROBLEMS} more")
-    return "\n".join(lines)
-
-
 # --- files ---
 
 
-def opened(path: str, limit: int | None) -> tuple[PromptSet, list[Problem]]:
+def opened(path: str, limit: int | None) -> tuple[PromptSet, list[Numbered]]:
     """The set of those files that can be read, and what is wrong with the others; none beyond row `limit` is opened.
 
     Raises PromptSetError when there are none at all.
     """
-    files, problems, rows = list[PromptFile](), list[Problem](), 0
+    files, problems, rows = list[PromptFile](), list[Numbered](), 0
     extra = _Extra()
     for file in read_footers(find_files(path, texts=[own.name for own in OWN_SCHEMA if _is_text(own.type)])):
         wrong = [file] if isinstance(file, str) else _column_problems(file) or extra.unite(file)

@@ -1,16 +1,32 @@
 """Prompt sets written as one Parquet file: whole or not at all, and never over a different one by mistake."""
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.prompts.check import require_prompts
-from cluster.prompts.columns import decoded, united
-from cluster.prompts.promptset import ANY_COUNT, PromptSet, open_prompts
-from cluster.prompts.row import OWN_SCHEMA, given_or_parsed
+from cluster.prompts.check import SetCheck, require_rows
+from cluster.prompts.columns import cast_batch, decoded, united
+from cluster.prompts.files import Block
+from cluster.prompts.problems import Problem, problem_lines
+from cluster.prompts.promptset import ANY_COUNT, PromptSet, opened
+from cluster.prompts.row import (
+    CHECKED_COLUMNS,
+    DEFAULT_READING,
+    OWN_SCHEMA,
+    TARGETS_BY,
+    TARGETS_DOUBTS,
+    PromptRow,
+    RawRow,
+    TargetReading,
+    doubt_texts,
+    parsed,
+)
+from cluster.prompts.summary import SetSummary
 from cluster.rows import TARGETS, plain_value
 from cluster.storage.open import open_files
 from cluster.storage.protocol import Files
@@ -57,19 +73,118 @@ def split_path(path: str) -> tuple[str, str]:
 def write_targets(src: str, dst: str, *, max_count: int = ANY_COUNT) -> int:
     """Write the set with every row's targets filled in, all other columns kept, as one file; the number of its rows.
 
-    `dst` is replaced in one step and may be `src`. The compressed file is put together in memory, its rows a block at
-    a time. Raises PromptSetError when the set has problems.
+    `dst` is replaced in one step and may be `src`. Raises PromptSetError when the set has problems.
     """
-    rows = require_prompts(src, max_count)
-    prompts = open_prompts(src)
-    schema = _filled_schema(set_schema(prompts))
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for _, batch in prompts.read():
-            writer.write_table(_with_schema(_filled(batch, max_count), schema))
-    folder, name = split_path(dst)
-    open_files(folder, single_writer=True).replace(name, sink.getvalue())
-    return rows
+    return look_over(src, dst, max_count=max_count).summary.rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookedOver:
+    """What a pass over a whole set found."""
+
+    summary: SetSummary
+    problems: list[Problem]
+    path: str
+
+    def require(self, *, skip: bool = False) -> None:
+        """Raises one PromptSetError with all problems, unless they are all of single rows and these are skipped."""
+        require_rows(self.path, self.problems, self.summary.rows, skip=skip)
+
+
+def look_over(
+    src: str,
+    dst: str | None = None,
+    *,
+    max_count: int = ANY_COUNT,
+    reading: TargetReading = DEFAULT_READING,
+    skip: bool = False,
+    rejected: str | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+    tell: Callable[[PromptRow], None] = lambda row: None,
+) -> LookedOver:
+    """Check a set in one pass in which each row is parsed once; with `dst`, write it with all targets filled in.
+
+    Columns TARGETS_BY and TARGETS_DOUBTS say what filled them and why they may be wrong. `dst` is replaced in one step
+    and may be `src`; it is put together in memory, compressed, its rows a block at a time. `skip` leaves bad rows out;
+    `rejected` is a JSON lines file that lists all problems. `tell` is given each good row.
+
+    Raises one PromptSetError when the set has problems: with `skip` for those of whole files alone.
+    """
+    prompts, problems = opened(src, None)
+    check, summary = SetCheck(prompts, max_count, problems, reading=reading), SetSummary()
+    filled = _Filled(prompts) if dst is not None and not problems else None
+    for block, batch, _ in check.read(CHECKED_COLUMNS if filled is None else None):
+        rows = [check.row(RawRow(block, batch, offset)) for offset in range(block.rows)]
+        bad = check.bad_rows
+        rows = [row if row is not None and row.index not in bad else None for row in rows]
+        summary.add(rows)
+        for row in rows:
+            if row is not None:
+                tell(row)
+        if filled is not None and (skip or not check.problems):
+            filled.add(block, batch, rows)
+        report(block.index + block.rows, prompts.rows)
+    known = check.bad_rows
+    check.find_repeats()
+    summary.repeats = sum(len(ids) for ids in prompts.implied_ids.values())
+    for raw in check.rows_at(sorted(check.bad_rows - known)):
+        row, _ = parsed(raw, max_count, reading)
+        if row is not None:
+            summary.remove(row)
+    found = LookedOver(summary=summary, problems=check.problems, path=src)
+    if rejected is not None:
+        place(rejected, problem_lines(found.problems))
+    found.require(skip=skip)
+    if filled is not None and dst is not None:
+        place(dst, filled.file(check.bad_rows - known))
+    return found
+
+
+def place(path: str, data: bytes) -> None:
+    """Put a file in its place, over any other."""
+    folder, name = split_path(path)
+    open_files(folder, single_writer=True).replace(name, data)
+
+
+class _Filled:
+    """A set with its targets filled in, put together in memory."""
+
+    def __init__(self, prompts: PromptSet) -> None:
+        self._prompts = prompts
+        self._schema = filled(set_schema(prompts).empty_table(), []).schema
+        self._sink = io.BytesIO()
+        self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
+        self._numbers = array("q")  # in the set, of the rows written
+
+    def add(self, block: Block, batch: pa.RecordBatch, rows: Sequence[PromptRow | None]) -> None:
+        """The good ones of a block's rows."""
+        good = [row for row in rows if row is not None]
+        if len(good) < len(rows):
+            batch = batch.take(pa.array([offset for offset, row in enumerate(rows) if row is not None], pa.int64()))
+        table = pa.Table.from_batches([cast_batch(batch, self._prompts.extra_columns, block)])
+        if "id" in table.column_names and "id" not in self._schema.names:
+            self._with_ids()
+        self._writer.write_table(_with_schema(filled(table, good), self._schema))
+        self._numbers.extend(row.index for row in good)
+
+    def _with_ids(self) -> None:
+        """Begins anew with a column for ids: a row has one of its own."""
+        self._writer.close()
+        written = pq.read_table(io.BytesIO(self._sink.getvalue()))
+        self._schema = self._schema.insert(0, pa.field("id", pa.string()))
+        self._sink = io.BytesIO()
+        self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
+        if written.num_rows:
+            self._writer.write_table(_with_schema(written, self._schema))
+
+    def file(self, bad: Collection[int]) -> bytes:
+        """The whole file, without rows that turned out to be bad."""
+        self._writer.close()
+        data = self._sink.getvalue()
+        if not bad:
+            return data
+        kept = pa.array([number not in bad for number in self._numbers], pa.bool_())
+        return _parquet(pq.read_table(io.BytesIO(data)).filter(kept))
 
 
 def set_schema(prompts: PromptSet, leave: Sequence[str] = ()) -> pa.Schema:
@@ -118,20 +233,31 @@ def _parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _filled(batch: pa.RecordBatch, max_count: int) -> pa.Table:
-    table = pa.Table.from_batches([batch])
-    prompts = table["prompt"].to_pylist()
-    given = table["targets"].to_pylist() if "targets" in table.column_names else [None] * len(prompts)
-    targets = [given_or_parsed(prompt, own, max_count) for prompt, own in zip(prompts, given, strict=True)]
-    column = pa.array([plain_value(list(own)) for own in targets], type=TARGETS)
-    place = table.column_names.index("targets") if "targets" in table.column_names else None
-    if place is None:
-        return table.add_column(table.column_names.index("prompt") + 1, "targets", column)
-    return table.set_column(place, "targets", column)
+def filled(table: pa.Table, rows: Sequence[PromptRow]) -> pa.Table:
+    """A set's rows with their targets, what filled them, and the doubts about them."""
+    by = _given_column(table, TARGETS_BY)
+    doubts = _given_column(table, TARGETS_DOUBTS)
+    columns = {
+        "targets": pa.array([plain_value(list(row.targets)) for row in rows], TARGETS),
+        TARGETS_BY: pa.array(
+            [(own or "given") if row.given else "rules" for row, own in zip(rows, by, strict=True)], pa.string()
+        ),
+        TARGETS_DOUBTS: pa.array(
+            [(own or []) if row.given else doubt_texts(row.doubts) for row, own in zip(rows, doubts, strict=True)],
+            pa.list_(pa.string()),
+        ),
+    }
+    for name, column in columns.items():
+        if name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, column)
+        else:
+            after = table.column_names.index("prompt") + 1 if name == "targets" else table.num_columns
+            table = table.add_column(after, name, column)
+    return table
 
 
-def _filled_schema(schema: pa.Schema) -> pa.Schema:
-    return _filled(pa.RecordBatch.from_pylist([], schema=schema), ANY_COUNT).schema
+def _given_column(table: pa.Table, name: str) -> list[Any]:
+    return table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
 
 
 def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:

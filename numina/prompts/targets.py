@@ -7,22 +7,15 @@ character offsets into the prompt.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from numina.errors import PromptError
 from numina.prompts import lexicon
 from numina.prompts.nouns import forms, singular
-from numina.prompts.phrases import NounPhrase, Span, Word, counted_phrases, read_phrases
+from numina.prompts.phrases import NounPhrase, Span, Word, read_phrases
+from numina.prompts.reading import MAX_COUNT, Target, read_prompt
 
-MAX_COUNT = 20  # instances of one noun that a latent frame can be expected to hold apart
-
-
-@dataclass(frozen=True)
-class Target:
-    """A noun and how many of it the video shall show."""
-
-    noun: str
-    count: int
+__all__ = ["MAX_COUNT", "Mention", "Target", "check_targets", "find_mentions", "parse_targets"]
 
 
 @dataclass(frozen=True)
@@ -42,21 +35,7 @@ def parse_targets(prompt: str) -> tuple[Target, ...]:
     dog"). A noun that comes again is the same target, unless other modifiers make it another thing ("a red ball and a
     blue ball": two) or the words say so ("another ball").
     """
-    words, phrases = read_phrases(prompt)
-    targets: dict[str, Target] = {}
-    described: dict[str, set[tuple[str, ...]]] = {}
-    for phrase in counted_phrases(words, phrases):
-        noun, opening = words[phrase.noun].text, phrase.opening
-        modifiers = tuple(words[i].text for i in phrase.modifiers)
-        key, seen = singular(noun), described.setdefault(singular(noun), set())
-        if opening.count is None or (opening.known and targets):
-            continue
-        if key not in targets:
-            targets[key] = Target(noun=prompt[slice(*words[phrase.noun].span)], count=opening.count)
-        elif opening.more or (modifiers and () not in seen and modifiers not in seen):
-            targets[key] = replace(targets[key], count=targets[key].count + opening.count)
-        seen.add(modifiers)
-    return tuple(targets.values())
+    return read_prompt(prompt).targets
 
 
 def check_targets(prompt: str, targets: Sequence[Target], max_count: int = MAX_COUNT) -> None:

@@ -22,6 +22,7 @@ from cluster.job.tasks import ClipTask
 from cluster.job.worklist import open_worklist
 from cluster.prompts.promptset import open_prompts
 from cluster.prompts.write import make_prompts, write_targets
+from cluster.rows import TARGETS
 from numina.errors import PromptSetError
 from pipelines.models.registry import inspect_model
 from tests.cluster.tasks import tasks_of
@@ -61,10 +62,10 @@ def counts(
 
 
 def forbid_parsing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    def parsed(prompt: str) -> None:
+    def parsed(prompt: str, **settings: Any) -> None:
         raise AssertionError(f"{prompt!r} was parsed")
 
-    monkeypatch.setattr(cluster.prompts.row, "parse_targets", parsed)
+    monkeypatch.setattr(cluster.prompts.row, "read_prompt", parsed)
     return monkeypatch.undo
 
 
@@ -124,16 +125,17 @@ def test_all_that_is_wrong_with_what_is_left_is_told_at_once(tmp_path: Path) -> 
 
     A row that is done is no problem any more, whatever is said of it now.
     """
-    prompts = [f"{CIRCLES} and number {number}" for number in range(8)]
-    path = numbered(tmp_path, 8)
+    path, prompts = str(tmp_path / "set.parquet"), [f"{CIRCLES} and number {number}" for number in range(8)]
+    asked = pa.array([[{"noun": "circles", "count": 2}]] * 8, TARGETS)
+    pq.write_table(pa.table({"prompt": prompts, "targets": asked}), path, row_group_size=3)
     done = of(list(tasks_of(a_plan(path)))[:2])
-    prompts[4], prompts[6] = " ", prompts[5]
-    pq.write_table(pa.table({"prompt": prompts}), path, row_group_size=3)
+    prompts[4] = ""
+    pq.write_table(pa.table({"prompt": prompts, "targets": asked}), path, row_group_size=3)
     with pytest.raises(PromptSetError) as error:
         open_worklist(a_plan(path, "max_count=1"), done, NOTHING)
     lines = str(error.value).splitlines()
     assert "has 6 problems" in lines[0]
-    assert [line.split(", ")[1] for line in lines[1:]] == [f"row {number}" for number in (2, 3, 4, 5, 6, 7)]
+    assert [line.split(", ")[1] for line in lines[1:7]] == [f"row {number}" for number in (2, 3, 4, 5, 6, 7)]
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_a_value_that_would_lose_its_clip_is_told_by_its_row(tmp_path: Path, kin
     _, problems = check_prompts(path, 10)
     assert len(problems) == 1, problems
     for part in [*said, "column 'x'"]:
-        assert part in problems[0]
+        assert part in str(problems[0])
     with pytest.raises(PromptSetError, match="column 'x'"):
         open_worklist(a_plan(path, "strategies=[numina]", "limit=1000000"), NOTHING, NOTHING)
     good = "limit=1"

@@ -116,9 +116,8 @@ def test_all_problems_are_told_by_their_lines(tmp_path: Path) -> None:
         b"ninety cats,h,,\n"
     )
     told = "\n".join(problems_of(tmp_path / "set.csv"))
-    assert "has 9 problems" in told
+    assert "has 7 problems" in told
     for words in (
-        "line 2, column 'prompt': 'a quiet morning': no counted noun",
         "line 3: '{\"cats\": \"3\"}': '3' of 'cats' is no whole number; write it in digits",
         "line 4, column 'id': 'c/d': must be",
         "line 4, column 'seed': -1: must be",
@@ -127,7 +126,6 @@ def test_all_problems_are_told_by_their_lines(tmp_path: Path) -> None:
         "line 6: 'three cats,f': has 2 cells, the header has 4",
         "line 7",
         "isn't UTF-8; save the file as UTF-8",
-        "a count must be from 1 to 20",
     ):
         assert words in told, told
 

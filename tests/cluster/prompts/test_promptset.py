@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import json
 import os
 import socket
 import subprocess
@@ -19,10 +20,13 @@ import pytest
 
 import cluster.prompts.files
 from cluster.prompts.check import check_prompts, read_prompts
-from cluster.prompts.promptset import describe_problems, open_prompts
-from cluster.prompts.write import make_prompts, write_targets
+from cluster.prompts.problems import describe_problems
+from cluster.prompts.promptset import open_prompts
+from cluster.prompts.row import TargetReading
+from cluster.prompts.write import look_over, make_prompts, write_targets
 from cluster.rows import TARGETS
 from numina.errors import PromptSetError
+from numina.prompts.reading import Doubt
 from numina.prompts.targets import Target
 
 CATS = "three cats on a sofa"
@@ -36,7 +40,7 @@ def a_set(path: Path, table: dict[str, Any] | pa.Table, row_group_size: int = 2)
 
 
 def problems_of(path: str, max_count: int = 10) -> list[str]:
-    return check_prompts(path, max_count)[1]
+    return [str(problem) for problem in check_prompts(path, max_count)[1]]
 
 
 def targets_of(targets: Sequence[Target]) -> list[tuple[str, int]]:
@@ -117,17 +121,15 @@ def test_a_limit_bounds_reading_and_checking(tmp_path: Path) -> None:
         ({"prompt": [CATS], "width": [3]}, ["column 'width'", "rename"]),
         ({"prompt": [None, CATS]}, ["row 0", "column 'prompt'", "empty"]),
         ({"prompt": [CATS, " "]}, ["row 1", "column 'prompt'", "empty"]),
-        ({"prompt": ["the sea at night"]}, ["row 0", "column 'prompt'", "the sea at night", "three cats"]),
         ({"prompt": [CATS], "targets": [[{"noun": "dogs", "count": 2}]]}, ["row 0", "'targets'", "dogs", CATS]),
         ({"prompt": [CATS], "targets": [[{"noun": "cats", "count": 0}]]}, ["row 0", "'targets'", "1 to 10"]),
         ({"prompt": [CATS], "targets": [[{"noun": "cats", "count": 11}]]}, ["row 0", "'targets'", "11", "1 to 10"]),
         ({"prompt": [CATS], "targets": [[{"noun": "cats", "count": None}, {"noun": "", "count": 1}]]}, ["both a noun"]),
-        ({"prompt": [CATS], "targets": pa.array([[]], type=TARGETS)}, ["row 0", "'targets'", "empty list", "null"]),
         ({"prompt": [CATS], "id": ["a b"]}, ["row 0", "column 'id'", "'a b'", "A-Z"]),
         ({"prompt": [CATS], "id": ["x" * 129]}, ["row 0", "column 'id'", "128"]),
         ({"prompt": [CATS, DOGS], "id": ["a", "a"]}, ["row 1", "column 'id'", "'a'", "row 0"]),
         ({"prompt": [CATS], "seed": [-1]}, ["row 0", "column 'seed'", "-1"]),
-        ({"prompt": [CATS, DOGS, CATS]}, ["row 2", "row 0", "same video", "seeds"]),
+        ({"prompt": [CATS, DOGS, CATS], "seed": [1, 1, 1]}, ["row 2", "row 0", "same video", "seeds"]),
         ({"prompt": pa.array([], type=pa.string())}, ["no rows"]),
         ({"prompt": pa.array([CATS.encode() + b"\xff"]).view(pa.string())}, ["row 0", "UTF-8"]),
     ],
@@ -156,8 +158,11 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         read_prompts(str(tmp_path / "set"), max_count=10)
     lines = str(error.value).splitlines()
     assert "has 35 problems" in lines[0]
-    assert len(lines) == 22
-    assert lines[-1].strip() == "and 15 more"
+    assert len(lines) == 23
+    assert [line.strip() for line in lines[-2:]] == [
+        "and 15 more",
+        "--rejected FILE.jsonl of numina prompts check and import lists all problems",
+    ]
     assert "2.parquet: can't be read as Parquet" in str(error.value)
     assert describe_problems("a", ["x"]).startswith("prompt set 'a' has 1 problem:")
 
@@ -220,13 +225,86 @@ def test_targets_are_filled_in_and_all_else_kept(tmp_path: Path) -> None:
     path = a_set(tmp_path / "set.parquet", source, row_group_size=1)
     assert write_targets(path, str(tmp_path / "out.parquet")) == 2
     written = pq.read_table(tmp_path / "out.parquet")
-    assert written.schema.names == source.schema.names
-    assert written.drop_columns("targets").equals(source.drop_columns("targets"))
+    assert written.schema.names == [*source.schema.names, "targets_by", "targets_doubts"]
+    added = ["targets", "targets_by", "targets_doubts"]
+    assert written.drop_columns(added).equals(source.drop_columns("targets"))
+    assert written["targets_by"].to_pylist() == ["rules", "given"]
     assert {"noun": "cats", "count": 3} in written["targets"].to_pylist()[0]
     assert written["targets"].to_pylist()[1] == [{"noun": "dogs", "count": 5}]
     write_targets(str(tmp_path / "out.parquet"), str(tmp_path / "out.parquet"))
     assert pq.read_table(tmp_path / "out.parquet").equals(written)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.parquet", "set.parquet"]
+
+
+def test_rows_that_ask_for_no_count_are_rows(tmp_path: Path) -> None:
+    """An empty list says so, null lets the prompt be read; doubts and counts over the maximum make no bad row."""
+    given = pa.array([[], None, None, []], type=TARGETS)
+    prompts = [CATS, "the sea at night", "50 sheep", DOGS]
+    path = a_set(tmp_path / "set.parquet", {"prompt": prompts, "targets": given})
+    rows = list(read_prompts(path, max_count=10))
+    assert [(row.given, row.targets) for row in rows] == [(own is not None, ()) for own in given.to_pylist()]
+    assert [[own.doubt for own in row.doubts] for row in rows][2] == [Doubt.MAXIMUM]
+    summary = look_over(path, str(tmp_path / "out.parquet"), max_count=10).summary
+    assert (summary.sure, summary.doubtful, summary.plain, summary.bad) == (0, 1, 3, 0)
+    again = list(read_prompts(str(tmp_path / "out.parquet"), max_count=10))
+    assert [(row.targets, row.doubts) for row in again] == [(row.targets, row.doubts) for row in rows]
+
+
+def test_what_is_done_with_doubtful_rows(tmp_path: Path) -> None:
+    """They are kept, made plain, or refused; written doubts count as those that are read anew."""
+    path, written = a_set(tmp_path / "set.parquet", {"prompt": ["50 sheep and two dogs", CATS]}), tmp_path / "w.parquet"
+    look_over(path, str(written), max_count=10)
+    for source in (path, str(written)):
+        asked = {
+            doubtful: [
+                targets_of(row.targets)
+                for row in read_prompts(source, max_count=10, reading=TargetReading(doubtful=doubtful))
+            ]
+            for doubtful in ("keep", "plain")
+        }
+        assert asked["keep"] == [[("dogs", 2)], asked["keep"][1]]
+        assert asked["plain"] == [[], asked["keep"][1]]
+        [problem] = check_prompts(source, 10, reading=TargetReading(doubtful="refuse"))[1]
+        assert "row 0" in str(problem)
+        assert "doubtful: a count of zero or over the maximum (50 sheep)" in str(problem)
+
+
+def test_bad_rows_can_be_passed_over(tmp_path: Path) -> None:
+    """The good ones are read and written; every bad row is listed once, by what it breaks."""
+    table = {"id": ["a", "b c", "a", "d"], "prompt": [CATS, DOGS, "two owls", ""], "score": [1, 2, 3, 4]}
+    path, out, rejected = a_set(tmp_path / "set.parquet", table), tmp_path / "out.parquet", tmp_path / "R.jsonl"
+    with pytest.raises(PromptSetError, match="3 bad rows can be left out, with --skip"):
+        look_over(path, str(out), rejected=str(rejected))
+    assert not out.exists()
+    told = rejected.read_text()
+    found = look_over(path, str(out), rejected=str(rejected), skip=True)
+    assert rejected.read_text() == told
+    assert (found.summary.rows, found.summary.bad) == (4, 3)
+    assert pq.read_table(out)["score"].to_pylist() == [1]
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert [(line["row"], line["column"], line["value"]) for line in lines] == [
+        (1, "id", "b c"),
+        (2, "id", "a"),
+        (3, "prompt", ""),
+    ]
+    assert all(line["rule"] and line["remedy"] for line in lines)
+    assert [row.prompt for row in open_prompts(path).parse(10, bad="skip")] == [CATS, "two owls"]  # ids aren't compared
+    with pytest.raises(PromptSetError, match="all 2 rows are bad"):
+        look_over(a_set(tmp_path / "none.parquet", {"prompt": ["", " "]}), skip=True)
+
+
+def test_the_same_prompt_twice_is_two_rows(tmp_path: Path) -> None:
+    """Rows without an id that repeat one get ids of their own, the same whatever comes between them."""
+    path = a_set(tmp_path / "set.parquet", {"prompt": [CATS, DOGS, CATS, CATS]})
+    prompts = open_prompts(path)
+    assert [row.id for row in prompts.parse(10)] == [None] * 4  # nobody has compared them yet
+    ids = [row.id for row in read_prompts(path, max_count=10)]
+    assert ids[:2] == [None, None]
+    assert [id.rpartition("-")[2] for id in ids[2:] if id] == ["2", "3"]
+    assert look_over(path, str(tmp_path / "out.parquet")).summary.repeats == 2
+    assert [row.id for row in read_prompts(str(tmp_path / "out.parquet"), max_count=10)] == ids
+    moved = a_set(tmp_path / "moved.parquet", {"prompt": [CATS, CATS, DOGS, CATS]}, row_group_size=1)
+    assert [row.id for row in read_prompts(moved, max_count=10)] == [None, ids[2], None, ids[3]]
 
 
 def test_targets_are_filled_in_over_files_and_row_groups(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from numina.errors import PromptError
 from numina.prompts.nouns import singular
+from numina.prompts.reading import read_prompt
 from numina.prompts.targets import Target, check_targets, find_mentions, parse_targets
 
 CAPTIONS = {
@@ -59,7 +60,7 @@ CAPTIONS = {
     "two or three cats, 4-5 dogs": {"cats": 3, "dogs": 5},
     "two red and three blue balls": {"balls": 5},
     "10,000 birds": {"birds": 10000},
-    "zero cats": {"cats": 0},
+    "zero cats": {},
     "no cats and two dogs": {"dogs": 2},
     # numerals that count nothing
     "at 5 pm in 1950, a 24 fps 16:9 video on platform 9, shot with a 35 mm lens for two long seconds": {},
@@ -94,8 +95,9 @@ CAPTIONS = {
 @pytest.mark.parametrize("prompt", CAPTIONS)
 def test_captions_are_read_as_people_read_them(prompt):
     """Counts, nouns and their order; scenery, measures and names of the picture are no targets."""
-    assert {target.noun: target.count for target in parse_targets(prompt)} == CAPTIONS[prompt]
-    assert [target.noun for target in parse_targets(prompt)] == list(CAPTIONS[prompt])
+    targets = read_prompt(prompt, max_count=10_000).targets
+    assert {target.noun: target.count for target in targets} == CAPTIONS[prompt]
+    assert [target.noun for target in targets] == list(CAPTIONS[prompt])
 
 
 BENCHMARK = [json.loads(line) for line in Path(__file__).with_name("prompts.jsonl").read_text("utf-8").splitlines()]
@@ -199,8 +201,8 @@ def test_sound_targets_pass():
     [
         ("", "has no text"),
         ("no cats", "has no targets"),
-        ("zero cats", "0 'cats' in prompt 'zero cats': a count must be from 1 to 20"),
-        ("10,000 birds", "10000 'birds'"),
+        ("zero cats", "has no targets"),
+        ("10,000 birds", "has no targets"),
         ("9" * 5000 + " birds", "has no targets"),
     ],
 )

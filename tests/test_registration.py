@@ -24,8 +24,9 @@ from cluster.export.copying import Report, Video, copy_videos
 from cluster.export.formats import FORMATS, Format
 from cluster.export.selection import Selection
 from cluster.prompts.check import read_prompts
-from cluster.prompts.source_rows import SourceRow, line_id, read_lines
+from cluster.prompts.source_rows import SourceRow, line_id
 from cluster.prompts.sources import SOURCES, Source
+from cluster.prompts.text_files import read_lines
 from cluster.storage.protocol import Files
 from numina.errors import ConfigError, InputError, ModelError
 from numina.prompts.targets import Target
@@ -151,7 +152,7 @@ def test_an_export_format(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 # --- a prompt source ---
 
 
-def read_tsv(path: str) -> Iterator[SourceRow]:
+def read_list(path: str) -> Iterator[SourceRow]:
     """A prompt, a tab, a seed."""
     for number, text, _ in read_lines(path):
         prompt, _, seed = text.partition("\t")
@@ -160,11 +161,11 @@ def read_tsv(path: str) -> Iterator[SourceRow]:
 
 def test_a_prompt_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`numina prompts import` reads it, with all its columns."""
-    (tmp_path / "set.tsv").write_text("three cats\t5\na dog and two owls\t6\n")
-    into = ["prompts", "import", str(tmp_path / "set.tsv"), str(tmp_path / "set.parquet")]
+    (tmp_path / "set.list").write_text("three cats\t5\na dog and two owls\t6\n")
+    into = ["prompts", "import", str(tmp_path / "set.list"), str(tmp_path / "set.parquet")]
     with pytest.raises(InputError, match="none of txt, csv"):
         numina(*into)
-    monkeypatch.setitem(SOURCES, "tsv", Source(read=f"{HERE}:read_tsv"))
+    monkeypatch.setitem(SOURCES, "list", Source(read=f"{HERE}:read_list"))
     assert "2 prompts" in numina(*into)
     assert [(row.id, row.prompt, row.seed) for row in read_prompts(str(tmp_path / "set.parquet"), max_count=20)] == [
         ("001", "three cats", 5),

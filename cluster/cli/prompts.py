@@ -2,8 +2,9 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,68 +12,149 @@ from cluster.cli.options import Seed
 from cluster.cli.terminal import bar, say
 from numina.errors import InputError
 
+if TYPE_CHECKING:
+    from cluster.prompts.row import PromptRow
+
 prompts = typer.Typer(no_args_is_help=True, help="Make, import, check and enhance prompt sets.")
 
 World = Literal["captions", "testbed"]
 Writers = Literal["rules", "testbed", "endpoint", "local"]
 SHOWN_NOUNS = 12
 SHOWN_NOTES = 10
+SHOWN_LETTERS = 300  # of a prompt
+REJECTED = "REJECTED.jsonl"
 
 Output = Annotated[str, typer.Argument(metavar="OUT", help="The Parquet file to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file with other rows.")]
 MaxCount = Annotated[int, typer.Option(help="The largest count that a target may have.")]
-Key = TypeVar("Key", str, int)
+Skip = Annotated[
+    bool, typer.Option("--skip", help="Leave bad rows out, and list them in REJECTED.jsonl beside the output.")
+]
+Rejected = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="List all problems in this JSON lines file: row, column, value, rule, remedy."),
+]
+TargetsFrom = Annotated[
+    Literal["numerals", "numerals+articles"],
+    typer.Option(help="What counts in a prompt whose targets aren't given: numerals alone, or 'a dog' as well."),
+]
 
 
 @prompts.command("check")
 def prompts_check(
     source: Annotated[str, typer.Argument(metavar="SET", help="A Parquet file, folder or glob, or testbed:demo.")],
     write: Annotated[str | None, typer.Option(help="Write the set with its targets filled in to this file.")] = None,
+    skip: Skip = False,
+    rejected: Rejected = None,
+    targets_from: TargetsFrom = "numerals+articles",
+    show: Annotated[
+        int, typer.Option(min=0, help="Number of rows to print: all of a small set, else doubtful ones.")
+    ] = 20,
     max_count: MaxCount = 20,
 ) -> None:
-    """Check a prompt set and print the targets of every row."""
+    """Check a prompt set: how many rows ask for counts, which of these are doubtful, and what is wrong.
+
+    Targets that aren't given are read from the prompt. Rows without counts become plain videos.
+    """
     from cluster.job.prepared import prompt_path
-    from cluster.prompts.check import read_prompts
-    from cluster.prompts.write import write_targets
+    from cluster.prompts.row import PromptRow, TargetReading
+    from cluster.prompts.write import look_over
     from cluster.storage.destination import check_file
 
     if write is not None:
         check_file("--write", write, ".parquet")
-    path = prompt_path(source)
-    for row in read_prompts(path, max_count=max_count):
-        targets = ", ".join(f"{target.count} {target.noun}" for target in row.targets)
-        say(f"{row.id or row.index}: {targets}  {row.prompt}")
+    first, doubtful = list[PromptRow](), list[PromptRow]()
+
+    def tell(row: PromptRow) -> None:
+        if len(first) < show:
+            first.append(row)
+        if row.doubts and len(doubtful) < show:
+            doubtful.append(row)
+
+    with bar("checking prompts") as report:
+        found = look_over(
+            prompt_path(source),
+            write,
+            max_count=max_count,
+            reading=TargetReading(articles=targets_from == "numerals+articles"),
+            skip=skip,
+            rejected=_rejected(rejected, write, skip),
+            report=report,
+            tell=tell,
+        )
+    summary = found.summary
+    for row in first if summary.rows <= show else doubtful:
+        say(_told(row))
+    if summary.rows > show and summary.doubtful > len(doubtful):
+        more = summary.doubtful - len(doubtful)
+        say(f"and {more:,} more doubtful rows: --show prints more, --write keeps the reasons in column targets_doubts")
+    if summary.rows:
+        say(f"{source}: {summary.rows:,} rows")
+    for line in summary.lines():
+        say(line)
+    found.require(skip=skip)
+    _tell_skipped(found.problems, _rejected(rejected, write, skip))
     if write:
-        say(f"{write}: {write_targets(path, write, max_count=max_count)} rows")
+        say(f"{write}: {summary.rows - summary.bad:,} rows")
 
 
 @prompts.command("import")
 def prompts_import(
     source: Annotated[
-        str, typer.Argument(help="A txt, csv or jsonl file, or a folder with prompts.txt and noun_counts.jsonl.")
+        str,
+        typer.Argument(
+            help="A txt, csv, tsv, json, jsonl or Parquet file, or a folder with prompts.txt and noun_counts.jsonl."
+        ),
     ],
     output: Output,
     counts: Annotated[
         str | None, typer.Option(help="A jsonl file with the counts for each line of a txt file.")
     ] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="The column with the prompts; by default guessed.")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Other columns to keep, separated by commas; by default all.")
+    ] = None,
+    drop: Annotated[str | None, typer.Option(help="Columns to leave out, separated by commas.")] = None,
+    skip: Skip = False,
+    rejected: Rejected = None,
+    targets_from: TargetsFrom = "numerals+articles",
     max_count: MaxCount = 20,
     force: Force = False,
 ) -> None:
     """Convert a list of prompts or a benchmark to a prompt set; writes nothing if a line has a problem."""
     from cluster.prompts.importing import import_prompts
+    from cluster.prompts.meaning import Choice
+    from cluster.prompts.row import TargetReading
     from cluster.storage.destination import check_file
 
     check_file("OUT", output, ".parquet")
+    choice = Choice(prompt=prompt_column, keep=_columns(keep), drop=_columns(drop) or ())
     with bar("importing prompts") as read:
         found = import_prompts(
-            source, output, counts=counts, max_count=max_count, force=force, report=lambda rows: read(rows, rows)
+            source,
+            output,
+            counts=counts,
+            choice=choice,
+            max_count=max_count,
+            reading=TargetReading(articles=targets_from == "numerals+articles"),
+            skip=skip,
+            rejected=_rejected(rejected, output, skip),
+            force=force,
+            report=lambda rows: read(rows, rows),
         )
+    for note in found.notes:
+        say(note)
     for note in found.renamed[:SHOWN_NOTES]:
         say(note)
     if len(found.renamed) > SHOWN_NOTES:
         say(f"and {len(found.renamed) - SHOWN_NOTES} more such nouns")
-    say(f"{output}: {found.rows} prompts, {len(found.nouns)} nouns, counts {_spread(found.counts)}")
-    say(f"nouns: {_most(found.nouns)}")
+    spread = f", counts {_spread(found.counts)}" if found.counts else ""
+    say(f"{output}: {found.rows} prompts, {len(found.nouns)} nouns{spread}")
+    for line in found.summary.lines():
+        say(line)
+    if found.nouns:
+        say(f"nouns: {_most(found.nouns)}")
+    _tell_skipped(found.problems, _rejected(rejected, output, skip))
 
 
 @prompts.command("make")
@@ -164,6 +246,36 @@ def prompts_enhance(
             report=report,
         )
     say(f"{output}: {sum(rows.values())} prompts; {', '.join(f'{number} by {name}' for name, number in rows.items())}")
+
+
+def _rejected(rejected: str | None, output: str | None, skip: bool) -> str | None:
+    """The file for all problems: the given one or, of what is skipped, one beside the output."""
+    from cluster.prompts.write import split_path
+
+    if rejected is not None or not skip or output is None:
+        return rejected
+    return f"{split_path(output)[0].rstrip('/')}/{REJECTED}"
+
+
+def _tell_skipped(problems: Sequence[Any], rejected: str | None) -> None:
+    from cluster.prompts.problems import by_rule
+
+    if problems:
+        listed = f"; all problems are in {rejected}" if rejected else "; --rejected FILE lists all problems"
+        bad = len({problem.row for problem in problems})
+        say(f"skipped {bad:,} bad rows: {by_rule(problems)}{listed}")
+
+
+def _told(row: "PromptRow") -> str:
+    """A row with its targets, and why they may be wrong."""
+    targets = ", ".join(f"{target.count} {target.noun}" for target in row.targets) or "no count"
+    doubts = "; ".join(f"{own.doubt.told} ({own.text})" for own in row.doubts)
+    prompt = row.prompt if len(row.prompt) <= SHOWN_LETTERS else f"{row.prompt[: SHOWN_LETTERS - 1]}…"
+    return f"{row.id or row.index}: {targets}{f' [doubtful: {doubts}]' if doubts else ''}  {prompt}"
+
+
+def _columns(names: str | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 def _given(option: str, value: str | None, by: str) -> str:

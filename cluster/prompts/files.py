@@ -95,6 +95,11 @@ def _groups(parquet: pq.ParquetFile) -> tuple[tuple[int, int], ...]:
 
 def unreadable(path: str, rows: int, error: Exception) -> str:
     """The problem of a file that can't be read on after so many rows."""
+    if not rows and not path.lower().endswith(".parquet"):
+        return (
+            f"{path}: isn't Parquet ({error}); numina prompts import {path} OUT.parquet converts txt, csv, tsv, json "
+            "and jsonl files"
+        )
     return f"{path}: can't be read as Parquet, after {rows} rows: {error}; write it again"
 
 

@@ -60,7 +60,7 @@ def find_files(path: str, texts: Sequence[str] = ()) -> list[FoundFile]:
     if not found:
         raise PromptSetError(
             f"prompt set {path!r}: no Parquet file there; give a file, a folder of *.parquet or a glob "
-            "(names that begin with '.' or '_' are not read)"
+            "(names that begin with '.' or '_' are not read); numina prompts import converts other files"
         )
     return _with_partitions(fs, base, sorted(found), texts)
 

@@ -1,45 +1,66 @@
-"""Benchmarks and lists of prompts as prompt sets: each row checked with its line's number, nothing written on error."""
+"""Benchmarks and lists of prompts as prompt sets: each row checked with its line's number.
 
+Nothing is written where rows are bad, unless they are skipped.
+"""
+
+import json
 import re
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.prompts.check import SetCheck
+from cluster.prompts.check import SetCheck, require_rows
 from cluster.prompts.columns import column_trouble
 from cluster.prompts.files import Block, PromptFile
-from cluster.prompts.problems import Problem, describe_problems
+from cluster.prompts.meaning import Choice, Meaning, is_unfit, meaning_of, wide
+from cluster.prompts.problems import Problem, RowProblem, problem_lines
 from cluster.prompts.promptset import opened
-from cluster.prompts.row import OWN_SCHEMA, PromptRow, RawRow, parsed
+from cluster.prompts.row import CHECKED_COLUMNS, DEFAULT_READING, OWN_SCHEMA, PromptRow, RawRow, TargetReading, parsed
 from cluster.prompts.source_rows import SourceRow, said
 from cluster.prompts.sources import locate, read_source, source_of
-from cluster.prompts.write import publish
-from cluster.rows import ROW_SCHEMA, one_value
+from cluster.prompts.summary import SetSummary
+from cluster.prompts.write import filled, place, publish
+from cluster.rows import one_value
 from numina.errors import PromptError, PromptSetError
 from numina.prompts.nouns import singular
 from numina.prompts.targets import find_mentions
 
 BLOCK_ROWS = 16_384
-MOST_PROBLEMS = 1_000  # more aren't collected: such a file is of another form
+AS_READ = Choice()
 
+_MENTIONED_ROWS = 5  # whose lines a note names
 _OWN = [*OWN_SCHEMA]
 
 
 @dataclass(kw_only=True)
 class Imported:
-    """What an imported set holds."""
+    """What an imported set holds, and what was found on the way."""
 
-    rows: int = 0
+    path: str
+    summary: SetSummary = field(default_factory=SetSummary)
     nouns: Counter[str] = field(default_factory=Counter)  # rows that ask for each, in singular
     counts: Counter[int] = field(default_factory=Counter)  # targets with each
+    notes: list[str] = field(default_factory=list)  # how columns were understood
     renamed: list[str] = field(default_factory=list)  # nouns that are only part of a word of their prompt
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """Those that were written."""
+        return self.summary.rows - self.summary.bad
+
+    def require(self, *, skip: bool = False) -> None:
+        """Raises one PromptSetError with all problems, unless they are all of single rows and these are skipped."""
+        require_rows(self.path, self.problems, self.summary.rows, skip=skip)
 
 
 def import_prompts(
@@ -47,162 +68,260 @@ def import_prompts(
     output: str,
     *,
     counts: str | None = None,
+    choice: Choice = AS_READ,
     max_count: int = 20,
+    reading: TargetReading = DEFAULT_READING,
+    skip: bool = False,
+    rejected: str | None = None,
     force: bool = False,
     report: Callable[[int], None] = lambda rows: None,
 ) -> Imported:
     """Read a source (see `cluster.prompts.sources`) into a prompt set with all targets filled in; what it holds.
 
-    Rows are read and checked a block at a time. Raises one PromptSetError with all that is wrong with the source.
+    Rows are read and checked a block at a time. `skip` leaves bad rows out; `rejected` is a JSON lines file that lists
+    all problems. Raises one PromptSetError with all that is wrong with the source.
     """
     path, counts = locate(source, counts)
-    reader = _Reader(path=path, counts=counts, max_count=max_count, report=report)
+    reader = _Reader(
+        path=path, counts=counts, choice=choice, max_count=max_count, reading=reading, skip=skip, report=report
+    )
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "set.parquet"
-        reader.write(place)
-        if not reader.problems and not reader.found.rows:
-            reader.problems.append(f"{path}: holds no prompts; a set needs at least one")
-        if not reader.problems:
-            reader.find_repeats(place)
-        if reader.problems:
-            raise PromptSetError(describe_problems(source, reader.problems))
-        publish(output, place.read_bytes(), force=force)
-    return reader.found
+        written = Path(folder) / "set.parquet"
+        reader.write(written)
+        found = reader.found
+        if not found.problems and not found.summary.rows:
+            found.problems.append(f"{path}: holds no prompts; a set needs at least one")
+        if found.rows and (skip or not found.problems):
+            reader.find_repeats(written)
+        if rejected is not None:
+            place(rejected, problem_lines(found.problems))
+        found.require(skip=skip)
+        publish(output, written.read_bytes(), force=force)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class _Placed(RawRow):
     """A row that is told by its line."""
 
-    path: str
+    source: str
+    word: str
     line: int
 
     @property
+    def number(self) -> int:
+        return self.line
+
+    @property
     def place(self) -> str:
-        return f"{self.path}, line {self.line}"
+        return f"{self.source}, {self.word} {self.line}"
 
 
 @dataclass(kw_only=True)
 class _Reader:
     path: str
     counts: str | None
+    choice: Choice
     max_count: int
+    reading: TargetReading
+    skip: bool
     report: Callable[[int], None]
-    problems: list[Problem] = field(default_factory=list)
-    lines: "array[int]" = field(default_factory=lambda: array("q"))  # of each row
-    found: Imported = field(default_factory=Imported)
+    found: Imported = field(init=False)
+    lines: "array[int]" = field(default_factory=lambda: array("q"))  # of each row that is written
+    word: str = "line"
+    as_text: set[str] = field(default_factory=set)  # columns that are kept as JSON
+    meaning: Meaning = field(init=False)
 
-    def write(self, place: Path) -> None:
-        """All rows to a file; after a problem they are only looked at."""
+    def __post_init__(self) -> None:
+        self.found = Imported(path=self.path)
+
+    def write(self, target: Path) -> None:
+        """All good rows to a file; after a problem they are only looked at, unless bad rows are skipped."""
         schema = self._schema()
-        if self.problems:
+        if any(isinstance(problem, str) for problem in self.found.problems):
             return
-        source = read_source(self.path, self.counts)
-        with pq.ParquetWriter(place, schema, compression="zstd") as writer:
-            while rows := list(islice(source, BLOCK_ROWS)):
-                batch = self._checked(rows, schema)
-                if batch is not None and not self.problems:
-                    writer.write_batch(batch)
-                if len(self.problems) >= MOST_PROBLEMS:
-                    return
-                self.report(self.found.rows)
+        rows, seen = self._rows(), 0
+        with pq.ParquetWriter(target, filled(schema.empty_table(), []).schema, compression="zstd") as writer:
+            while block := list(islice(rows, BLOCK_ROWS)):
+                seen += len(block)
+                good = self._checked(block, schema)
+                if good is not None and (self.skip or not self.found.problems):
+                    writer.write_table(good)
+                self.report(seen)
 
-    def find_repeats(self, place: Path) -> None:
-        """What repeats between the rows of a written set."""
-        prompts, problems = opened(str(place), None)
-        check = SetCheck(prompts, self.max_count, problems)
-        for _ in check.read([own.name for own in _OWN]):
-            pass
-        check.find_repeats()
-        for problem in check.problems:
-            placed = re.sub(rf"{re.escape(str(place))}, row (\d+)", self._line_of, str(problem))
-            self.problems.append(placed.replace(str(place), self.path))
+    def _rows(self) -> Iterator[SourceRow]:
+        """All rows, with their values by a set's names."""
+        for row in read_source(self.path, self.counts):
+            self.word = row.word
+            if not row.problems:
+                self.meaning.take(row)
+            yield row
 
-    def _line_of(self, row: re.Match[str]) -> str:
-        return f"{self.path}, line {self.lines[int(row[1])]}"
+    # --- columns ---
 
     def _schema(self) -> pa.Schema:
         """Those of the set's own columns that are there, and the others with a type that holds all their values."""
-        if not source_of(self.path).columns:
-            return pa.schema([own for own in _OWN if own.name in ("id", "prompt", "targets")])
-        used, extra, rows = {"id", "prompt", "targets"}, pa.schema([]), read_source(self.path)
-        while block := list(islice(rows, BLOCK_ROWS)):
-            names = dict.fromkeys(name for row in block for name, value in row.values.items() if value is not None)
-            used |= {name for name in names if name in OWN_SCHEMA.names}
-            for name in names:
-                if name in OWN_SCHEMA.names:
-                    continue
-                extra = self._widened(extra, name, block)
-        for own in extra:
-            if trouble := column_trouble(own.type):
-                self.problems.append(f"{self.path}, column {own.name!r}: {trouble}")
-        return pa.schema([*(own for own in _OWN if own.name in used), *extra])
+        rows = read_source(self.path, self.counts)
+        first = list(islice(rows, BLOCK_ROWS))
+        self.found.notes += [note for row in first for note in row.notes]
+        self.meaning = meaning_of(self.path, first, self.choice)
+        source = source_of(self.path)[0]
+        typed = resolve_name(source.schema)(self.path) if source.schema else None
+        used, names, extra = {"id", "prompt", "targets"}, dict[str, None](), pa.schema([])
+        for block in _blocks(chain(first, rows)):
+            names |= dict.fromkeys(name for row in block for name in row.values)
+            for row in block:
+                if not row.problems:
+                    self.meaning.take(row)
+            good = [row for row in block if not row.problems]
+            filled_in = dict.fromkeys(name for row in good for name, value in row.values.items() if value is not None)
+            used |= {name for name in filled_in if name in OWN_SCHEMA.names}
+            for name in filled_in:
+                if name not in OWN_SCHEMA.names and name not in self.as_text:
+                    extra = self._widened(extra, name, good, typed)
+        self.choice.check(self.path, names)
+        self.found.notes += self.meaning.notes
+        for name in sorted(self.as_text):
+            told = f"column {name!r} holds values of different types, and is kept as JSON text"
+            self.found.notes.append(f"{self.path}: {told}; --drop {name} leaves it out")
+        others = [pa.field(own.name, pa.string()) if own.name in self.as_text else own for own in extra]
+        return pa.schema([*(own for own in _OWN if own.name in used), *others])
 
-    def _widened(self, extra: pa.Schema, name: str, block: Sequence[SourceRow]) -> pa.Schema:
+    def _widened(self, extra: pa.Schema, name: str, block: Sequence[SourceRow], typed: pa.Schema | None) -> pa.Schema:
+        """The columns with one that holds this block's values too."""
+        if typed is not None:
+            given = next(own for own in typed if self.meaning.name_of(own.name) == name)
+            if column_trouble(given.type) is not None:
+                self.as_text.add(name)
+            return extra if name in extra.names else extra.append(given.with_name(name))
+        values = [row.values.get(name) for row in block]
         try:
-            own = pa.schema([(name, pa.array([row.values.get(name) for row in block]).type)])
-            if name in ROW_SCHEMA.names:
-                raise PromptSetError(f"the output has a column of this name; rename it, e.g. 'my_{name}'")
-            return pa.unify_schemas([extra, own], promote_options="permissive")
-        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-            problem = f"{self.path}, lines {block[0].line} to {block[-1].line}, column {name!r}: {error}"
-            if not any(f"column {name!r}" in str(other) for other in self.problems):
-                self.problems.append(problem)
-            return extra
+            if any(map(is_unfit, values)):
+                raise TypeError(name)
+            own = pa.schema([(name, pa.array(values).type)])
+            together = pa.unify_schemas([extra, own], promote_options="permissive")
+            type = together.field(name).type
+            if wide(type) or column_trouble(type) is not None:
+                raise TypeError(name)
+            return together
+        except (pa.ArrowException, OverflowError, TypeError, ValueError):
+            self.as_text.add(name)
+            return extra if name in extra.names else extra.append(pa.field(name, pa.string()))
 
-    def _checked(self, rows: Sequence[SourceRow], schema: pa.Schema) -> pa.RecordBatch | None:
-        """The rows with their targets; None where one has a problem."""
-        self.problems += [problem for row in rows for problem in row.problems]
+    # --- rows ---
+
+    def _checked(self, rows: Sequence[SourceRow], schema: pa.Schema) -> pa.Table | None:
+        """The good ones of some rows, with their targets; None where there is none."""
+        self.found.problems += [problem for row in rows for problem in row.problems]
         sound = [row for row in rows if not row.problems]
         for row in sound:
             self._use_own_words(row)
-        batch = self._batch(sound, schema)
-        if batch is None:
-            return None
-        own = batch.select([name for name in schema.names if name in OWN_SCHEMA.names])
+            for name in self.as_text & row.values.keys():
+                row.values[name] = _json_text(row.values[name])
+        sound, batch = self._batch(sound, schema)
+        own = batch.select([name for name in schema.names if name in CHECKED_COLUMNS])
         file = PromptFile(fs=None, path=self.path, stored=schema, groups=())
-        block = Block(file=file, group=0, offset=0, number=0, index=self.found.rows, rows=len(sound))
-        targets = []
+        block = Block(file=file, group=0, offset=0, number=0, index=len(self.lines), rows=len(sound))
+        good, offsets = list[PromptRow](), list[int]()
         for offset, row in enumerate(sound):
-            checked, problems = parsed(_Placed(block, own, offset, self.path, row.line), self.max_count)
-            self.problems += problems
+            raw = _Placed(block, own, offset, self.path, row.word, row.line)
+            checked, problems = parsed(raw, self.max_count, self.reading)
+            self.found.problems += problems
             if checked is not None:
-                self._count(checked, row.line)
-                targets.append([{"noun": target.noun, "count": target.count} for target in checked.targets])
-        if len(targets) < len(rows):
+                good.append(checked)
+                offsets.append(offset)
+                self.lines.append(row.line)
+                self._count(checked)
+        self.found.summary.add([*good, *[None] * (len(rows) - len(good))])
+        if not good:
             return None
-        place = schema.get_field_index("targets")
-        return batch.set_column(place, schema.field(place), pa.array(targets, schema.field(place).type))
+        return filled(pa.Table.from_batches([batch.take(pa.array(offsets, pa.int64()))]), good)
 
-    def _batch(self, rows: Sequence[SourceRow], schema: pa.Schema) -> pa.RecordBatch | None:
-        """The rows as Arrow has them; None where a value doesn't fit the type that its column has in the whole file."""
+    def _batch(self, rows: list[SourceRow], schema: pa.Schema) -> tuple[list[SourceRow], pa.RecordBatch]:
+        """The rows as Arrow has them, without those with a value that doesn't fit the type of its column."""
         try:
-            return pa.RecordBatch.from_pylist([row.values for row in rows], schema=schema)
+            return rows, _record_batch(rows, schema)
         except (pa.ArrowException, OverflowError, TypeError, ValueError):
+            fitting = []
             for row in rows:
-                for own in schema:
-                    try:
-                        one_value(value := row.values.get(own.name), own.type)
-                    except PromptSetError:
-                        trouble = f"doesn't fit {own.type}, which its column is from the other lines; give all one type"
-                        self.problems.append(said(self.path, row.line, value, f"{trouble} (column {own.name!r})"))
-            return None
+                if problems := [*self._misfits(row, schema)]:
+                    self.found.problems += problems
+                else:
+                    fitting.append(row)
+            return fitting, _record_batch(fitting, schema)
 
-    def _count(self, row: PromptRow, line: int) -> None:
-        self.lines.append(line)
-        self.found.rows += 1
+    def _misfits(self, row: SourceRow, schema: pa.Schema) -> Iterator[RowProblem]:
+        for own in schema:
+            try:
+                one_value(value := row.values.get(own.name), own.type)
+            except PromptSetError:
+                rule = f"doesn't fit {own.type}, which its column is from the other lines"
+                yield said(self.path, row.line, value, rule, "give all one type", column=own.name, word=row.word)
+
+    def _count(self, row: PromptRow, times: int = 1) -> None:
         for target in row.targets:
-            self.found.nouns[singular(target.noun.lower())] += 1
-            self.found.counts[target.count] += 1
+            self.found.nouns[singular(target.noun.lower())] += times
+            self.found.counts[target.count] += times
 
     def _use_own_words(self, row: SourceRow) -> None:
         """A noun that stands in its prompt within a hyphenated word alone ("beams" in "steel-beams") is that word."""
         for target in row.values.get("targets") or []:
             own = own_word(row.values["prompt"] or "", target["noun"])
             if own is not None:
-                told = said(self.path, row.line, target["noun"], f"is counted as {own!r}, the prompt's own word")
-                self.found.renamed.append(told)
+                told = f"is counted as {own!r}, the prompt's own word"
+                self.found.renamed.append(str(said(self.path, row.line, target["noun"], told, word=row.word)))
                 target["noun"] = own
+
+    # --- repeats ---
+
+    def find_repeats(self, written: Path) -> None:
+        """What repeats between the rows of a written set; where bad rows are skipped, they leave it again."""
+        prompts, problems = opened(str(written), None)
+        check = SetCheck(prompts, self.max_count, problems)
+        for _ in check.read(CHECKED_COLUMNS):
+            pass
+        check.find_repeats()
+        bad = sorted(check.bad_rows)
+        for raw in check.rows_at(bad):
+            row, _ = parsed(raw, self.max_count)
+            if row is not None:
+                self.found.summary.remove(row)
+                self._count(row, -1)
+        for problem in check.problems:
+            self.found.problems.append(self._placed(problem, str(written)))
+        if bad and self.skip:
+            table = pq.read_table(written)
+            left = sorted(set(range(table.num_rows)) - set(bad))
+            pq.write_table(table.take(pa.array(left, pa.int64())), written, compression="zstd")
+
+    def _placed(self, problem: Problem, written: str) -> Problem:
+        """A problem of the written set by the source's lines."""
+
+        def told(text: str) -> str:
+            placed = re.sub(rf"{re.escape(written)}, row (\d+)", self._line_of, text)
+            return placed.replace(written, self.path)
+
+        if isinstance(problem, str):
+            return told(problem)
+        line = self.lines[problem.row]
+        return replace(problem, place=told(problem.place), row=line, detail=told(problem.detail))
+
+    def _line_of(self, row: re.Match[str]) -> str:
+        return f"{self.path}, {self.word} {self.lines[int(row[1])]}"
+
+
+def _blocks(rows: Iterator[SourceRow]) -> Iterator[list[SourceRow]]:
+    while block := list(islice(rows, BLOCK_ROWS)):
+        yield block
+
+
+def _record_batch(rows: Sequence[SourceRow], schema: pa.Schema) -> pa.RecordBatch:
+    columns = [pa.array([row.values.get(own.name) for row in rows], own.type) for own in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _json_text(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, default=str)
 
 
 def own_word(prompt: str, noun: str) -> str | None:

@@ -42,7 +42,7 @@ TARGETS_RULES = "targets_rules"
 CHECKED_COLUMNS = (*OWN_SCHEMA.names, ENHANCED, TARGETS_DOUBTS)
 """The columns that a row is checked by."""
 
-_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TEXT_TYPE = pa.large_string()
 _NULL = pa.scalar("-", _TEXT_TYPE)
 
@@ -114,7 +114,7 @@ class RawRow:
     def extra(self) -> dict[str, Any]:
         """The other columns."""
         names = [name for name in self.batch.schema.names if name not in OWN_SCHEMA.names]
-        return {name: _python(self.batch.column(name)[self.offset]) for name in names}
+        return {name: python_value(self.batch.column(name)[self.offset]) for name in names}
 
     def problem(self, column: str, value: object, rule: str, remedy: str, detail: str = "") -> RowProblem:
         """What is wrong with it."""
@@ -123,7 +123,7 @@ class RawRow:
         )
 
 
-def _python(scalar: pa.Scalar) -> Any:
+def python_value(scalar: pa.Scalar) -> Any:
     """The value as Python has it; what Python hasn't, e.g. a nanosecond, stays pyarrow's."""
     if not is_python(scalar.type):
         return scalar
@@ -143,7 +143,7 @@ def parsed(
         rule, remedy = "has text that isn't UTF-8", "write the file again"
         return None, [raw.problem("prompt", error.object, rule, remedy, f"has text that isn't UTF-8 ({error})")]
     problems = []
-    if id is not None and not _ID.fullmatch(id):
+    if id is not None and not ID.fullmatch(id):
         rule = "must be 1 to 128 of A-Z a-z 0-9 . _ -"
         problems.append(raw.problem("id", id, rule, "change it, or leave it null"))
     if seed is not None and not 0 <= seed < 2**63:

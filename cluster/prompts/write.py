@@ -75,7 +75,9 @@ def write_targets(src: str, dst: str, *, max_count: int = ANY_COUNT) -> int:
 
     `dst` is replaced in one step and may be `src`. Raises PromptSetError when the set has problems.
     """
-    return look_over(src, dst, max_count=max_count).summary.rows
+    found = look_over(src, dst, max_count=max_count)
+    found.require()
+    return found.summary.rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,12 @@ class LookedOver:
     def require(self, *, skip: bool = False) -> None:
         """Raises one PromptSetError with all problems, unless they are all of single rows and these are skipped."""
         require_rows(self.path, self.problems, self.summary.rows, skip=skip)
+
+    def can_be_taken(self, *, skip: bool = False) -> bool:
+        """Whether `require` raises nothing."""
+        return not self.problems or (
+            skip and self.summary.bad < self.summary.rows and not any(isinstance(own, str) for own in self.problems)
+        )
 
 
 def look_over(
@@ -108,12 +116,13 @@ def look_over(
     and may be `src`; it is put together in memory, compressed, its rows a block at a time. `skip` leaves bad rows out;
     `rejected` is a JSON lines file that lists all problems. `tell` is given each good row.
 
-    Raises one PromptSetError when the set has problems: with `skip` for those of whole files alone.
+    Nothing is written where the set has problems; with `skip`, where whole files have. Raises PromptSetError where no
+    file can be found.
     """
     prompts, problems = opened(src, None)
     check, summary = SetCheck(prompts, max_count, problems, reading=reading), SetSummary()
-    filled = _Filled(prompts) if dst is not None and not problems else None
-    for block, batch, _ in check.read(CHECKED_COLUMNS if filled is None else None):
+    output = _Filled(prompts) if dst is not None and not problems else None
+    for block, batch, _ in check.read(CHECKED_COLUMNS if output is None else None):
         rows = [check.row(RawRow(block, batch, offset)) for offset in range(block.rows)]
         bad = check.bad_rows
         rows = [row if row is not None and row.index not in bad else None for row in rows]
@@ -121,8 +130,8 @@ def look_over(
         for row in rows:
             if row is not None:
                 tell(row)
-        if filled is not None and (skip or not check.problems):
-            filled.add(block, batch, rows)
+        if output is not None and (skip or not check.problems):
+            output.add(block, batch, rows)
         report(block.index + block.rows, prompts.rows)
     known = check.bad_rows
     check.find_repeats()
@@ -134,9 +143,8 @@ def look_over(
     found = LookedOver(summary=summary, problems=check.problems, path=src)
     if rejected is not None:
         place(rejected, problem_lines(found.problems))
-    found.require(skip=skip)
-    if filled is not None and dst is not None:
-        place(dst, filled.file(check.bad_rows - known))
+    if output is not None and dst is not None and found.can_be_taken(skip=skip):
+        place(dst, output.file(check.bad_rows - known))
     return found
 
 

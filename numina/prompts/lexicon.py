@@ -178,7 +178,12 @@ BEINGS = _set(
 MEASURES = _set(
     """second seconds minute minutes hour hours day days week weeks month months year years meter meters metre metres
     foot feet inch inches mile miles km cm mm kilometer kilometers percent degree degrees fps frame frames pixel pixels
-    times k p am pm o'clock"""
+    times k p am pm a.m p.m o'clock
+    kg g mg gram grams kilogram kilograms lb lbs oz ounce ounces ton tons tonne tonnes ml cl l liter liters litre litres
+    gallon gallons mph kph knots hz khz mhz ghz kb mb gb tb dpi ppi px mp megapixel megapixels watt watts kw volt volts
+    celsius fahrenheit kelvin dollar dollars cent cents euro euros yen rupees pounds bucks usd millimeters centimeters
+    centimeter millimeter kilometers kilometre kilometres acre acres hectare hectares decade decades century centuries
+    night nights mm lumens bpm rpm stories storeys m s h ft yd mins secs hrs sec min hr"""
 )
 SINGULAR_IN_S = _set(
     """is was has does goes this his its us as always perhaps bus gas lens iris canvas cactus octopus walrus
@@ -193,3 +198,46 @@ INVARIANT = _set(
     samurai goldfish starfish jellyfish swordfish catfish clownfish angelfish crayfish reindeer offspring series species
     cod carp tuna caribou scissors binoculars bonsai krill"""
 )
+
+# Measures that are things, too: a doubt is told.
+UNSURE_MEASURES = _set("feet foot frames stories storeys pounds knots cents rupees euros dollars bucks nights times l")
+# What comes before a numeral that is no exact count, and prepositions that are one after these words.
+NEARLY = _set("nearly almost approximately roughly maybe perhaps probably circa approx")
+ROUND = _set("about around over under above below")
+BEFORE_ROUND = _set("of with has have contains contain is are there holds hold shows show only to say")
+VAGUE = _set("dozens hundreds thousands millions tens scores")
+FRACTIONS = _set("quarter quarters third thirds halves half fifth fifths eighth eighths tenth tenths")
+PEOPLE = _set("family crew team band group party staff panel jury squad class household troupe choir unit circle")
+# Words for the picture that are things of their own, unless the prompt begins with them.
+ARTWORKS = _set(
+    """painting sketch watercolor watercolour cartoon comic poster engraving icon emoji sticker artwork art mosaic vector
+    thumbnail collage print doodle anime rendition depiction screenshot snapshot macro panorama vignette diagram"""
+)
+# No things that one could count; with a numeral they say what kind, where or how often.
+ABSTRACT = _set(
+    """sense feeling air touch hint feel glimpse sort kind type variety moment instance act lack amount degree level range
+    rest result reason idea thought dream memory mood vibe aura ambiance ambience aesthetic tone hue color colour shade
+    texture tint gradient blend mix balance contrast harmony rhythm pace speed motion movement gesture expression gaze
+    display arrangement sequence part piece portion process way order shape size length height width depth weight form
+    silence calm peace joy happiness laughter surprise awe fear wonder delight serenity tranquility warmth energy power
+    force flow flurry burst blur haze gleam glint sparkle shimmer flash hush whisper shout cry melody narrative tale
+    testament symbol reminder celebration demonstration connection bond love friendship life death world universe
+    distance direction perspective point view matter fact case number detail effect impact role task job project
+    challenge opportunity experience adventure attempt effort goal success failure chance choice decision change
+    swift sip bite taste smell scent aroma breath sigh wink nod yawn grin frown smirk glare beat step pause spin whirl
+    style theme concept design pattern background foreground side"""
+)
+NO_KINDS = _set("kinds types sorts styles ways directions sides ends times occasions versions varieties")
+UNSURE_PLURALS = _set(
+    """parts layers levels words letters colors colours shades steps turns rounds rows groups sets flocks herds teams
+    columns lines stacks piles pieces halves sections patterns angles views scenes stages shots poses movements"""
+)
+# "one side", "one morning": where and when, not how many.
+ONE_ASIDE = _set(
+    """side end corner edge day morning evening night afternoon moment point time place direction way instance another
+    piece thing part hand"""
+)
+POSITIONS = _set("left right front top back side rear middle ahead bottom inside outside center centre")
+# Boundaries that describe what follows them directly: "high back chairs", "side tables", "outside lights".
+LOOSE = _set("back side still past down up off over under inside outside out alone light like near")
+# Animals of one colour that Chinese names so, and other lists of Chinese, are in `numina.prompts.chinese`.

@@ -8,12 +8,15 @@ character offsets into the prompt.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from numina.errors import PromptError
 from numina.prompts import lexicon
+from numina.prompts.folding import UNSPACED, fold, folded
 from numina.prompts.nouns import forms, singular
-from numina.prompts.phrases import NounPhrase, Span, Word, read_phrases
+from numina.prompts.phrases import Phrases, read_phrases
 from numina.prompts.reading import MAX_COUNT, Target, read_prompt
+from numina.prompts.words import Span
 
 __all__ = ["MAX_COUNT", "Mention", "Target", "check_targets", "find_mentions", "parse_targets"]
 
@@ -60,33 +63,47 @@ def check_targets(prompt: str, targets: Sequence[Target], max_count: int = MAX_C
 
 
 def find_mentions(prompt: str, noun: str) -> tuple[Mention, ...]:
-    """Every mention of ``noun``, in singular or plural and any case, as whole words.
+    """Every mention of ``noun`` in any language: in singular or plural, in any case, however its accents are encoded.
 
-    A phrase has the modifiers between the numeral (or article) and the noun, not the numeral itself; without a numeral,
-    plain adjectives before the noun. Raises :class:`PromptError` where there is no mention.
+    Whole words, where a script has spaces between them; else wherever its characters stand. Spans are offsets into
+    ``prompt`` as given. A phrase has the modifiers between the numeral (or article) and the noun, not the numeral
+    itself; without a numeral, plain adjectives before the noun. Raises :class:`PromptError` where there is no mention.
     """
-    parts = noun.lower().split()
-    if not parts:
+    if not noun.strip():
         raise PromptError(f"noun {noun!r} for prompt {prompt!r} is empty: name what is to be counted")
-    last = "|".join(re.escape(form) for form in sorted(forms(parts[-1]), key=len, reverse=True))
-    pattern = r"\s+".join([*map(re.escape, parts[:-1]), f"(?:{last})"])
-    found = [match.span() for match in re.finditer(rf"(?<![\w-]){pattern}(?![\w-])", prompt, re.IGNORECASE)]
+    text, places = folded(prompt)
+    found = [match.span() for match in _pattern(noun).finditer(text)]
     if not found:
         raise PromptError(f"noun {noun!r} isn't in prompt {prompt!r}: use the prompt's own word for it")
-    words, phrases = read_phrases(prompt)
-    return tuple(Mention(noun=span, phrase=(_phrase_start(words, phrases, span), span[1])) for span in found)
+    if places is not None:
+        found = [(places[start][0], places[end - 1][1]) for start, end in found]
+    read = read_phrases(prompt)
+    return tuple([Mention(noun=span, phrase=(_phrase_start(read, span), span[1])) for span in found])
 
 
-def _phrase_start(words: list[Word], phrases: list[NounPhrase], noun: Span) -> int:
+@lru_cache(maxsize=1 << 14)
+def _pattern(noun: str) -> re.Pattern[str]:
+    """What matches a noun in a folded prompt."""
+    parts = fold(noun).split()
+    latin = all(character < "ɐ" for character in parts[-1])
+    names = sorted(forms(parts[-1]), key=len, reverse=True) if latin else [parts[-1]]
+    last = "|".join(re.escape(name) for name in names)
+    pattern = r"\s+".join([*map(re.escape, parts[:-1]), f"(?:{last})"])
+    before = "" if UNSPACED.match(parts[0][0]) else rf"(?:(?<![\w-])|(?<={UNSPACED.pattern}))"
+    after = "" if UNSPACED.match(parts[-1][-1]) else rf"(?:(?![\w-])|(?={UNSPACED.pattern}))"
+    return re.compile(before + pattern + after)
+
+
+def _phrase_start(read: Phrases, noun: Span) -> int:
     """Where the phrase around a mention starts: after its numeral, or at its first plain adjective."""
+    words = read.words
     first = next((i for i, word in enumerate(words) if word.span[1] > noun[0]), 0)
-    for phrase in phrases:
-        inside = [*phrase.modifiers, phrase.noun]
-        if first in inside and words[phrase.noun].span[1] >= noun[1]:
-            return min(words[inside[0]].span[0], noun[0])
+    for phrase in read.phrases:
+        if phrase.opening.start <= first <= phrase.noun and words[phrase.noun].span[1] >= noun[1]:
+            return min(words[min(phrase.opening.start, phrase.noun)].span[0], noun[0])
     start = noun[0]
-    for word, after in zip(reversed(words[:first]), reversed(words[1 : first + 1]), strict=True):
-        if word.text not in lexicon.ADJECTIVES or after.gap.strip(" ,"):
+    for i in range(first - 1, -1, -1):
+        if words[i].text not in lexicon.ADJECTIVES or words[i + 1].gap.strip(" ,"):
             break
-        start = word.span[0]
+        start = words[i].span[0]
     return start

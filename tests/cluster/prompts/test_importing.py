@@ -118,11 +118,11 @@ def test_all_problems_are_told_by_their_lines(tmp_path: Path) -> None:
     told = "\n".join(problems_of(tmp_path / "set.csv"))
     assert "has 7 problems" in told
     for words in (
-        "line 3: '{\"cats\": \"3\"}': '3' of 'cats' is no whole number; write it in digits",
+        "line 3, column 'targets': ['{\"cats\": \"3\"}']: '3' of 'cats' is no whole number; write it in digits",
         "line 4, column 'id': 'c/d': must be",
         "line 4, column 'seed': -1: must be",
         "noun 'cows' isn't in prompt 'three cats'",
-        "line 5: 'soon': is no seed",
+        "line 5, column 'seed': 'soon': is no seed",
         "line 6: 'three cats,f': has 2 cells, the header has 4",
         "line 7",
         "isn't UTF-8; save the file as UTF-8",
@@ -136,6 +136,8 @@ def test_lines_must_pair(tmp_path: Path) -> None:
     [_, told] = problems_of(bench)
     assert "prompts.txt, line 3" in told
     assert "noun_counts.jsonl ends before it" in told
+    with pytest.raises(PromptSetError, match="ends before it"):  # nobody knows which of their lines are pairs
+        import_prompts(str(bench), str(tmp_path / "never.parquet"), skip=True)
     told = problems_of(a_benchmark(bench, prompts=[*PROMPTS[:1], "", *PROMPTS[2:]]))[1]
     assert "prompts.txt, line 2: '': is empty; write a prompt or drop the line" in told
 
@@ -150,13 +152,16 @@ def test_repeats_are_told_by_their_lines(tmp_path: Path) -> None:
     assert "line 4, column 'prompt': 'four owls': the same prompt, targets and seed as in" in told
 
 
-def test_columns_that_can_not_be_carried(tmp_path: Path) -> None:
-    """A name of the output's own, and values of no common type."""
-    lines = [{"prompt": "three cats", "model": "x", "n": 1}, {"prompt": "two dogs", "n": "many"}]
+def test_columns_with_a_name_of_the_outputs_own(tmp_path: Path) -> None:
+    """They are carried under another name, and that is told."""
+    lines = [{"prompt": "three cats", "model": "x", "key": 1}, {"prompt": "two dogs", "model": "y"}]
     (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    told = "\n".join(problems_of(tmp_path / "set.jsonl"))
-    assert "column 'model': the output has a column of this name; rename it" in told
-    assert "column 'n': " in told
+    found = import_prompts(str(tmp_path / "set.jsonl"), str(tmp_path / "set.parquet"))
+    assert [note.partition(": ")[2] for note in found.notes] == [
+        f"column '{name}' is carried as 'source_{name}': the output has one of its name" for name in ("model", "key")
+    ]
+    rows = read_prompts(str(tmp_path / "set.parquet"), max_count=20)
+    assert [(row.extra["source_model"], row.extra["source_key"]) for row in rows] == [("x", 1), ("y", None)]
 
 
 def test_sources_that_are_none(tmp_path: Path) -> None:
@@ -165,9 +170,9 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "folder").mkdir()
     for name, told in (
-        ("set.xlsx", "is none of txt, csv, jsonl"),
+        ("set.xlsx", "is none of txt, csv, tsv, json"),
         ("empty.txt", "holds no prompts"),
-        ("folder", r"holds no prompts\.txt"),
+        ("folder", r"holds no prompts\.txt and no Parquet"),
         ("gone.txt", "can't be read"),
     ):
         with pytest.raises(PromptSetError, match=told):

@@ -274,7 +274,7 @@ def test_bad_rows_can_be_passed_over(tmp_path: Path) -> None:
     table = {"id": ["a", "b c", "a", "d"], "prompt": [CATS, DOGS, "two owls", ""], "score": [1, 2, 3, 4]}
     path, out, rejected = a_set(tmp_path / "set.parquet", table), tmp_path / "out.parquet", tmp_path / "R.jsonl"
     with pytest.raises(PromptSetError, match="3 bad rows can be left out, with --skip"):
-        look_over(path, str(out), rejected=str(rejected))
+        look_over(path, str(out), rejected=str(rejected)).require()
     assert not out.exists()
     told = rejected.read_text()
     found = look_over(path, str(out), rejected=str(rejected), skip=True)
@@ -290,7 +290,7 @@ def test_bad_rows_can_be_passed_over(tmp_path: Path) -> None:
     assert all(line["rule"] and line["remedy"] for line in lines)
     assert [row.prompt for row in open_prompts(path).parse(10, bad="skip")] == [CATS, "two owls"]  # ids aren't compared
     with pytest.raises(PromptSetError, match="all 2 rows are bad"):
-        look_over(a_set(tmp_path / "none.parquet", {"prompt": ["", " "]}), skip=True)
+        look_over(a_set(tmp_path / "none.parquet", {"prompt": ["", " "]}), skip=True).require(skip=True)
 
 
 def test_the_same_prompt_twice_is_two_rows(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from numina.errors import PromptError
-from numina.prompts.phrases import Span
 from numina.prompts.targets import Mention, Target, find_mentions
+from numina.prompts.words import Span
 
 Offsets = Sequence[tuple[int, int]]
 

@@ -15,7 +15,7 @@ from numina.errors import InputError
 if TYPE_CHECKING:
     from cluster.prompts.row import PromptRow
 
-prompts = typer.Typer(no_args_is_help=True, help="Make, import, check and enhance prompt sets.")
+prompts = typer.Typer(no_args_is_help=True, help="Make, import, check, annotate and enhance prompt sets.")
 
 World = Literal["captions", "testbed"]
 Writers = Literal["rules", "testbed", "endpoint", "local"]
@@ -34,6 +34,9 @@ Rejected = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="List all problems in this JSON lines file: row, column, value, rule, remedy."),
 ]
+Url = Annotated[str | None, typer.Option(help="The URL of an OpenAI-compatible endpoint, e.g. http://host:8000/v1.")]
+Model = Annotated[str | None, typer.Option(help="The model's name at the endpoint, or the folder of a local model.")]
+AtOnce = Annotated[int, typer.Option(min=1, help="Number of simultaneous requests to the endpoint.")]
 TargetsFrom = Annotated[
     Literal["numerals", "numerals+articles"],
     typer.Option(help="What counts in a prompt whose targets aren't given: numerals alone, or 'a dog' as well."),
@@ -209,13 +212,9 @@ def prompts_enhance(
             help="How to rewrite: by rules, by the embedded model's rules, by a chat endpoint, or by a local model.",
         ),
     ] = "rules",
-    url: Annotated[
-        str | None, typer.Option(help="The URL of an OpenAI-compatible endpoint, e.g. http://host:8000/v1.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The model's name at the endpoint, or the folder of a local model.")
-    ] = None,
-    at_once: Annotated[int, typer.Option(min=1, help="Number of simultaneous requests to the endpoint.")] = 8,
+    url: Url = None,
+    model: Model = None,
+    at_once: AtOnce = 8,
     max_count: MaxCount = 20,
     force: Force = False,
 ) -> None:
@@ -246,6 +245,56 @@ def prompts_enhance(
             report=report,
         )
     say(f"{output}: {sum(rows.values())} prompts; {', '.join(f'{number} by {name}' for name, number in rows.items())}")
+
+
+@prompts.command("annotate")
+def prompts_annotate(
+    source: Annotated[str, typer.Argument(metavar="SET", help="A Parquet file, folder or glob, or testbed:demo.")],
+    output: Output,
+    by: Annotated[
+        Literal["rules", "llm", "local"],
+        typer.Option("--with", help="What reads the targets: rules, a chat endpoint (llm), or a local model."),
+    ] = "rules",
+    url: Url = None,
+    model: Model = None,
+    at_once: AtOnce = 8,
+    targets_from: TargetsFrom = "numerals+articles",
+    max_count: MaxCount = 20,
+    force: Force = False,
+) -> None:
+    """Fill in `targets` by rules or by a language model; targets that the set gives stay.
+
+    Column `targets_by` says what filled them, `targets_rules` what the rules read where a model reads something else.
+    A model's answers are saved in OUT.answers.jsonl as they arrive; the same command again requests only missing ones.
+    """
+    from cluster.job.prepared import prompt_path
+    from cluster.prompts.annotate import annotate_set
+    from cluster.prompts.row import TargetReading
+    from cluster.storage.destination import check_file
+    from pipelines.rewriting.llm import EndpointWriter, LocalWriter, Writer
+
+    check_file("OUT", output, ".parquet")
+    writer: Writer | None = None
+    if by == "llm":
+        writer = EndpointWriter(url=_given("--url", url, by), model=_given("--model", model, by), name="llm")
+    elif by == "local":
+        writer = LocalWriter(folder=_given("--model", model, by), cue="JSON:")
+    with bar("annotating prompts") as report:
+        found = annotate_set(
+            prompt_path(source),
+            output,
+            writer=writer,
+            at_once=at_once if by == "llm" else 1,
+            max_count=max_count,
+            reading=TargetReading(articles=targets_from == "numerals+articles"),
+            force=force,
+            report=report,
+        )
+    say(f"{output}: {found.summary.rows:,} prompts; {', '.join(f'{n:,} by {name}' for name, n in found.by.items())}")
+    for line in found.summary.lines():
+        say(line)
+    if found.differ:
+        say(f"  {found.differ:,} rows that the rules read differently: column targets_rules")
 
 
 def _rejected(rejected: str | None, output: str | None, skip: bool) -> str | None:
@@ -280,7 +329,7 @@ def _columns(names: str | None) -> tuple[str, ...] | None:
 
 def _given(option: str, value: str | None, by: str) -> str:
     if not value:
-        raise InputError(f"--with {by} needs {option}; see numina prompts enhance --help")
+        raise InputError(f"--with {by} needs {option}; see --help")
     return value
 
 

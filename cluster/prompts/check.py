@@ -26,6 +26,7 @@ from cluster.prompts.row import (
     as_bytes,
     content_texts,
     parsed,
+    raw_rows,
     text_column,
 )
 from numina.errors import PromptSetError
@@ -106,9 +107,9 @@ class SetCheck:
         """Takes a prompt among the problems for what its own column can't tell; `trouble` is in the row's own words."""
         self._problems.append((raw.index, raw.problem("prompt", raw.own("prompt"), rule, remedy, trouble)))
 
-    def row(self, raw: RawRow) -> PromptRow | None:
-        """The row, checked whole; None where it has problems."""
-        row, problems = parsed(raw, self._max_count, self._reading)
+    def row(self, raw: RawRow, *, extra: bool = True) -> PromptRow | None:
+        """The row, checked whole; None where it has problems. Without `extra` it has none of the other columns."""
+        row, problems = parsed(raw, self._max_count, self._reading, extra=extra)
         self._problems += [(raw.index, problem) for problem in problems]
         if row is not None:
             content = hash((row.prompt, row.negative_prompt, row.targets))
@@ -290,18 +291,23 @@ def read_prompts(
 
     Raises one PromptSetError that lists the problems of these rows.
     """
-    prompts, check = _checked(path, max_count, limit, reading)
-    check.require()
-    return prompts.parse(max_count, reading)
+    return checked_set(path, max_count, limit=limit, reading=reading).parse(max_count, reading)
 
 
 def require_prompts(
     path: str, max_count: int, *, limit: int | None = None, reading: TargetReading = DEFAULT_READING
 ) -> int:
     """The number of rows of a prompt set (of its first `limit` rows). Raises one PromptSetError with its problems."""
+    return checked_set(path, max_count, limit=limit, reading=reading).rows
+
+
+def checked_set(
+    path: str, max_count: int, *, limit: int | None = None, reading: TargetReading = DEFAULT_READING
+) -> PromptSet:
+    """A set whose rows were all checked. Raises one PromptSetError with its problems."""
     prompts, check = _checked(path, max_count, limit, reading)
     check.require()
-    return prompts.rows
+    return prompts
 
 
 def check_prompts(
@@ -323,7 +329,7 @@ def _checked(path: str, max_count: int, limit: int | None, reading: TargetReadin
     prompts, problems = opened(path, limit)
     check = SetCheck(prompts, max_count, problems, reading=reading)
     for block, batch, _ in check.read(CHECKED_COLUMNS):
-        for offset in range(block.rows):
-            check.row(RawRow(block, batch, offset))
+        for raw in raw_rows(block, batch):
+            check.row(raw, extra=False)
     check.find_repeats()
     return prompts, check

@@ -100,7 +100,7 @@ def import_prompts(
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Placed(RawRow):
     """A row that is told by its line."""
 
@@ -224,8 +224,8 @@ class _Reader:
         block = Block(file=file, group=0, offset=0, number=0, index=len(self.lines), rows=len(sound))
         good, offsets = list[PromptRow](), list[int]()
         for offset, row in enumerate(sound):
-            raw = _Placed(block, own, offset, self.path, row.word, row.line)
-            checked, problems = parsed(raw, self.max_count, self.reading)
+            raw = _Placed(block, own, offset, source=self.path, word=row.word, line=row.line)
+            checked, problems = parsed(raw, self.max_count, self.reading, extra=False)
             self.found.problems += problems
             if checked is not None:
                 good.append(checked)

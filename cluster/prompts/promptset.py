@@ -28,7 +28,16 @@ from cluster.prompts.columns import cast_batch, column_trouble, decoded, united
 from cluster.prompts.files import UNREADABLE, Block, PromptFile, blocks_of, read_blocks, read_footers
 from cluster.prompts.find import find_files
 from cluster.prompts.problems import Problem, describe_problems
-from cluster.prompts.row import DEFAULT_READING, ENHANCED, OWN_SCHEMA, PromptRow, RawRow, TargetReading, parsed
+from cluster.prompts.row import (
+    DEFAULT_READING,
+    ENHANCED,
+    OWN_SCHEMA,
+    PromptRow,
+    RawRow,
+    TargetReading,
+    parsed,
+    raw_rows,
+)
 from cluster.rows import ROW_SCHEMA
 from numina.errors import PromptSetError
 
@@ -84,8 +93,8 @@ class PromptSet:
         """All rows, or all but the bad ones. Raises PromptSetError at the first bad one where they aren't skipped; a
         set that was checked before has none."""
         for block, batch in self.read():
-            for offset in range(block.rows):
-                row, problems = parsed(RawRow(block, batch, offset), max_count, reading)
+            for raw in raw_rows(block, batch):
+                row, problems = parsed(raw, max_count, reading)
                 if row is not None:
                     yield row
                 elif bad == "refuse":

@@ -21,10 +21,10 @@ from cluster.prompts.row import (
     TARGETS_BY,
     TARGETS_DOUBTS,
     PromptRow,
-    RawRow,
     TargetReading,
     doubt_texts,
     parsed,
+    raw_rows,
 )
 from cluster.prompts.summary import SetSummary
 from cluster.rows import TARGETS, plain_value
@@ -123,7 +123,7 @@ def look_over(
     check, summary = SetCheck(prompts, max_count, problems, reading=reading), SetSummary()
     output = _Filled(prompts) if dst is not None and not problems else None
     for block, batch, _ in check.read(CHECKED_COLUMNS if output is None else None):
-        rows = [check.row(RawRow(block, batch, offset)) for offset in range(block.rows)]
+        rows = [check.row(raw, extra=False) for raw in raw_rows(block, batch)]
         bad = check.bad_rows
         rows = [row if row is not None and row.index not in bad else None for row in rows]
         summary.add(rows)
@@ -172,7 +172,7 @@ class _Filled:
         table = pa.Table.from_batches([cast_batch(batch, self._prompts.extra_columns, block)])
         if "id" in table.column_names and "id" not in self._schema.names:
             self._with_ids()
-        self._writer.write_table(_with_schema(filled(table, good), self._schema))
+        self._writer.write_table(in_schema(filled(table, good), self._schema))
         self._numbers.extend(row.index for row in good)
 
     def _with_ids(self) -> None:
@@ -183,7 +183,7 @@ class _Filled:
         self._sink = io.BytesIO()
         self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
         if written.num_rows:
-            self._writer.write_table(_with_schema(written, self._schema))
+            self._writer.write_table(in_schema(written, self._schema))
 
     def file(self, bad: Collection[int]) -> bytes:
         """The whole file, without rows that turned out to be bad."""
@@ -255,6 +255,11 @@ def filled(table: pa.Table, rows: Sequence[PromptRow]) -> pa.Table:
             pa.list_(pa.string()),
         ),
     }
+    return with_columns(table, columns)
+
+
+def with_columns(table: pa.Table, columns: Mapping[str, pa.Array]) -> pa.Table:
+    """A table with columns in place of those it has, or else behind the others; targets behind the prompt."""
     for name, column in columns.items():
         if name in table.column_names:
             table = table.set_column(table.column_names.index(name), name, column)
@@ -268,5 +273,6 @@ def _given_column(table: pa.Table, name: str) -> list[Any]:
     return table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
 
 
-def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def in_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with just the columns of a schema; those that it lacks are null."""
     return pa.concat_tables([schema.empty_table(), table], promote_options="permissive").select(schema.names)

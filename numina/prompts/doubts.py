@@ -18,6 +18,7 @@ class Doubt(StrEnum):
     FRACTION = "fraction"
     EACH = "each"
     NOUN = "noun"
+    ANSWER = "answer"
 
     @property
     def told(self) -> str:
@@ -37,6 +38,7 @@ _TOLD = {
     Doubt.FRACTION: "a fraction",
     Doubt.EACH: "a count for each of several",
     Doubt.NOUN: "a noun that may end elsewhere, or be a verb",
+    Doubt.ANSWER: "a language model's answer that can't be used",
 }
 
 

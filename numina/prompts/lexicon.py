@@ -75,7 +75,7 @@ PAST_VERBS = _set(
     ate fell fed felt flew fled forgot fought found froze gave got grew had held hid hit hung kept knelt knew laid lay
     led left lit lost made met paid put ran rang rode said sang sat sent shone shook shrank slept slid
     spoke spun sprang stole stood strode struck swam swept swung taught thought threw told took tore went woke won wore
-    wove wrote"""
+    wove wrote stuck wound bound"""
 )
 PERCEIVED = _set("watch watches see sees hear hears help helps let lets make makes")  # "sees a dog run"
 # Verbs whose object is no further thing in the picture: clothes, a formation, the place where it happens.
@@ -141,7 +141,8 @@ SCENERY = _set(
     walk stroll nap break bath swim run ride rest trip journey tour game match race song tune melody dance picnic party
     parade concert show performance meal dinner lunch breakfast feast conversation chat talk story joke speech kiss hug
     smile laugh look glance turn step jump leap bow toast cheer fight battle chase competition contest lesson class
-    meeting ceremony celebration festival trick stunt flip somersault handstand pose pattern formation nap job"""
+    meeting ceremony celebration festival trick stunt flip somersault handstand pose pattern formation nap job ballet
+    waltz tango recital routine experiment spell ceremony nap shower tea coffee"""
 )
 BODY = _set(
     """leg foot hand paw arm wing eye ear head tail nose mouth tongue back knee finger toe shoulder face hair beak fin
@@ -210,28 +211,46 @@ FRACTIONS = _set("quarter quarters third thirds halves half fifth fifths eighth 
 PEOPLE = _set("family crew team band group party staff panel jury squad class household troupe choir unit circle")
 # Words for the picture that are things of their own, unless the prompt begins with them.
 ARTWORKS = _set(
-    """painting sketch watercolor watercolour cartoon comic poster engraving icon emoji sticker artwork art mosaic vector
-    thumbnail collage print doodle anime rendition depiction screenshot snapshot macro panorama vignette diagram"""
+    """painting sketch watercolor watercolour cartoon comic poster engraving icon emoji sticker artwork art mosaic
+    vector thumbnail collage print doodle anime rendition depiction screenshot snapshot macro panorama vignette
+    diagram"""
 )
 # No things that one could count; with a numeral they say what kind, where or how often.
 ABSTRACT = _set(
-    """sense feeling air touch hint feel glimpse sort kind type variety moment instance act lack amount degree level range
-    rest result reason idea thought dream memory mood vibe aura ambiance ambience aesthetic tone hue color colour shade
-    texture tint gradient blend mix balance contrast harmony rhythm pace speed motion movement gesture expression gaze
-    display arrangement sequence part piece portion process way order shape size length height width depth weight form
-    silence calm peace joy happiness laughter surprise awe fear wonder delight serenity tranquility warmth energy power
-    force flow flurry burst blur haze gleam glint sparkle shimmer flash hush whisper shout cry melody narrative tale
+    """sense feeling air touch hint feel glimpse sort kind type variety moment instance act lack amount degree level
+    range rest result reason idea thought dream memory mood vibe aura ambiance ambience aesthetic tone hue color colour
+    shade texture tint gradient blend mix balance contrast harmony rhythm pace speed motion movement gesture expression
+    gaze display arrangement sequence part piece portion process way order shape size length height width depth
+    weight form silence calm peace joy happiness laughter surprise awe fear wonder delight serenity tranquility warmth energy
+    power force flow flurry burst blur haze gleam glint sparkle shimmer flash hush whisper shout cry melody narrative tale
     testament symbol reminder celebration demonstration connection bond love friendship life death world universe
     distance direction perspective point view matter fact case number detail effect impact role task job project
     challenge opportunity experience adventure attempt effort goal success failure chance choice decision change
     swift sip bite taste smell scent aroma breath sigh wink nod yawn grin frown smirk glare beat step pause spin whirl
     style theme concept design pattern background foreground side"""
 )
+# Words in -ity, -ness, -ship and the like that are things.
+CONCRETE = _set(
+    """station university city community ambulance fence audience fortress spaceship airship warship battleship
+    steamship flagship starship neighborhood kingdom constellation carnation entrance creation intersection plantation
+    appliance witness lioness harness citizenship pavilion lion medallion stallion scallion cushion accordion"""
+)
+# Nouns that make an adjective with a numeral, before another noun: "a five star hotel", "two lane road".
+NUMBERED = _set(
+    """star lane piece pack way story storey door seat seater man person speed tier ply point course page part bedroom
+    digit legged wheeled sided dimensional stage volume player passenger string finger hour minute day week month
+    year"""
+)
+NOUNS = _set("dam log pan template vet")  # nouns that the part-of-speech lexicon has as verbs alone
 NO_KINDS = _set("kinds types sorts styles ways directions sides ends times occasions versions varieties")
 UNSURE_PLURALS = _set(
     """parts layers levels words letters colors colours shades steps turns rounds rows groups sets flocks herds teams
     columns lines stacks piles pieces halves sections patterns angles views scenes stages shots poses movements"""
 )
+# "cut into two pieces": nothing that is there twice.
+DIVISIONS = _set(
+    "piece part half slice third quarter section chunk segment strip bit cube wedge"
+)  # "cut into two pieces"
 # "one side", "one morning": where and when, not how many.
 ONE_ASIDE = _set(
     """side end corner edge day morning evening night afternoon moment point time place direction way instance another
@@ -240,4 +259,3 @@ ONE_ASIDE = _set(
 POSITIONS = _set("left right front top back side rear middle ahead bottom inside outside center centre")
 # Boundaries that describe what follows them directly: "high back chairs", "side tables", "outside lights".
 LOOSE = _set("back side still past down up off over under inside outside out alone light like near")
-# Animals of one colour that Chinese names so, and other lists of Chinese, are in `numina.prompts.chinese`.

@@ -12,7 +12,7 @@ from numina.prompts.words import Word, follows, is_part, number
 class Opening(NamedTuple):
     """What opens a noun phrase: "three", "a", "a pair of", "the two", "another"."""
 
-    count: int | None  # None where a definite article or a pronoun opens it ("the birds")
+    number: int | None  # None where a definite article or a pronoun opens it ("the birds")
     start: int  # index of the word after it
     article: bool = False  # a, an: a count of one that may only be grammar
     known: bool = False  # "the two cats": may point back to cats already counted
@@ -37,9 +37,14 @@ def read_opening(words: list[Word], i: int) -> Opening | None:
         counted = _numeral(words, i + 1)
         return counted._replace(more=True) if counted else Opening(1, i + 1, more=True)
     if text in ("a", "an"):
-        return _indefinite(words, i)
+        opening = _indefinite(words, i)
+        if not opening.article and opening.number and (first := _bound_before(words, i)) is not None:
+            return opening._replace(doubt=Doubt.BOUND, void=True, first=first)  # "about a dozen"
+        return opening
     if text in ("several", "few") or (text in lexicon.VAGUE and follows(words, i + 1, "of")):
         return Opening(2, i + 1 + (text in lexicon.VAGUE), doubt=Doubt.BOUND, void=True)
+    if text in lexicon.FRACTIONS and text != "half":
+        return _fraction(words, i, i + 2) if follows(words, i + 1, "of") else None
     if text in lexicon.VAGUE:
         return None
     return _named(words, i) or _numeral(words, i)
@@ -80,9 +85,8 @@ def _named(words: list[Word], i: int) -> Opening | None:
     pronoun = word.text == "one" and before in lexicon.ORDINALS | {"this", "that", "each", "every", "no"}
     if year or pronoun or before in lexicon.LABELS or word.gap.endswith(("#", "$", "€", "£", "No. ", "°")):
         return Opening(None, i + 1, measure=True)
-    if after is not None and after.gap.strip()[:1] in ("%", "°", "€", "$", "£", "″", "'", '"') and digits:
-        if after.gap.strip()[:1] in ("%", "°", "€", "$", "£", "″") or not after.gap.startswith((" ", "\n")):
-            return Opening(None, i + 1 + ("°" in after.gap and len(after.text) == 1), measure=True)
+    if after is not None and digits and after.gap.strip().startswith(("%", "°", "€", "$", "£", "″", "′")):
+        return Opening(None, i + 1 + ("°" in after.gap and len(after.text) == 1), measure=True)
     if word.gap.endswith(("-", "−", "–")) and digits and (len(word.gap) < 2 or word.gap[-2] == " "):
         return Opening(None, i + 1, measure=True)
     if digits and i and words[i - 1].capital and not word.breaks and words[i - 1].form.noun:
@@ -142,27 +146,28 @@ def _numeral(words: list[Word], i: int) -> Opening | None:
     if start < len(words) and words[start].text in lexicon.MEASURES and not words[start].breaks:
         unsure = words[start].text in lexicon.UNSURE_MEASURES
         return Opening(None, start + 1, doubt=Doubt.UNIT if unsure else None, measure=True)  # "two minutes", "35 mm"
+    if _is_numbered(words, start) and (count > 1 or words[start].text in ("way", "piece", "lane", "bedroom")):
+        return Opening(None, start + 1, doubt=Doubt.UNIT, measure=True)  # "a five star hotel", "six pack"
     if start < len(words) and words[start].text in lexicon.MORE and not words[start].breaks:
         return Opening(count, start + 1, more=True)
     return Opening(count, _after_alone(words, start))
 
 
+def _is_numbered(words: list[Word], i: int) -> bool:
+    """Whether a numeral and the noun at i describe the noun that follows: "two lane road", "three piece suit"."""
+    if i >= len(words) or words[i].breaks or words[i].text not in lexicon.NUMBERED:
+        return False
+    after = words[i + 1] if i + 1 < len(words) and not words[i + 1].breaks else None
+    described = after is not None and not after.form.boundary and after.form.noun and not after.form.number
+    return words[i].text in ("pack", "way") or described
+
+
 def _bound(words: list[Word], i: int, stop: int) -> tuple[int, int] | None:
     """The first word of a bound, and the word after its numeral: "more than three", "two or three", "3-5"."""
+    first = _bound_before(words, i)
+    if first is not None:
+        return first, stop + (follows(words, stop, "as") and words[i - 1].text == "many")
     one = words[i - 1].text if i and not words[i].breaks else ""
-    two = words[i - 2].text if one and i > 1 and not words[i - 1].breaks else ""
-    if (one == "than" and two in ("more", "less", "fewer", "greater")) or (one in ("least", "most") and two == "at"):
-        return i - 2, stop
-    if one == "many" and two == "as":
-        return i - 2, stop + (follows(words, stop, "as"))
-    if one == "as" and two == "many":
-        return i - 2, stop
-    if one == "to" and two == "up":
-        return i - 2, stop
-    if one in lexicon.NEARLY:
-        return i - 1, stop
-    if one in lexicon.ROUND and (two in lexicon.BEFORE_ROUND or (one == "about" and i == 1)):
-        return i - 1, stop
     if words[i].form.range:
         return i, stop
     if stop >= len(words):
@@ -183,6 +188,21 @@ def _bound(words: list[Word], i: int, stop: int) -> tuple[int, int] | None:
         return i, stop
     if sign in ("-", "–", "—") and words[i].text.isdigit() and text.isdigit():
         return i, stop + 1
+    return None
+
+
+def _bound_before(words: list[Word], i: int) -> int | None:
+    """The first word of what says that the number at i is not exact: "more than", "at least", "about"."""
+    one = words[i - 1].text if i and not words[i].breaks else ""
+    two = words[i - 2].text if one and i > 1 and not words[i - 1].breaks else ""
+    if (one == "than" and two in ("more", "less", "fewer", "greater")) or (one in ("least", "most") and two == "at"):
+        return i - 2
+    if (one == "many" and two == "as") or (one == "as" and two == "many") or (one == "to" and two == "up"):
+        return i - 2
+    if one in lexicon.NEARLY:
+        return i - 1
+    if one in lexicon.ROUND and (two in lexicon.BEFORE_ROUND or (i == 1 and one in ("about", "around", "over"))):
+        return i - 1
     return None
 
 

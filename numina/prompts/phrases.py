@@ -10,6 +10,8 @@ from numina.prompts.doubts import Doubt, Doubtful
 from numina.prompts.openings import Opening, read_opening
 from numina.prompts.words import Word, follows, number, read_words
 
+_OTHERS = ("another", "other", "others", "more")  # "while another sleeps": one more of what was counted
+
 
 class NounPhrase(NamedTuple):
     opening: Opening
@@ -36,7 +38,6 @@ def read_phrases(prompt: str) -> Phrases:
     phrases: list[NounPhrase] = []
     doubts: list[Doubtful] = []
     i = carried = 0
-    carried_from: int | None = None
     count = len(words)
     while i < count:
         opening = read_opening(words, i) if words[i].form.opens else None
@@ -53,18 +54,22 @@ def read_phrases(prompt: str) -> Phrases:
         if head is None:
             # "two red and three blue balls": the first numeral waits for the noun.
             after = opening.start + len(run)
-            waits = run and opening.count and not opening.article and follows(words, after, "and")
+            waits = run and opening.number and not opening.article and follows(words, after, "and")
             if waits and number(words, after + 1) and all(words[j].form.adjective for j in run):
-                carried, carried_from, i = carried + (opening.count or 0), i, after + 1
+                carried, i = carried + (opening.number or 0), after + 1
+                continue
+            if opening.more and not opening.void and words[opening.start - 1].text in _OTHERS:
+                phrases.append(NounPhrase(opening, i, opening.start - 1))
+                i = opening.start
                 continue
             if _is_lost(words, i, opening, run):
                 last = min(opening.start, count - 1)
                 doubts.append(Doubtful(opening.doubt or Doubt.DROPPED, _text(prompt, words, _first(i, opening), last)))
             i, carried = max(opening.start, i + 1), 0
             continue
-        if opening.count is not None:
-            total = opening.count // 2 if opening.pairs and words[head].text in lexicon.PAIRED else opening.count
-            opening = opening._replace(count=total + carried)
+        if opening.number is not None:
+            total = opening.number // 2 if opening.pairs and words[head].text in lexicon.PAIRED else opening.number
+            opening = opening._replace(number=total + carried)
         if carried and doubt is None and any(not words[j].form.adjective for j in range(opening.start, head)):
             doubt = Doubt.MOVED
         phrases.append(NounPhrase(opening, i, head, opening.doubt or doubt))
@@ -82,9 +87,9 @@ def _first(i: int, opening: Opening) -> int:
 
 def _is_lost(words: list[Word], i: int, opening: Opening, run: list[int]) -> bool:
     """Whether a numeral without a noun is to be told: not "one" as a pronoun, an article or a zero as an adjective."""
-    if opening.count is None or opening.article or words[i].text in ("another", "one", "the", "these", "those"):
+    if opening.number is None or opening.article or words[i].text in ("another", "one", "the", "these", "those"):
         return False
-    return not (opening.count == 0 or (opening.more and not opening.void and opening.count == 1))
+    return not (opening.number == 0 or (opening.more and not opening.void and opening.number == 1))
 
 
 def _run(words: list[Word], opener: int, opening: Opening) -> list[int]:
@@ -92,7 +97,7 @@ def _run(words: list[Word], opener: int, opening: Opening) -> list[int]:
     run: list[int] = []
     described = True  # nothing but modifiers so far: "small, red", "black and white"
     begun = opening.start > opener + 1  # "a single, empty cup"
-    several = opening.count is not None and opening.count > 1
+    several = opening.number is not None and opening.number > 1
     for i in range(opening.start, len(words)):
         word = words[i]
         if word.breaks and not (word.gap.strip() == "," and (run or begun) and described):
@@ -106,10 +111,10 @@ def _run(words: list[Word], opener: int, opening: Opening) -> list[int]:
             if not (loose and not any(words[j].form.plural for j in run)):
                 break
         elif word.form.number and number(words, i):
-            sized = run == [] and _is_size(words, i)
+            sized = (run == [] and _is_size(words, i)) or (bool(run) and words[i - 1].text in lexicon.LABELS)
             if not (opening.article and not run) and not sized:  # "a two lane road", "a 24 fps video"
                 break
-        elif not word.form.modifier:
+        elif not word.form.modifier and not word.form.may_describe:
             described = False
         run.append(i)
     return run
@@ -124,10 +129,10 @@ def _is_size(words: list[Word], i: int) -> bool:
 def _head(words: list[Word], opener: int, opening: Opening, run: list[int]) -> tuple[int | None, Doubt | None]:
     """The word of a run that is its noun, None if there is none; and what is doubtful about it."""
     before = words[opener - 1].text if opener else ""
-    if opening.count is None or opening.count == 1:
+    if opening.number is None or opening.number == 1:
         joined = opening.more or before in ("and", "or") or before in lexicon.PERCEIVED
         head = _singular_head(words, opening, run, joined=joined)
-        told = head is not None and opening.count == 1 and not opening.article and words[head].form.plural
+        told = head is not None and opening.number == 1 and not opening.article and words[head].form.plural
         plain = told and head is not None and words[head].text not in lexicon.INVARIANT
         return head, Doubt.SINGULAR if plain else None
     if _is_of_people(words, opener) and run and _acts(words, run):
@@ -196,7 +201,7 @@ def _lone_head(words: list[Word], opener: int, opening: Opening, run: list[int])
         return None, None  # "three drones fly over; two land"
     if words[head].form.adjective and words[head].text not in lexicon.NOUN_ADJECTIVES:
         return None, None
-    if opening.count == 0:
+    if opening.number == 0:
         return None, None  # "in zero visibility"
     return head, Doubt.SINGULAR
 
@@ -208,7 +213,7 @@ def _singular_head(words: list[Word], opening: Opening, run: list[int], *, joine
         form = words[i].form
         text, first = form.text, head is None and weak is None
         if form.plural and text not in lexicon.PLURAL_MODIFIERS and text not in lexicon.INVARIANT:
-            return i if first and opening.count is None else (weak if head is None else head)
+            return i if first and opening.number is None else (weak if head is None else head)
         if head is not None and (
             form.past
             or form.verb_only
@@ -221,7 +226,8 @@ def _singular_head(words: list[Word], opening: Opening, run: list[int], *, joine
             break
         if text in lexicon.NOUN_ADJECTIVES or (opening.article and (text.endswith("ing") or "-" in text)):
             weak = i
-        said = (form.past or form.verb_only) and not (opening.article and form.noun)  # "one cut in half"
+        listed = form.may_describe and i + 1 in run and words[i + 1].breaks  # "a plump, spotted hen"
+        said = listed or ((form.past or form.verb_only) and not (opening.article and form.noun))
         if not (said or form.modifier or text in ("and", "but") or (form.number and number(words, i))):
             head = i
     return weak if head is None else head

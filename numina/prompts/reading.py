@@ -97,7 +97,7 @@ def _add(prompt: str, read: Phrases, counted: Counted, sums: dict[str, _Sum], do
     if opening.known and total is None and _points_back(words, counted, sums):
         doubts.append(Doubtful(Doubt.DROPPED, text))
         return
-    if key in ("other", "others"):
+    if key in ("other", "others", "another", "more"):
         _add_others(words, counted, sums, doubts, text)
         return
     if counted.aside and total is None:
@@ -107,14 +107,13 @@ def _add(prompt: str, read: Phrases, counted: Counted, sums: dict[str, _Sum], do
     modifiers = tuple([words[i].text for i in phrase.modifiers])
     if total is None:
         noun = prompt[slice(*word.span)]
-        total = sums[key] = _Sum(noun, counted.count, not opening.article, word.sentence, text)
+        total = sums[key] = _Sum(noun, counted.asked, not opening.article, word.sentence, text)
     elif opening.void or total.void:
         total.text = text
     else:
         _add_again(word, counted, modifiers, total, doubts, text)
     total.void |= opening.void
     total.described.add(modifiers)
-    total.sentence = word.sentence
 
 
 def _add_again(
@@ -123,26 +122,30 @@ def _add_again(
     """A noun that is counted already: other modifiers or "another" make it more, "the" the same."""
     opening = counted.phrase.opening
     if opening.known:
-        if counted.count > total.count:
+        if counted.asked > total.count:
             doubts.append(Doubtful(Doubt.MERGED, text))
         return
     distinct = bool(modifiers) and () not in total.described and modifiers not in total.described
     if opening.more or (distinct and not counted.aside):
-        total.count += counted.count
+        total.count += counted.asked
         return
     doubts.append(Doubtful(Doubt.MERGED, text))
     if word.sentence == total.sentence or (distinct and not opening.article):
-        total.count += counted.count
+        total.count += counted.asked
+        total.sentence = word.sentence
 
 
 def _add_others(words: list[Word], counted: Counted, sums: dict[str, _Sum], doubts: list[Doubtful], text: str) -> None:
     """ "Three others" are more of what was counted last; told where that could be one of several."""
-    several = [total for total in sums.values() if total.numeral and total.count > 1 and not total.void]
-    if counted.phrase.opening.known or not several:
+    here = words[counted.phrase.noun].sentence
+    several = [total for total in sums.values() if not total.void and total.sentence == here]
+    before = words[counted.phrase.opener - 1].text if counted.phrase.opener else ""
+    if counted.phrase.opening.known or not several or before in lexicon.PREPOSITIONS or before == "one":
         doubts.append(Doubtful(Doubt.DROPPED, text))
         return
-    several[-1].count += counted.count
-    if len(sums) > 1:
+    numerals = [total for total in several if total.numeral]
+    (numerals or several)[-1].count += counted.asked
+    if len(several) > 1:
         doubts.append(Doubtful(Doubt.MOVED, text))
 
 
@@ -153,4 +156,4 @@ def _points_back(words: list[Word], counted: Counted, sums: dict[str, _Sum]) -> 
     word = words[counted.phrase.noun]
     earlier = [total for total in sums.values() if total.sentence < word.sentence]
     counts = [total.count for total in earlier]
-    return counted.count in counts or (len(counts) > 1 and counted.count == sum(counts))
+    return counted.asked in counts or (len(counts) > 1 and counted.asked == sum(counts))

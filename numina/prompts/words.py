@@ -25,19 +25,14 @@ _STOPS = re.compile(r"[.;!?。！？；\n]")
 _PARTICIPLE = re.compile(r"\w{2}(?:ing|ed)$")
 _DESCRIBES = re.compile(r"\w{2}(?:ing|ed|ly|ful|ous|less|ible|like|ese)$")
 _ABSTRACT = re.compile(r"\w{3}(?:ness|ity|tion|ism|ship|hood|ance|ence)$")
-_CONCRETE = frozenset(
-    """station university city community ambulance fence audience fortress spaceship airship warship battleship
-    steamship flagship starship neighborhood kingdom constellation locomotion carnation dalmation entrance robin-hood
-    creation intersection plantation railwaystation appliance conveyance witness waitress lioness harness""".split()
-)
 
 
 class Form:
     """What a word can be, wherever it stands; made once for each word."""
 
     __slots__ = (
-        "abstract", "adjective", "being", "boundary", "limb", "listed_verb", "modifier", "noun", "number", "one",
-        "opens", "participle", "past", "plural", "range", "text", "verb", "verb_only",
+        "abstract", "adjective", "being", "boundary", "limb", "listed_verb", "may_describe", "modifier", "noun",
+        "number", "one", "opens", "participle", "past", "plural", "range", "text", "verb", "verb_only",
     )  # fmt: skip
 
     def __init__(self, text: str) -> None:
@@ -48,10 +43,11 @@ class Form:
         self.number = bool(_NUMERAL.fullmatch(text)) or bool(_PARTS.fullmatch(text))
         self.range = bool(_RANGE.fullmatch(text))
         self.verb = "VERB" in kinds or text in lexicon.VERBS
-        self.noun = "NOUN" in kinds or not kinds or self.one in lexicon.BEINGS
+        self.noun = "NOUN" in kinds or not kinds or self.one in lexicon.BEINGS or self.one in lexicon.NOUNS
         self.listed_verb = text in lexicon.VERBS
         self.past = text in lexicon.PAST_VERBS
         self.adjective = text in lexicon.ADJECTIVES or ("ADJ" in kinds and not self.noun)
+        self.may_describe = self.adjective or "ADJ" in kinds
         self.participle = text not in lexicon.NOUNS_BY_FORM and bool(_PARTICIPLE.search(text))
         self.modifier = (
             self.adjective
@@ -60,18 +56,19 @@ class Form:
             or (text not in lexicon.NOUNS_BY_FORM and bool(_DESCRIBES.search(text)))
         )
         self.verb_only = self.verb and not self.noun and not self.adjective
-        self.plural = is_plural(text) and not text.endswith("ese") and (self.noun or not kinds)
+        self.plural = text in lexicon.PAIRED or (is_plural(text) and not text.endswith("ese") and self.noun)
         self.being = self.one in lexicon.BEINGS or self.one.endswith(("man", "woman"))
         self.limb = self.one in lexicon.BODY
         self.abstract = self.one in lexicon.ABSTRACT or (
-            bool(_ABSTRACT.search(text)) and text not in _CONCRETE and not self.being
+            bool(_ABSTRACT.search(text)) and text not in lexicon.CONCRETE and not self.being
         )
         self.opens = (
             self.number
             or text in lexicon.DETERMINERS
             or text in lexicon.COLLECTIVES
             or text in lexicon.VAGUE
-            or text in ("a", "an", "another", "half", "half-dozen", "several", "few")
+            or text in lexicon.FRACTIONS
+            or text in ("a", "an", "another", "half-dozen", "several", "few")
         )
 
 

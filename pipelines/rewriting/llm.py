@@ -72,7 +72,12 @@ def rewritten(writer: Writer, prompt: str, targets: Sequence[Target]) -> tuple[s
 
 def cleaned(answer: str) -> str:
     """An answer without thoughts, quotes and line breaks."""
-    return " ".join(_AROUND.sub("", _THOUGHTS.sub("", answer)).split())
+    return " ".join(_AROUND.sub("", without_thoughts(answer)).split())
+
+
+def without_thoughts(answer: str) -> str:
+    """An answer without what a reasoning model wrote before it."""
+    return _THOUGHTS.sub("", answer)
 
 
 @dataclass(kw_only=True)
@@ -123,6 +128,7 @@ class LocalWriter:
     folder: str
     device: str = "auto"  # auto: the first GPU, where there is one
     name: str = "local"
+    cue: str = "New prompt:"  # begins the answer of a model that has no chat template
     model: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -135,7 +141,7 @@ class LocalWriter:
         if tokenizer.chat_template:
             text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         else:
-            text = "\n\n".join(message["content"] for message in messages) + "\n\nNew prompt:"
+            text = "\n\n".join(message["content"] for message in messages) + f"\n\n{self.cue}"
         given = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template).to(model.device)
         longest = getattr(model.config, "max_position_embeddings", None)
         length = given["input_ids"].shape[1]

@@ -82,8 +82,8 @@ def main() -> None:
             read = {target.noun: target.count for target in reading.targets}
             print(f"{mark:6} {row['prompt']}\n       asked {row['targets']} read {read} doubts {told or 'none'}")
     print(f"{'kind':24}{'rows':>6}{'exact':>7}{'found':>7}{'wrong':>7}{'silent':>8}")
-    for kind, scores in [*by_kind.items(), ("all", [score for scores in by_kind.values() for score in scores])]:
-        counts = [sum(getattr(score, name) for score in scores) for name in ("exact", "found", "wrong", "silent")]
+    for kind, scores in [*by_kind.items(), ("all", [scored for each in by_kind.values() for scored in each])]:
+        counts = [sum(getattr(scored, name) for scored in scores) for name in ("exact", "found", "wrong", "silent")]
         print(f"{kind:24}{len(scores):6}{counts[0]:7}{counts[1]:7}{counts[2]:7}{counts[3]:8}")
     short = [row["prompt"] for row in rows if 40 <= len(row["prompt"]) <= 80]
     text = " ".join(row["prompt"].rstrip(".") + "." for row in rows)

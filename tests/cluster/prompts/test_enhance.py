@@ -2,8 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,65 +17,9 @@ from numina.errors import InputError, ModelError, NuminaError
 from numina.prompts.targets import parse_targets
 from pipelines.rewriting.llm import LocalWriter, cleaned
 from pipelines.rewriting.rules import enhance_prompt
+from tests.cluster.prompts.endpoint import KEY, Endpoint
 
-KEY = "sk-a-secret-of-the-test"
 PROMPTS = [f"{word} cats and two dogs beside a lake" for word in ("one", "three", "four", "five", "six", "seven")]
-
-
-class Endpoint:
-    """A chat endpoint on this machine: `answer` makes the text from the messages, or a status."""
-
-    def __init__(self, answer: Callable[[list[dict[str, str]]], str | int]) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.keys: set[str | None] = set()
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint.asked.append(body)
-                endpoint.keys.add(self.headers["Authorization"])
-                assert self.path == "/v1/chat/completions"
-                said = answer(body["messages"])
-                status = said if isinstance(said, int) else 200
-                message = {"role": "assistant", "content": said}
-                whole = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
-                whole["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
-                wrong = {"error": {"message": f"no: {self.headers['Authorization']}"}}
-                data = json.dumps(whole if status == 200 else wrong).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Endpoint]]:
-    """Makes endpoints, and ends them."""
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    made: list[Endpoint] = []
-
-    def make(answer: Callable[[list[dict[str, str]]], str | int]) -> Endpoint:
-        made.append(Endpoint(answer))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
 
 
 @pytest.fixture
@@ -186,39 +129,6 @@ def test_an_endpoint_that_refuses_the_key(prompts: str, tmp_path: Path, endpoint
         enhance(prompts, tmp_path / "out.parquet", "--with", "endpoint", "--url", server.url, "--model", "x")
     assert KEY not in str(error.value)
     assert not (tmp_path / "out.parquet").exists()
-
-
-@pytest.fixture(scope="module")
-def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A causal language model of random weights, with a tokenizer of words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    words = [
-        "<pad>",
-        "<unk>",
-        "</s>",
-        *["three", "cats", "and", "two", "dogs", "on", "a", "lawn", "Prompt", ":", ".", ",", "one"],
-    ]
-    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="</s>", model_max_length=1024
-    )
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=260,
-        pad_token_id=0,
-        eos_token_id=2,
-    )
-    folder = tmp_path_factory.mktemp("llm")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
 
 
 def test_a_local_models_gibberish_is_not_taken(prompts: str, tmp_path: Path, random_model: Path) -> None:

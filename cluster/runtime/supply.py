@@ -146,7 +146,10 @@ class Supply:
             self._met.extend(task for task in chunk if task.key not in mine)
 
     def _renew(self) -> None:
-        """Keeps the leases fresh, unless the driver itself hangs."""
+        """Keeps the leases fresh, unless the driver itself hangs; none before it knows its tasks: the output isn't
+        opened yet."""
+        if self._tasks is None:
+            return
         now = time.monotonic()
         if now - self._leased_at > LEASE_SECONDS / 3 and now - self._asked_at < LEASE_SECONDS / 2:
             with self._lock:

@@ -6,6 +6,7 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as pat
 
 from numina.errors import PromptSetError
@@ -94,6 +95,11 @@ EVALUATION_SCHEMA = pa.schema(
     ]
 )
 """The columns of all judges' verdicts."""
+
+
+def asks_no_count(table: pa.Table) -> pa.ChunkedArray:
+    """Of each row whether its prompt asks for no count: it has no targets, and its clip is a plain one."""
+    return pc.equal(pc.list_value_length(table["targets"]), 0)
 
 
 def plain_value(value: Any) -> Any:

@@ -14,7 +14,9 @@ def choices_of(config: Hashable) -> Mapping[str, tuple[Any, ...]]:
 
 
 def check_choices(section: str, config: Any) -> None:
-    """Raises ConfigError where such a field of `config` holds another value; `section` is its place in a job."""
+    """Raises ConfigError where such a field of `config` holds another value; `section` is its place in a job, "" the
+    job itself."""
     for name, choices in choices_of(config.__class__).items():
         if (value := getattr(config, name)) not in choices:
-            raise ConfigError(f"{section}.{name} is {value!r}; choose from {', '.join(choices)}")
+            key = f"{section}.{name}" if section else name
+            raise ConfigError(f"{key} is {value!r}; choose from {', '.join(choices)}")

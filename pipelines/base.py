@@ -231,6 +231,9 @@ class VideoModel(TextEncoder, Protocol):
     def seams(self) -> Seams:
         """Asked for only where the family's tokens can be split."""
 
+    def clean(self, prompt: str) -> str:
+        """What is done to a prompt before it is tokenized."""
+
     def grid(self, generation: GenerationConfig) -> Grid: ...
 
     def noise(self, seeds: Sequence[int], generation: GenerationConfig) -> Tensor:

@@ -1,11 +1,13 @@
 """Tiny random checkpoints of every model that is run: its own classes, its own folder layout, seconds to denoise."""
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import T5Config, T5EncoderModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from pipelines.testbed.model import TEXT_WIDTH, build_scheduler, build_text_encoder, build_tokenizer
 
@@ -22,11 +24,59 @@ WAN = {
 VAE = {"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_scales": []}
 
 
-def wan21(**changes: Any) -> Any:
+PIECES = (
+    *(
+        "三只",
+        "两只",
+        "四只",
+        "猫",
+        "狗",
+        "鸟",
+        "气球",
+        "和",
+        "猫和",
+        "猫狗",
+        "四只鸟",
+        "在草地上",
+        "在海边",
+        "红色",
+        "，",
+    ),
+    *("three", "two", "cats", "dogs", "and"),
+)
+"""What texts fall into, as SentencePiece learns it: some pieces join a noun with its neighbours."""
+
+
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer as T5's and UMT5's: NFKC, spaces as `▁`, none between Chinese words; an end token."""
+    words = Tokenizer(models.Unigram())
+    words.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC()])
+    words.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200,
+        special_tokens=special,
+        unk_token="<unk>",
+        initial_alphabet=list("，。1234"),
+        show_progress=False,
+    )
+    words.train_from_iterator([" ".join(map("".join, product(PIECES, PIECES)))] * 10, trainer)
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=24
+    )
+
+
+def wan21_sentencepiece() -> Any:
+    """Wan2.1-T2V-1.3B's twin with a tokenizer of SentencePiece's kind, for prompts in any language."""
+    return wan21(sentencepiece_tokenizer())
+
+
+def wan21(tokenizer: Any = None, **changes: Any) -> Any:
     """Wan2.1-T2V-1.3B's twin, or with `changes` of its transformer another one's."""
     from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 
-    tokenizer = build_tokenizer()
+    tokenizer = tokenizer or build_tokenizer()
     return WanPipeline(
         tokenizer=tokenizer,
         text_encoder=build_text_encoder(tokenizer),
@@ -124,5 +174,5 @@ TWINS: dict[str, Callable[[], Any]] = {
 def build_twin(name: str, folder: Path) -> Path:
     """Writes a twin, the same each time."""
     torch.manual_seed(0)
-    TWINS[name]().save_pretrained(folder)
+    (TWINS | {"sentencepiece": wan21_sentencepiece})[name]().save_pretrained(folder)
     return folder

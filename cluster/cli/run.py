@@ -23,6 +23,8 @@ def run(config: Config = None, overrides: Overrides = None) -> None:
     tell(f"{outcome.done} of {outcome.total} videos in {output}: {now}, {outcome.failed} failed")
     if outcome.accepted or outcome.rejected:
         tell(f"{outcome.accepted} samples accepted now, {outcome.rejected} rejected after their last attempt")
+    if outcome.skipped:
+        tell(f"{outcome.skipped} rows of the prompt set were skipped: {output}/REJECTED*.jsonl says why")
     if outcome.failed:
         tell(f"failures are recorded in {output}/failures; add retry_failed=true to try these clips again")
     if outcome.stopped:

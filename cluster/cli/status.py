@@ -12,7 +12,10 @@ def status(output: str) -> None:
 
     now = status_of(Store.reader(output))
     left = "" if now.left is None else f", {now.left} left of {now.asked}"
-    say(f"{now.done} done, {now.failed} failed{left}")
+    plain = f" ({now.plain} of prompts without counts)" if now.plain else ""
+    say(f"{now.done} done{plain}, {now.failed} failed{left}")
+    if now.skipped:
+        say(f"{now.skipped} rows of the prompt set are skipped: {output}/REJECTED*.jsonl says why")
     if now.rate_per_hour:
         say(pace(now))
     if now.last_commit:

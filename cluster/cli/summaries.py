@@ -21,6 +21,8 @@ def show_strategies(store: Store) -> None:
         for own in judge.strategies:
             for other, difference in own.against.items():
                 say(f"CountAcc {own.strategy} − {other}: {difference_text(difference)}")
+    if summary.plain:
+        say(f"{summary.plain} of {summary.rows} clips are of prompts that ask for no count, and in no CountAcc")
     for pair, share in summary.agreement.items():
         say(f"agreement of {pair}: {share:.3f} of all counts by frame and noun")
     say(f"summary: {store.root}/{write_summary(store, summary)[0]}")

@@ -113,7 +113,9 @@ def count_table(
 ) -> Table:
     """Asked, identified and detected counts of the first prompts: a line per noun, the strategies beside each other."""
     table = Table(title=escape(redact(title)), show_lines=False)
-    kept = {name: {outcome.sample: outcome.kept for outcome in some} for name, some in made.items()}
+    kept = {
+        name: {outcome.sample: outcome.kept for outcome in some if not outcome.plain} for name, some in made.items()
+    }
     samples = sorted({sample for own in kept.values() for sample in own}, key=lambda sample: tuple(map(str, sample)))
     identifying = {name for name, own in kept.items() if any(row["identified"] for row in own.values())}
     for column in ("prompt", "noun"):

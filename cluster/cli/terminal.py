@@ -155,7 +155,7 @@ def _counts(now: JobProgress) -> tuple[int, ...]:
 def in_words(now: JobProgress) -> str:
     """A job in one line."""
     if not now.total:
-        return f"{now.checked} prompts checked"
+        return "; ".join(filter(None, [f"{now.checked} prompts checked", by_state(now.gangs)]))
     parts = [f"{now.done} of {now.total} videos, {now.failed} failed", pace(now), by_state(now.gangs)]
     return "; ".join(filter(None, parts)) + ("; stopping: finishing clips in progress" if now.draining else "")
 

@@ -50,7 +50,7 @@ from cluster.dataset.segments import (
     union,
 )
 from cluster.keys import canonical, canonical_json
-from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, check_row, one_value, plain_value, python_rows
+from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, asks_no_count, check_row, one_value, plain_value, python_rows
 from cluster.storage.open import check_promise, open_files
 from cluster.storage.protocol import Files
 from numina.errors import DamageError, OutputError, PromptSetError
@@ -111,21 +111,31 @@ class Store:
         """Start or resume a job. `config` is what enters the keys: the first run writes it, a later one must agree.
 
         `asked` (rows that the job wants in all) and `info` (anything: degrees, versions) are recorded for this start
-        only. Raises OutputError that shows every difference, when the folder holds something else than an output, or
-        while a clean-up is at work in it.
+        only. Raises OutputError as `check_run` does.
         """
-        self.leases.refuse((lease for lease in self.leases.in_the_way() if lease.cleaning), "a clean-up works alone")
+        begun = self.check_run(config) is not None
         if not self._single_writer:
             check_promise(self.files)
-        kept = self.run_config()
-        if kept is None:
-            self._refuse_foreign()
+        if not begun:
             self.files.create("run.json", _json({"format": FORMAT, "config": config}))
-            kept = self.run_config() or {}
-        self._refuse_difference(kept, json.loads(canonical_json(config)))
+            self.check_run(config)
         started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         record = {"started": started, "asked": asked, "info": info or {}}
         self.files.create(f"runs/{started}-{self.owner[:8]}.json", _json(record))
+
+    def check_run(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What `run_config` gives, if a job of this `config` may start here; writes nothing.
+
+        Raises OutputError that shows every difference, when the folder holds something else than an output, or while a
+        clean-up is at work in it.
+        """
+        self.leases.refuse((lease for lease in self.leases.in_the_way() if lease.cleaning), "a clean-up works alone")
+        kept = self.run_config()
+        if kept is None:
+            self._refuse_foreign()
+        else:
+            self._refuse_difference(kept, json.loads(canonical_json(config)))
+        return kept
 
     def run_config(self) -> dict[str, Any] | None:
         """What enters the keys of this output, as its first run wrote it; None before that."""
@@ -226,6 +236,17 @@ class Store:
         return Committed(
             keys=frozenset(split(keys + loose_keys)), tasks=frozenset(split(b"".join([*tasks, loose_tasks])))
         )
+
+    def plain(self) -> Committed:
+        """Keys of the rows that ask for no count, and the chains that they belong to."""
+        columns = ["key", "chain", "targets"]
+
+        def read_loose(keys: list[str]) -> list[pa.Table]:
+            return read_tables(self.files, map(commit_name, keys), columns)
+
+        _, segments, loose = self.row_files.read(columns, _plain_rows, read_loose)
+        found = [*segments, *map(_plain_rows, loose)]
+        return Committed(keys=frozenset(split(packed(found, "key"))), tasks=frozenset(split(packed(found, "chain"))))
 
     def rows(self) -> pa.Table:
         """All rows, each once, sorted by key: ROW_SCHEMA's columns, then the prompt set's own.
@@ -397,6 +418,10 @@ class Store:
     def release(self) -> None:
         """Lease nothing any more: the work is done, or left."""
         self.leases.release()
+
+
+def _plain_rows(table: pa.Table) -> pa.Table:
+    return table.filter(asks_no_count(table))
 
 
 _ABSENT = object()

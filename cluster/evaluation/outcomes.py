@@ -26,9 +26,14 @@ class Outcome:
     strategy: str
     rows: tuple[Row, ...]  # its attempts that count, in their order
     kept: Row  # the one that the strategy puts into a dataset
-    accuracy: float | None  # CountAcc of the kept one; None where it isn't judged
-    accepted: bool | None  # whether that is enough; None where it isn't judged
+    accuracy: float | None  # CountAcc of the kept one; None where it isn't judged, or no count is asked for
+    accepted: bool | None  # whether that is enough; None where it isn't judged; a plain one is, where it can be read
     cost: float  # rank-seconds of all its attempts: GPU-seconds on GPUs
+
+    @property
+    def plain(self) -> bool:
+        """Whether the prompt asks for no count: the clip is in no figure about counts."""
+        return not self.kept["targets"]
 
     @property
     def sample(self) -> tuple[Any, ...]:
@@ -94,11 +99,14 @@ def _outcome(strategy: Strategy, tries: Sequence[Row], verdicts: Mapping[str, Ro
     best = max(judged, key=lambda place: (scores[place], -place), default=0)
     kept = best if strategy.select in (BEST, ACCEPTED) else 0
     accuracy = scores[kept]
+    accepted = None if accuracy is None else acceptance.accepts(accuracy)
+    if not tries[kept]["targets"]:
+        accepted = not verdicts.get(tries[kept]["key"], {}).get("problem")
     return Outcome(
         strategy=strategy.name,
         rows=tuple(tries[:counted]),
         kept=tries[kept],
         accuracy=accuracy,
-        accepted=None if accuracy is None else acceptance.accepts(accuracy),
+        accepted=accepted,
         cost=sum(map(rank_seconds, tries[:counted])),
     )

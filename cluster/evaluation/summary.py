@@ -66,6 +66,7 @@ class StrategySummary:
     rejected: int  # samples without an accepted clip
     attempts: int  # clips made
     cost: float  # rank-seconds of all attempts
+    plain: int  # clips whose prompt asks for no count, in none of the other figures
     against: Mapping[str, Difference] = field(default_factory=dict)  # first strategy's name → CountAcc more than its
 
     @property
@@ -94,6 +95,7 @@ class Summary:
 
     output: str
     rows: int
+    plain: int  # of those, rows that ask for no count: they are in no CountAcc
     cost_unit: str  # GPU-seconds | CPU rank-seconds
     judges: Sequence[JudgeSummary]  # those that count
     agreement: Mapping[str, float]  # `one, other` → share of equal counts per frame and noun
@@ -126,6 +128,7 @@ def summarize(store: Store) -> Summary:
     return Summary(
         output=store.root,
         rows=len(rows),
+        plain=sum(not row["targets"] for row in rows),
         cost_unit="GPU-seconds" if rows[0]["gpu_seconds"] is not None else "CPU rank-seconds",
         judges=found,
         agreement={
@@ -141,8 +144,18 @@ def write_summary(store: Store, summary: Summary) -> list[str]:
     """Keeps a summary in `evaluations/`, in place of the one before; the names of its two files."""
     text = json.dumps(asdict(summary), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     store.files.replace("evaluations/summary.json", text.encode())
-    store.files.replace("evaluations/summary.parquet", parquet_bytes(pa.Table.from_pylist(list(lines(summary)))))
+    store.files.replace("evaluations/summary.parquet", parquet_bytes(pa.Table.from_pylist(list(lines(summary)), LINE)))
     return ["evaluations/summary.json", "evaluations/summary.parquet"]
+
+
+LINE = pa.schema(
+    [
+        *((name, pa.string()) for name in ("judge", "strategy", "by", "value", "measure")),
+        *((name, pa.float64()) for name in ("mean", "low", "high")),
+        *((name, pa.int64()) for name in ("prompts", "clips")),
+    ]
+)
+"""The columns of `summary.parquet`."""
 
 
 def lines(summary: Summary) -> Iterable[dict[str, Any]]:
@@ -170,6 +183,11 @@ def compare_outputs(one: Store, other: Store, judge: str) -> list[tuple[str, str
     Raises InputError where the two have no prompt in common, or the judge has seen none of one of them.
     """
     scores = [_scores(store, judge) for store in (one, other)]
+    for store, found in zip((one, other), scores, strict=True):
+        if not found:
+            raise InputError(
+                f"{store.root!r} has no clip in which {judge!r} counted; give outputs whose prompts ask for counts"
+            )
     names = [(name, name) for name in scores[0] if name in scores[1]]
     if not names and len(scores[0]) == len(scores[1]) == 1:
         names = [(next(iter(scores[0])), next(iter(scores[1])))]
@@ -219,6 +237,7 @@ def _strategy(
     accuracies: Mapping[str, Mapping[Any, float]],
     first: str | None,
 ) -> StrategySummary:
+    plain, some = sum(outcome.plain for outcome in some), [outcome for outcome in some if not outcome.plain]
     judged = [outcome for outcome in some if outcome.accuracy is not None]
     groups = [_group("all", "", [(outcome, None) for outcome in judged], verdicts, looks)]
     for by in GROUPS:
@@ -241,6 +260,7 @@ def _strategy(
         rejected=sum(outcome.accepted is False for outcome in some),
         attempts=sum(len(outcome.rows) for outcome in some),
         cost=sum(outcome.cost for outcome in some),
+        plain=plain,
         against=against,
     )
 

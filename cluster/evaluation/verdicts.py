@@ -34,7 +34,8 @@ Row = Mapping[str, Any]
 
 
 def verdicts_of(store: Store, judge: Judge, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """A judge's verdicts on rows, in order. A video that is missing or can't be read scores 0, and is named.
+    """A judge's verdicts on rows, in order. A video that is missing or can't be read scores 0, and is named; a row that
+    asks for no count has no CountAcc.
 
     Raises InputError for a noun that the judge can't know, naming the row.
     """
@@ -49,6 +50,8 @@ def verdicts_of(store: Store, judge: Judge, rows: Sequence[Row]) -> list[dict[st
             problems[place] = f"unreadable: {error}"
         else:
             targets = tuple(Target(**target) for target in row["targets"])
+            if judge.config.counts and not targets:
+                continue  # there is nothing to count
             cases[place] = Case(video=video, prompt=row["original_prompt"] or row["prompt"], targets=targets)
     judgements = dict(zip(cases, judge.judge(list(cases.values())), strict=True)) if cases else {}
     seconds = (time.perf_counter() - began) / max(1, len(rows))
@@ -60,7 +63,11 @@ def verdicts_of(store: Store, judge: Judge, rows: Sequence[Row]) -> list[dict[st
             "settings": settings,
             "seconds": seconds,
             **{name: row[name] for name in COPIED},
-            **(_failed(judge, problems[place]) if place in problems else _judged(row, judgements[place])),
+            **(
+                _failed(judge, row, problems[place])
+                if place in problems
+                else _judged(row, judgements.get(place, _NOTHING_ASKED))
+            ),
         }
         for place, row in enumerate(rows)
     ]
@@ -76,20 +83,24 @@ def check_settings(store: Store, judge: Judge, kept: Sequence[Row]) -> None:
         )
 
 
-def _failed(judge: Judge, problem: str) -> dict[str, Any]:
+_NOTHING_ASKED = Judgement(detected=None)
+
+
+def _failed(judge: Judge, row: Row, problem: str) -> dict[str, Any]:
     counts = judge.config.counts
     looks = None if counts else 0.0
     return {
         "problem": problem,
         "detected": None,
-        "count_accuracy": 0.0 if counts else None,
+        "count_accuracy": 0.0 if counts and row["targets"] else None,
         "clip_score": looks,
         "temporal_consistency": looks,
     }
 
 
 def _judged(row: Row, judgement: Judgement) -> dict[str, Any]:
-    nouns, asked = zip(*((target["noun"], target["count"]) for target in row["targets"]), strict=True)
+    nouns = [target["noun"] for target in row["targets"]]
+    asked = [target["count"] for target in row["targets"]]
     detected, unique = judgement.detected, judgement.unique
     return {
         "problem": None,

@@ -22,6 +22,7 @@ from cluster.export.copying import Report, Video, copy_videos
 from cluster.export.selection import Selection
 from cluster.rows import python_rows
 from cluster.storage.protocol import Files
+from numina.errors import OutputError
 
 SLUG = 100  # letters of a prompt in a file's name, at most
 
@@ -40,6 +41,10 @@ class Asked:
 def write(store: Store, files: Files, selection: Selection, config: ExportConfig, report: Report) -> Exported:
     """The export. Prompts whose videos are lost stay in the lists, so that numbers stay the set's."""
     rows = python_rows(selection.rows.drop_columns(selection.set_columns))
+    plain = sum(not row["targets"] for row in rows)
+    rows = [row for row in rows if row["targets"]]
+    if not rows:
+        raise OutputError(f"output {store.root!r} has no clip whose prompt asks for a count; export to another form")
     numbers = {asked: number for number, asked in enumerate(prompts_of(rows), start=1)}
     videos = [
         Video(source=row["file_name"], name=_name(row, numbers[asked_of(row)]), sha256=row["video_sha256"])
@@ -50,7 +55,7 @@ def write(store: Store, files: Files, selection: Selection, config: ExportConfig
     counts = [json.dumps(dict(asked.targets), ensure_ascii=False) for asked in numbers]
     files.replace("noun_counts.jsonl", "".join(f"{line}\n" for line in counts).encode())
     files.replace("index.jsonl", _index(rows, videos, lost, numbers).encode())
-    return Exported(clips=len(rows) - len(lost), lost=lost, notes=_notes(numbers))
+    return Exported(clips=len(rows) - len(lost), lost=lost, notes=_notes(numbers, plain))
 
 
 def prompts_of(rows: Sequence[Row]) -> list[Asked]:
@@ -92,11 +97,13 @@ def _index(rows: Sequence[Row], videos: Sequence[Video], lost: dict[str, str], n
     return "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in sorted(lines, key=lambda line: line["file"]))
 
 
-def _notes(numbers: dict[Asked, int]) -> tuple[str, ...]:
-    ids = [_number(asked.id) for asked in numbers]
+def _notes(numbers: dict[Asked, int], plain: int) -> tuple[str, ...]:
+    ids, notes = [_number(asked.id) for asked in numbers], list[str]()
+    if plain:
+        notes.append(f"{plain} clips are left out: their prompts ask for no count, which the benchmark can't score")
     if all(own is not None for own in ids) and ids != list(numbers.values()):
-        return (
+        notes.append(
             "ids aren't 1, 2, 3 …: videos are numbered in their order; give the evaluator the prompts.txt and "
-            "noun_counts.jsonl of this folder, and see its index.jsonl for which is which",
+            "noun_counts.jsonl of this folder, and see its index.jsonl for which is which"
         )
-    return ()
+    return tuple(notes)

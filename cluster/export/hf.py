@@ -20,6 +20,7 @@ from cluster.export.columns import common_types, notes_of
 from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import Report, Video, copy_videos
 from cluster.export.selection import Selection
+from cluster.rows import asks_no_count
 from cluster.storage.protocol import Files
 
 ROW_GROUP = 1000
@@ -61,6 +62,7 @@ def card(selection: Selection, rows: pa.Table, license: str, notes: Sequence[str
         license=license,
         size=next((name for most, name in SIZES if len(rows) < most), "n>1M"),
         clips=len(rows),
+        plain=pc.sum(asks_no_count(rows)).as_py() or 0,
         prompts=len(set(zip(*(rows[name].to_pylist() for name in ("id", "prompt")), strict=True))),
         counts=_counts(rows),
         settings=_settings(rows),

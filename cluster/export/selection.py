@@ -35,7 +35,7 @@ VERDICT = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """What one judge says of one strategy's clips."""
+    """What one judge says of one strategy's clips, of those whose prompts ask for counts."""
 
     judge: str
     strategy: str
@@ -55,6 +55,7 @@ class Selection:
     judge: str | None  # whose verdicts the rows have
     accept: float  # CountAcc from which a clip is accepted
     accuracies: tuple[Accuracy, ...]  # of all judges and these strategies
+    plain: int  # clips whose prompts ask for no count
     renamed: dict[str, str]  # columns of the prompt set that have another name here: their names are reserved
 
     @property
@@ -75,12 +76,13 @@ def select(store: Store, *, strategy: str | None, judge: str | None, only: str, 
         raise OutputError(f"output {store.root!r} holds no rows; give an output of `numina run` that has some")
     rows = table.select(_NEEDED).to_pylist()
     made, acceptance = _strategies(store, rows, strategy, one), Acceptance.recorded(store)
-    name = _judge(store, judge, only)
+    name = _judge(store, judge, only if any(row["targets"] for row in rows) else "all")
     verdicts = {own: _verdicts(store, own) for own in store.judges()}
     kept = {own.name: outcomes(own, rows, verdicts.get(name or "", {}), acceptance) for own in made}
     chosen = _chosen(kept, only)
     if not chosen:
-        raise OutputError(f"output {store.root!r} has no clip that is {only} by {name}; export all")
+        by = f" by {name}" if name else ""
+        raise OutputError(f"output {store.root!r} has no clip that is {only}{by}; export all")
     accuracies = [
         _accuracy(judged, own.name, outcomes(own, rows, found, acceptance))
         for judged, found in verdicts.items()
@@ -95,6 +97,7 @@ def select(store: Store, *, strategy: str | None, judge: str | None, only: str, 
         judge=name,
         accept=acceptance.accept,
         accuracies=tuple(own for own in accuracies if own.judged),
+        plain=len({outcome.kept["key"] for own in kept.values() for outcome in own if outcome.plain} & chosen.keys()),
     )
 
 
@@ -136,6 +139,7 @@ def _chosen(kept: Mapping[str, Sequence[Outcome]], only: str) -> dict[str, tuple
 
 
 def _accuracy(judge: str, strategy: str, found: Sequence[Outcome]) -> Accuracy:
+    found = [outcome for outcome in found if not outcome.plain]
     scores = [outcome.accuracy for outcome in found if outcome.accuracy is not None]
     return Accuracy(
         judge=judge,

@@ -21,7 +21,8 @@ def check_judge(job: JobConfig, rows: Iterable[PromptRow]) -> None:
     inspect_judge(judge)
     if check := nouns_check(judge):
         for row in rows:
-            check(row.prompt, row.targets)
+            if row.targets:
+                check(row.prompt, row.targets)
 
 
 def check_submitted(job: JobConfig) -> None:

@@ -135,6 +135,14 @@ class JobConfig:
     limit: int | None = None  # [rows] use only the first rows of the prompt set; null: all
     # INDEX/COUNT: use every COUNT-th row, starting at row INDEX; for array jobs, doesn't change keys
     shard: str = "0/1"
+    # rows of the prompt set that can't be used: refuse (the job doesn't start) or skip (they are listed in the output's
+    # REJECTED.jsonl)
+    prompts_bad: Literal["refuse", "skip"] = "refuse"
+    # what is a target in the prompts of rows that give none: numerals (three cats), or numerals+articles (a cat, too)
+    targets_from: Literal["numerals", "numerals+articles"] = "numerals+articles"
+    # rows whose targets may have been read wrongly: keep (as they were read), plain (generate them without counts) or
+    # refuse (they can't be used)
+    targets_doubtful: Literal["keep", "plain", "refuse"] = "keep"
     max_count: int = 20  # the largest count that a target may have
     # keep each clip's latents beside its video, lossless; rows that are done already stay as they are
     latents: bool = False
@@ -152,6 +160,7 @@ class JobConfig:
         for name, place in (("prompts", self.prompts), ("output", self.output)):
             if not place.strip():
                 raise ConfigError(f"{name} is {place!r}; give a path or a URL")
+        check_choices("", self)
         if not 0 <= self.seed < SEEDS:
             raise ConfigError(f"seed is {self.seed}; give a whole number from 0 to 2**63 - 1")
         for name, variant in self.variants.items():

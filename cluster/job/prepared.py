@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from cluster.job.checks import check_combination, check_judge, check_submitted
@@ -15,6 +15,7 @@ from cluster.job.tasks import ClipTask
 from cluster.prompts.check import require_prompts
 from cluster.prompts.problems import describe_problems
 from cluster.prompts.promptset import PromptSet, open_prompts
+from cluster.prompts.row import PromptRow, TargetReading
 from numina.errors import PromptSetError
 from pipelines.base import ModelFacts
 from pipelines.models.registry import inspect_model, resolve_device, resolve_dtype
@@ -53,6 +54,12 @@ class PreparedJob:
         """Videos of the whole prompt set, all shards; a few less where samples of several rows share a seed."""
         return self.prompts.rows * self.job.samples * len(self.trials)
 
+    @property
+    def reading(self) -> TargetReading:
+        """How targets are taken from prompts."""
+        articles = self.job.targets_from == "numerals+articles"
+        return TargetReading(articles=articles, doubtful=self.job.targets_doubtful)
+
     @cached_property
     def trials(self) -> list[Trial]:
         """What is asked for of every sample from the start. A verified one counts once, whatever its attempts are."""
@@ -64,8 +71,9 @@ class PreparedJob:
         return "testbed" if self.model.name == "testbed" else "general"
 
     def method_of(self, task: ClipTask) -> MethodConfig | None:
-        """What a task's clip is guided by; None generates without NUMINA."""
-        method = self.job.methods[task.strategy]
+        """What a task's clip is guided by; None generates without NUMINA: nothing else is done where no count is
+        asked for."""
+        method = self.job.methods[task.strategy] if task.row.targets else None
         return method and stronger(method, task.strength)
 
     def identity(self) -> dict[str, Any]:
@@ -91,24 +99,26 @@ def prepare(job: JobConfig) -> PreparedJob:
     elif job.cluster.address == "local":
         device = resolve_device(device)
     check_combination(job, model, device)
-    path = prompt_path(job.prompts)
-    require_prompts(path, job.max_count, limit=min(FIRST_ROWS, job.limit or FIRST_ROWS))
+    path, dtype = prompt_path(job.prompts), resolve_dtype(job.model.dtype, device)
     prompts = open_prompts(path, limit=job.limit)
-    if job.verifies:
-        check_judge(job, islice(prompts.parse(job.max_count), FIRST_ROWS))
-    dtype = resolve_dtype(job.model.dtype, device)
     prepared = PreparedJob(job=job, model=model, device=device, dtype=dtype, prompts=prompts)
-    _check_lengths(prepared)
+    first = min(FIRST_ROWS, job.limit or FIRST_ROWS)
+    if job.prompts_bad == "refuse":
+        require_prompts(path, job.max_count, limit=first, reading=prepared.reading)
+    rows = list(open_prompts(path, limit=first).parse(job.max_count, prepared.reading, bad=job.prompts_bad))
+    if job.verifies:
+        check_judge(job, rows)
+    if job.prompts_bad == "refuse":
+        _check_lengths(prepared, rows)
     return prepared
 
 
-def _check_lengths(prepared: PreparedJob) -> None:
+def _check_lengths(prepared: PreparedJob, rows: Iterable[PromptRow]) -> None:
     """Raises PromptSetError where a noun of the first rows is cut off; the worklist looks at the others, and warns."""
-    long, prompts = LongPrompts(prepared.job, prepared.model, prepared.rules, warn=False), prepared.prompts
-    rows = islice(prompts.parse(prepared.job.max_count), FIRST_ROWS)
+    long = LongPrompts(prepared.job, prepared.model, prepared.rules, warn=False)
     problems = [f"row {row.index}: {trouble}" for row in rows if (trouble := long.problem(row))]
     if problems:
-        raise PromptSetError(describe_problems(prompts.path, problems))
+        raise PromptSetError(describe_problems(prepared.prompts.path, problems))
 
 
 def prompt_path(prompts: str) -> str:

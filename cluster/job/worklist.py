@@ -20,9 +20,8 @@ from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
 from cluster.prompts.check import SetCheck
 from cluster.prompts.files import Block
-from cluster.prompts.problems import describe_problems
-from cluster.prompts.row import CHECKED_COLUMNS, RawRow, row_texts
-from numina.errors import PromptSetError
+from cluster.prompts.problems import Problem, RowProblem
+from cluster.prompts.row import CHECKED_COLUMNS, RawRow
 
 if TYPE_CHECKING:
     from cluster.dataset.store import Committed
@@ -34,6 +33,16 @@ class _State(IntEnum):
     FAILED = 2
     SHARED = 3  # an earlier task is the same video
     UNJUDGED = 4  # committed, but not known to settle what was asked
+    LEFT_OUT = 5  # a bad row's, or another seed's where no count is asked for that could be searched
+
+
+@dataclass(kw_only=True)
+class LookedAt:
+    """What the rows are whose videos are still to be made."""
+
+    plain: int = 0  # they ask for no count
+    doubtful: int = 0  # what they ask for may have been read wrongly
+    skipped: int = 0  # they can't be used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +53,16 @@ class Worklist:
     total: int  # of this shard
     done: int  # of this shard, committed already
     failed: int  # of this shard, given up already
+    left_out: int  # of this shard, asked for but not made: `rows.skipped`, and plain rows' further seeds
+    rows: LookedAt  # rows of this shard that aren't done
+    rejected: Sequence[Problem]  # of this shard, where bad rows are skipped
     _prepared: PreparedJob
     _states: np.ndarray  # [rows of the shard, tasks of a row]
+
+    @property
+    def left(self) -> int:
+        """Videos of this shard that are neither there nor given up."""
+        return self.total - self.done - self.failed
 
     def tasks(self, *, shuffle: int | None = None) -> Iterator[ClipTask]:
         """The tasks in the order of the prompt set; with a `shuffle` seed in another one, that of the seed.
@@ -64,10 +81,10 @@ class Worklist:
             rows = np.flatnonzero(left[part.rows(block)])
             if order is not None:
                 order.shuffle(rows)
-            texts = row_texts(batch.take(pa.array(part.offsets(block)[rows])))
+            texts = names.texts(batch.take(pa.array(part.offsets(block)[rows])))
             for row, text in zip(rows + part.rows(block).start, texts, strict=True):
                 raw = RawRow(block, batch, part.number(row) - block.index)
-                asked = prepared.prompts.row(raw, prepared.job.max_count)
+                asked = prepared.prompts.row(raw, prepared.job.max_count, prepared.reading)
                 slots = np.flatnonzero(pending[row]).tolist()
                 for slot, task in zip(slots, names.tasks(asked, text, slots), strict=True):
                     yield replace(task, there=True) if self._states[row, slot] == _State.UNJUDGED else task
@@ -80,16 +97,20 @@ def open_worklist(
     settled: frozenset[bytes] = frozenset(),
     *,
     report: Callable[[int], None] = lambda rows: None,
+    found: Callable[[], None] = lambda: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Worklist | None:
     """What is left of a job, or of its shard, when so much is committed, given up and, of what is verified, settled.
 
     Checks all rows that are still to be made, and that no two rows of the set repeat an id or a video; raises one
-    PromptSetError with what is wrong. `report` is given the number of rows that were passed, now and then; None
-    is returned once `stopped` says so.
+    PromptSetError with what is wrong, unless bad rows are skipped. `report` is given the number of rows that were
+    passed, now and then; `found` is called for rows that are left, unless the job won't start; None is returned once
+    `stopped` says so.
     """
     names, part, job = TaskNames(prepared), _Part(*prepared.job.part), prepared.job
-    check = SetCheck(prepared.prompts, job.max_count, samples=job.samples)
+    check = SetCheck(prepared.prompts, job.max_count, samples=job.samples, reading=prepared.reading)
+    rows, further = LookedAt(), np.array([trial.attempt > 0 for _, trial in names.slots])
+    goes_on = True  # the job, as far as is known
     long = LongPrompts(job, prepared.model, prepared.rules)
     states = np.zeros((part.size(prepared.prompts.rows), len(names.slots)), np.uint8)
     for block, batch, contents in check.read(CHECKED_COLUMNS):
@@ -97,35 +118,55 @@ def open_worklist(
             return None
         own = states[part.rows(block)]
         offsets = part.offsets(block)
-        texts = row_texts(batch, contents)[part.first(block) :: part.count]
+        texts = names.texts(batch, contents)[part.first(block) :: part.count]
         for slot in range(len(names.slots)):
             digests, verified = names.digests(slot, texts), names.slots[slot][1].verified
             done = settled if verified else committed.tasks
             own[:, slot] = _recognised(digests, done, given_up.tasks, committed.tasks if verified else frozenset())
         for place in np.flatnonzero((own == _State.PENDING).any(axis=1)):
+            if stopped():
+                return None
             raw = RawRow(block, batch, int(offsets[place]))
             row = check.row(raw)
             if row is not None and (trouble := long.problem(row)):
-                check.refuse(raw, trouble)
-            if row is not None and (committed.keys or given_up.keys):
+                check.refuse(raw, trouble, rule="a noun of its targets isn't among the text encoder's tokens")
+                row = None
+            if row is None:
+                goes_on = job.prompts_bad == "skip"
+                continue
+            rows.plain += not row.targets
+            rows.doubtful += bool(row.doubts)
+            if not row.targets:
+                own[place, further & (own[place] == _State.PENDING)] = _State.LEFT_OUT
+            if committed.keys or given_up.keys:
                 for slot in np.flatnonzero(own[place] == _State.PENDING).tolist():
                     [task] = names.tasks(row, texts[place], [slot])
                     there = committed.keys if task.verified else frozenset()
                     done = frozenset() if task.verified else committed.keys
                     own[place, slot] = _recognised([bytes.fromhex(task.key)], done, given_up.keys, there)[0]
+            if goes_on and (own[place] == _State.PENDING).any():
+                found()
+        if (own == _State.UNJUDGED).any() and goes_on:
+            found()
         report(block.index + block.rows)
     long.finish()
     shared = check.find_repeats()
-    if problems := check.problems:
-        raise PromptSetError(describe_problems(prepared.prompts.path, problems))
+    for number in filter(part.has, check.require(bad=job.prompts_bad)):
+        own = states[number // part.count]
+        left = (own == _State.PENDING) | (own == _State.UNJUDGED)
+        own[left] = _State.LEFT_OUT
+        rows.skipped += bool(left.any())
     for number, sample in shared:
         if part.has(number):
             states[number // part.count, names.slots_of(sample)] = _State.SHARED
     return Worklist(
         asked=prepared.asked - len(shared) * len(prepared.trials),
-        total=int(np.count_nonzero(states != _State.SHARED)),
+        total=int(np.count_nonzero((states != _State.SHARED) & (states != _State.LEFT_OUT))),
         done=int(np.count_nonzero(states == _State.DONE)),
         failed=int(np.count_nonzero(states == _State.FAILED)),
+        left_out=int(np.count_nonzero(states == _State.LEFT_OUT)),
+        rows=rows,
+        rejected=[own for own in check.problems if isinstance(own, RowProblem) and part.has(own.row)],
         _prepared=prepared,
         _states=states,
     )

@@ -18,6 +18,7 @@ class JobProgress:
     guided: int = 0  # of those generated
     retries: int = 0  # tries of this run that failed and were repeated
     checked: int = 0  # rows of the prompt set that were looked at, before the gangs start
+    skipped: int = 0  # rows of the prompt set that can't be used and are left out
     draining: bool = False  # asked to stop: what is under way is finished, nothing new is begun
     gangs: dict[str, str] = field(default_factory=dict)  # gang or encoder → what it does
     began: float = field(default_factory=time.monotonic)  # when the first gang stood, once one does

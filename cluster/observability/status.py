@@ -29,9 +29,11 @@ class Status:
     """How far an output is, from storage alone."""
 
     done: int  # committed rows
+    plain: int  # of those, rows that ask for no count
     completed: int  # of what was asked for: the same, but of verified samples those that are settled
     failed: int  # keys that were given up and have no row
-    asked: int | None  # rows asked for by the latest run; None when it didn't say
+    asked: int | None  # rows asked for by the latest run, without those left out; None when it didn't say
+    skipped: int  # rows of the prompt set that the latest run, or its shards, can't use and skip
     first_commit: datetime | None
     last_commit: datetime | None
     rate_per_hour: float | None  # over the last hour before the last commit; None below two commits
@@ -60,14 +62,20 @@ def status_of(store: Store) -> Status:
     failed = len(store.given_up(Committed(keys=keys, tasks=frozenset())).keys)
     latest = store.latest_run() or {"asked": None, "info": {}}
     asked: int | None = latest["asked"]
-    completed = _completed(store, latest["info"], keys) if "verify" in latest["info"] else len(keys)
+    shards = _shards(store, latest)
+    if asked is not None:
+        asked -= sum(info.get("left_out", 0) for info in shards)
+    plain = store.plain()
+    completed = _completed(store, latest["info"], keys, plain.tasks) if "verify" in latest["info"] else len(keys)
     rate = _recent_rate(times)
     left = None if asked is None else max(0, asked - completed - failed)
     return Status(
         done=len(keys),
+        plain=len(plain.keys),
         completed=completed,
         failed=failed,
         asked=asked,
+        skipped=sum(info.get("rows", {}).get("skipped", 0) for info in shards),
         first_commit=datetime.fromtimestamp(times[0], UTC) if len(times) else None,
         last_commit=datetime.fromtimestamp(times[-1], UTC) if len(times) else None,
         rate_per_hour=rate,
@@ -75,8 +83,21 @@ def status_of(store: Store) -> Status:
     )
 
 
-def _completed(store: Store, info: Mapping[str, Any], keys: Collection[bytes]) -> int:
-    """Of what a run that verifies asked for: settled chains, and the clips of its other strategies."""
+def _shards(store: Store, latest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What the latest run recorded and, where it is a shard's, the latest runs of its other shards."""
+    index, _, count = latest["info"].get("shard", "0/1").partition("/")
+    found = {index: latest["info"]}
+    if count not in ("", "1"):
+        for run in store.runs():
+            other, _, of = run["info"].get("shard", "0/1").partition("/")
+            if of == count and run["asked"] == latest["asked"]:
+                found[other] = run["info"]
+    return list(found.values())
+
+
+def _completed(store: Store, info: Mapping[str, Any], keys: Collection[bytes], plain: frozenset[bytes]) -> int:
+    """Of what a run that verifies asked for: settled chains (`plain` ones are), and the clips of its other
+    strategies."""
     strategies, verify = [*map(strategy_of, info["strategies"])], info["verify"]
     verified = {own.base: own.strengths for own in strategies if own.select == ACCEPTED}
     others = {clip for own in strategies if own.select != ACCEPTED for clip in _clips(own, verified)}
@@ -86,7 +107,7 @@ def _completed(store: Store, info: Mapping[str, Any], keys: Collection[bytes]) -
     for base, strengths in verified.items():
         chains = {bytes.fromhex(row["chain"]) for row in rows if row["strategy"] == base and row["chain"]}
         rule = Acceptance(accept=verify["accept"], strengths=strengths)
-        made += len(chains & rule.settled(store.verdicts_of_attempts(verify["judge"]), keys))
+        made += len(chains & (plain | rule.settled(store.verdicts_of_attempts(verify["judge"]), keys)))
     return made
 
 

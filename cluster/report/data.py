@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 from urllib.parse import quote
 
 from cluster.evaluation.outcomes import rank_seconds
@@ -139,9 +140,15 @@ def _clip_data(clip: ShownClip, layout: Mapping[str, Any] | None, place: Place, 
 def coloured(prompt: str, nouns: Sequence[str]) -> list[tuple[str, int | None]]:
     """The prompt cut at its nouns, each with its number."""
     numbers = {noun.lower(): number for number, noun in enumerate(nouns)}
-    longest_first = "|".join(re.escape(noun) for noun in sorted(numbers, key=len, reverse=True))
-    pieces = re.split(rf"(?i)\b({longest_first})\b", prompt) if longest_first else [prompt]
+    longest_first = "|".join(_whole(noun) for noun in sorted(numbers, key=len, reverse=True))
+    pieces = re.split(rf"(?i)({longest_first})", prompt) if longest_first else [prompt]
     return [(piece, numbers.get(piece.lower())) for piece in pieces if piece]
+
+
+def _whole(noun: str) -> str:
+    """A pattern of the noun as a whole word; scripts such as Chinese don't part words."""
+    before, after = ("" if category(end) == "Lo" else r"\b" for end in (noun[0], noun[-1]))
+    return f"{before}{re.escape(noun)}{after}"
 
 
 def _own_columns(row: Mapping[str, Any]) -> dict[str, str]:

@@ -165,10 +165,12 @@ def _totals(clips: Sequence[ShownClip], groups: Sequence[Group], status: Status)
     """What stands in the page's head: label and value."""
     guided = sum(bool(clip.row["guided"]) for clip in clips)
     corrected = sum(clip.row["layout_file"] is not None for clip in clips)
+    plain = sum(not clip.row["targets"] for clip in clips)
     asked = status.asked
     return [
         ("clips", f"{len(clips):,}" if asked is None else f"{len(clips):,} of {max(asked, len(clips)):,}"),
         ("prompts", f"{len(groups):,}"),
+        *([("without counts", f"{plain:,}")] if plain else []),
         ("guided", f"{guided:,} of {corrected:,}" if corrected else "0"),
         ("failed", f"{status.failed:,}"),
         ("rank time", duration(sum(rank_seconds(clip.row) for clip in clips))),

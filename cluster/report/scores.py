@@ -18,6 +18,7 @@ class StrategyScore:
     accuracy: float | None  # mean CountAcc of the judged clips
     interval: Interval | None  # of that mean, 95 %, over prompts; None for one prompt
     exact: float | None  # share of the judged clips that are right in every frame
+    plain: int  # clips whose prompts ask for no count: in no figure about counts
     accepted: int  # clips that the judge would put in a dataset
     layout_right: float | None  # share of nouns whose identified count is the asked one
     cost: float  # rank-seconds per clip, all attempts, mean
@@ -35,7 +36,8 @@ def _score(strategy: str, results: Sequence[Result], judge: str) -> StrategyScor
     by_prompt = _accuracies(results, judge)
     accuracies = [accuracy for values in by_prompt for accuracy in values]
     cost = sum(result.cost for result in results)
-    accepted = sum(result.accepted is True for result in results)
+    counted = [result for result in results if result.clip.row["targets"]]
+    accepted = sum(result.accepted is True for result in counted)
     clips = [result.clip for result in results]
     return StrategyScore(
         strategy=strategy,
@@ -44,10 +46,11 @@ def _score(strategy: str, results: Sequence[Result], judge: str) -> StrategyScor
         accuracy=mean(accuracies),
         interval=bootstrap_interval([sum(v) / len(v) for v in by_prompt]) if len(by_prompt) > 1 else None,
         exact=mean([accuracy == 1 for accuracy in accuracies]),
+        plain=len(results) - len(counted),
         accepted=accepted,
         layout_right=mean([right for clip in clips for right in _layout_right(clip.row)]),
         cost=cost / len(results),
-        cost_per_accepted=cost / accepted if accepted else None,
+        cost_per_accepted=sum(result.cost for result in counted) / accepted if accepted else None,
         temporal_consistency=mean([c.temporal_consistency for c in clips if c.temporal_consistency is not None]),
         clip_score=mean([clip.clip_score for clip in clips if clip.clip_score is not None]),
     )

@@ -50,13 +50,17 @@ log = logging.getLogger(__name__)
 
 
 class Driver:
-    """The event loop over one job's batches."""
+    """The event loop over one job's batches.
+
+    `worklist` gives None while the prompt set is still looked at, meanwhile gangs start, and raises what is wrong with
+    the set.
+    """
 
     def __init__(
         self,
         prepared: PreparedJob,
         store: Store,
-        worklist: Worklist,
+        worklist: Callable[[], Worklist | None],
         progress: JobProgress,
         report: Callable[[JobProgress], None],
         *,
@@ -77,9 +81,8 @@ class Driver:
         self.queues = Queues(batch=job.parallel.batch, trials=len(prepared.trials))
         in_flight = job.parallel.gangs * (job.cluster.clips_in_flight + 1) * job.parallel.batch
         self._ahead = max(in_flight, self.queues.window)
-        # Another driver at work goes through the prompts in another order.
-        shuffle = int(store.owner[:8], 16) if store.others() else None
-        self.supply = Supply(worklist.tasks(shuffle=shuffle), store, ahead=self._ahead)
+        self._worklist: Callable[[], Worklist | None] | None = worklist  # until it gave one
+        self.supply = Supply(None, store, ahead=self._ahead)
         self.recovery = Recovery(
             queues=self.queues,
             fleet=self.fleet,
@@ -93,7 +96,7 @@ class Driver:
         )
         self.uncompacted: list[str] = []  # keys
         self._stood = False  # whether any gang has stood
-        self._done_before = progress.done
+        self._done_before = 0  # videos done when the work began
         self._told = 0.0  # when the metrics' gauges were set last
 
     def run(self) -> None:
@@ -103,6 +106,7 @@ class Driver:
                 self.fleet.start()
                 self._output = self.fleet.put(Output.of(self.prepared))
                 while not self._is_over():
+                    self._begin()
                     self._watch()
                     self._encode_ahead()
                     self._fill_gangs()
@@ -131,6 +135,18 @@ class Driver:
             self.supply.close()
             self.queues.close()
         return self.drain.over or not self.queues.flights
+
+    def _begin(self) -> None:
+        """Gives out tasks once the whole set was looked at."""
+        worklist = self._worklist() if self._worklist is not None else None
+        if worklist is None:
+            return
+        self._worklist, self._done_before = None, self.progress.done
+        if self._stood:
+            self.progress.began = time.monotonic()
+        # Another driver at work goes through the prompts in another order.
+        shuffle = int(self.store.owner[:8], 16) if self.store.others() else None
+        self.supply.begin(worklist.tasks(shuffle=shuffle))
 
     def _watch(self) -> None:
         """Looks after what no reference tells: gangs that are silent, clips that take too long."""
@@ -191,13 +207,15 @@ class Driver:
         return Flight(batch) if batch else None
 
     def _enter(self, task: ClipTask) -> None:
-        """A task into its queue; one that is there and needs no judge is done."""
+        """A task into its queue; one that is there and needs no judge is done. One that asks for no count is accepted
+        as it is."""
         entered = self.rounds.enter(task)
         if entered is None:
             return
-        if entered.there and not entered.verified:
+        if entered.there and not (entered.verified and entered.row.targets):
             self.progress.completed += 1
-            self.supply.finished(entered.key)
+            self.progress.accepted += entered.verified
+            self.supply.finished(self.rounds.supplied(entered))
         else:
             self.queues.add([entered])
 

@@ -61,17 +61,14 @@ class Queues:
                 (self.unjudged if task.there else self.pending).append(task)
 
     def next_batch(self) -> list[ClipTask]:
-        """The next pending tasks of one strategy, or none. A task that failed before goes alone, so that it can spoil
-        nothing but itself."""
+        """The next pending tasks of one strategy, all with counts or all without, or none. A task that failed before
+        goes alone, so that it can spoil nothing but itself."""
         if not self.pending:
             return []
         first = self.pending.popleft()
         size = 1 if self.failed_tries.get(first.key) else self._batch
         window = list(islice(self.pending, (size - 1) * self._trials))
-        kind = first.strategy, first.strength
-        alike = [
-            task for task in window if (task.strategy, task.strength) == kind and not self.failed_tries.get(task.key)
-        ]
+        alike = [task for task in window if _kind(task) == _kind(first) and not self.failed_tries.get(task.key)]
         batch = [first, *alike[: size - 1]]
         chosen = {task.key for task in batch}
         for _ in window:
@@ -155,3 +152,8 @@ class Queues:
         """Batches under way by their stage; encoded batches and pending tasks that wait."""
         waiting = {"encoded": len(self.encoded), "pending": len(self.pending)}
         return Counter[str](flight.stage for flight in self.flights) + Counter(waiting)
+
+
+def _kind(task: ClipTask) -> tuple[str, float, bool]:
+    """Clips of one kind can share a batch: those that ask for counts are guided, the others are plain."""
+    return task.strategy, task.strength, bool(task.row.targets)

@@ -28,11 +28,12 @@ IDLE_SECONDS = 0.5
 
 class Supply:
     """The tasks of a worklist that this driver may begin, `ahead` of them or a quarter fewer looked up beforehand.
+    `begin` gives them where they aren't known yet.
 
     Use as a context: the thread ends, and the leases are released, at its end.
     """
 
-    def __init__(self, tasks: Iterator[ClipTask], store: Store, *, ahead: int) -> None:
+    def __init__(self, tasks: Iterator[ClipTask] | None, store: Store, *, ahead: int) -> None:
         self.elsewhere = 0  # tasks of the walk that another driver committed
         self._tasks = tasks
         self._store = store
@@ -57,6 +58,11 @@ class Supply:
         self._wanted.set()
         self._thread.join()
         self._store.release()
+
+    def begin(self, tasks: Iterator[ClipTask]) -> None:
+        """The tasks are known."""
+        self._tasks = tasks
+        self._wanted.set()
 
     @property
     def over(self) -> bool:
@@ -105,7 +111,7 @@ class Supply:
     def _chunk(self) -> list[ClipTask]:
         """The next tasks to look at: of the walk, then those that another driver leased a while ago."""
         room = self._ahead - len(self._ready)
-        if self._closed or room < max(1, self._ahead // 4):
+        if self._closed or self._tasks is None or room < max(1, self._ahead // 4):
             return []
         self._looking = True
         if not self._walked:
@@ -140,7 +146,10 @@ class Supply:
             self._met.extend(task for task in chunk if task.key not in mine)
 
     def _renew(self) -> None:
-        """Keeps the leases fresh, unless the driver itself hangs."""
+        """Keeps the leases fresh, unless the driver itself hangs; none before it knows its tasks: the output isn't
+        opened yet."""
+        if self._tasks is None:
+            return
         now = time.monotonic()
         if now - self._leased_at > LEASE_SECONDS / 3 and now - self._asked_at < LEASE_SECONDS / 2:
             with self._lock:

@@ -35,7 +35,7 @@ Spans = list[dict[str, Any]]  # the row column of this name
 class Output:
     """Where a job's rows go, and what they are made of: all that a writing process needs to know."""
 
-    prepared: PreparedJob  # without the prompt set's files: there may be thousands
+    prepared: PreparedJob  # without the prompt set's files and ids: there may be many
     extra_columns: pa.Schema
 
     @classmethod
@@ -44,7 +44,7 @@ class Output:
         job = replace(
             prepared.job, output=where if "://" in where else os.path.abspath(where)
         )  # workers start elsewhere
-        lean = replace(prepared, job=job, prompts=replace(prepared.prompts, files=()))
+        lean = replace(prepared, job=job, prompts=replace(prepared.prompts, files=(), implied_ids={}))
         return cls(prepared=lean, extra_columns=prepared.prompts.extra_columns)
 
     def store(self) -> Store:

@@ -166,6 +166,9 @@ class Adapter:
     def depth(self) -> int:
         return self.facts.depth
 
+    def clean(self, prompt: str) -> str:
+        return self.kinds.clean(prompt)
+
     def grid(self, generation: GenerationConfig) -> Grid:
         return self.facts.grid(generation)
 

@@ -13,7 +13,7 @@ from pipelines.models.families import FAMILIES
 from pipelines.models.registry import adapter_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numina.prompts.targets import Target
 
@@ -30,10 +30,13 @@ class TextLimit:
         return self._cleaned_cut(prompt)[1]
 
     def check_nouns(self, prompt: str, targets: Sequence[Target]) -> None:
-        """Raises PromptError where a target's noun is cut off."""
-        cleaned, cut = self._cleaned_cut(prompt)
-        if cut:
-            locate_tokens(cleaned, targets, prompt_offsets(self._tokenizer.encode(cleaned).offsets))
+        """Raises PromptError where a target's noun is cut off, or has no token of its own.
+
+        Scripts that part words by spaces have one for every word: these are looked at only where the prompt is cut.
+        """
+        if self._cleaned_cut(prompt)[1] or not all(target.noun.isascii() for target in targets):
+            cleaned = self._clean(prompt)
+            locate_tokens(cleaned, targets, prompt_offsets(self._tokenizer.encode(cleaned).offsets), self._clean)
 
     @cached_property
     def tokens(self) -> int:
@@ -64,8 +67,13 @@ class TextLimit:
         # A token is a byte at least: most prompts are too short to be looked at. Other scripts may be spelled out.
         if (prompt.isascii() and len(prompt) + 2 <= self.tokens) or not self._rest(prompt):
             return prompt, ""
-        cleaned = adapter_of(self._folder).kinds.clean(prompt)  # takes seconds to import, for long prompts alone
+        cleaned = self._clean(prompt)
         return cleaned, self._rest(cleaned)
+
+    @property
+    def _clean(self) -> Callable[[str], str]:
+        """What the pipeline does to a prompt. It takes seconds to import: for long prompts, and some scripts, alone."""
+        return adapter_of(self._folder).kinds.clean
 
     def _rest(self, prompt: str) -> str:
         tokens = self._tokenizer.encode(prompt)

@@ -46,7 +46,10 @@ class Writer(Protocol):
 
 
 def rewritten(writer: Writer, prompt: str, targets: Sequence[Target]) -> tuple[str, str]:
-    """The prompt as the model rewrites it and the model's name, or the rule's form and `rules`."""
+    """The prompt as the model rewrites it and the model's name, or the rule's form and `rules`. A prompt that asks for
+    no count stays as it is, and the model isn't asked."""
+    if not targets:
+        return prompt, "rules"
     asked = ", ".join(counted(target.noun, target.count) for target in targets)
     messages = [
         {"role": "system", "content": INSTRUCTIONS},

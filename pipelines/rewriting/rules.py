@@ -25,10 +25,13 @@ def enhance_prompt(prompt: str, targets: Sequence[Target], rules: str = "general
     """The prompt with its counts said unmistakably, by one of RULES; the same again for what is enhanced already.
 
     The same nouns are found in it, and it asks for the same counts. A prompt with no room left below the text
-    encoder's limit gets a shorter form, at last none. Raises InputError for unknown rules.
+    encoder's limit gets a shorter form, at last none; one that asks for no count stays as it is. Raises InputError for
+    unknown rules.
     """
     if rules not in RULES:
         raise InputError(f"rules {rules!r} aren't known; choose from {', '.join(RULES)}")
+    if not targets:
+        return prompt
     form: Callable[[str, Sequence[Target]], str] = resolve_name(RULES[rules])
     return form(prompt.strip(), targets)
 

@@ -96,7 +96,7 @@ class ClipGenerator:
         timings = [Timings() for _ in requests]
         if texts is None:
             texts = self._encode(requests, timings)
-        found = [_locate(text, request) for text, request in zip(texts, requests, strict=True)]
+        found = [_locate(self.model, text, request) for text, request in zip(texts, requests, strict=True)]
         spans = {i: own for i, own in enumerate(found) if not isinstance(own, InputError)}
         answers: list[Identified | InputError | ClipError] = [own for own in found if isinstance(own, InputError)]
         if not spans:
@@ -222,9 +222,9 @@ def _written(clips: list[Clip | ClipError] | None, generation: GenerationConfig)
     return clip
 
 
-def _locate(text: Text, request: Request) -> tuple[TokenSpans, ...] | InputError:
+def _locate(model: VideoModel, text: Text, request: Request) -> tuple[TokenSpans, ...] | InputError:
     try:
-        return locate_tokens(text.prompt, request.targets, text.offsets)
+        return locate_tokens(text.prompt, request.targets, text.offsets, model.clean)
     except InputError as error:
         return error
 

@@ -1,6 +1,6 @@
 """An atlas of the embedded model's maps: what the fused reading needs of many clips, with their true counts.
 
-    python -m tests.benchmarks.atlas collect --prompts 100 --samples 2 --seed 7777 --workers 8 --batch 25 --output atlas.npz
+    python -m tests.benchmarks.atlas collect --prompts 100 --samples 2 --seed 7777 --workers 8 --output atlas.npz
     python -m tests.benchmarks.atlas read atlas.npz [--set evidence=0.4 extent=0.5]
     python -m tests.benchmarks.atlas wrong atlas.npz
 
@@ -54,7 +54,7 @@ def collect(items: Sequence[Item], job: JobConfig, device: str, batch: int) -> d
             own[:nouns], peaks[:nouns] = capture.responses, capture.peaks
             counts = np.full((len(video), NOUNS), -1, np.int16)
             counts[:, :nouns] = item.count(video)
-            found = dict(shares=own, peaks=peaks, coordinates=capture.coordinates, counts=counts)
+            found = {"shares": own, "peaks": peaks, "coordinates": capture.coordinates, "counts": counts}
             for name, array in (found | {"numbers": item.number, "seeds": item.seed}).items():
                 rows[name].append(array)
     return {name: np.stack(values) for name, values in rows.items()}
@@ -95,7 +95,9 @@ def main() -> None:
         dealt = shares(options.prompts, options.samples, options.seed, options.workers)
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
             parts = list(pool.map(work, dealt))
-        np.savez_compressed(options.output, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        np.savez_compressed(
+            options.output, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        )
         return
     atlas = dict(np.load(options.atlas))
     method = job.method.scaled_to(atlas["shares"][0, 0, 0].size)

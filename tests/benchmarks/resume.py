@@ -29,7 +29,6 @@ from cluster.job.config import load_job
 from cluster.job.names import TaskNames
 from cluster.job.prepared import PreparedJob, prepare
 from cluster.job.worklist import open_worklist
-from cluster.prompts.row import row_texts
 from cluster.rows import ROW_SCHEMA, TARGETS
 
 ROW_GROUP = 100_000
@@ -76,7 +75,7 @@ def make_output(folder: Path, done: int, commits: bool) -> None:
     kept: list[pa.Table] = []
     for block, batch in prepared.prompts.read():
         chosen = np.flatnonzero(finished[block.index : block.index + block.rows])
-        digests = [digest.hex() for digest in names.digests(0, row_texts(batch))]
+        digests = [digest.hex() for digest in names.digests(0, names.texts(batch))]
         columns = {
             "key": [os.urandom(16).hex() for _ in chosen],
             "id": batch.column("id").take(pa.array(chosen)),

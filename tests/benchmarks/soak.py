@@ -151,7 +151,7 @@ def main() -> None:
                 print(f"after {now.generated:7d} clips: {resident[-1][1]:.1f} MiB resident", flush=True)
 
         fleet = FakeFleet(prepared, options.seconds)
-        driver = Driver(prepared, store, worklist, progress, report, fleet=fleet)
+        driver = Driver(prepared, store, lambda: worklist, progress, report, fleet=fleet)
         began, worked = time.perf_counter(), time.process_time()
         driver.run()
         wall, worked = time.perf_counter() - began, time.process_time() - worked

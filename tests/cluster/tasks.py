@@ -7,7 +7,7 @@ from cluster.job.names import TaskNames
 from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
 from cluster.keys import RowKeys
-from cluster.prompts.row import RawRow, row_texts
+from cluster.prompts.row import RawRow
 from numina.prompts.targets import Target
 
 
@@ -18,8 +18,8 @@ def tasks_of(prepared: PreparedJob) -> Iterator[ClipTask]:
     """
     names, known = TaskNames(prepared), set[str]()
     for block, batch in prepared.prompts.read():
-        for offset, text in enumerate(row_texts(batch)):
-            row = prepared.prompts.row(RawRow(block, batch, offset), prepared.job.max_count)
+        for offset, text in enumerate(names.texts(batch)):
+            row = prepared.prompts.row(RawRow(block, batch, offset), prepared.job.max_count, prepared.reading)
             for task in names.tasks(row, text):
                 if task.key not in known:
                     known.add(task.key)

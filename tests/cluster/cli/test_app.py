@@ -179,6 +179,18 @@ def test_failures_set_the_exit_status(tiny_job: Job, tmp_path: Path) -> None:
     assert "/failures" in result.output
 
 
+@pytest.mark.usefixtures("quick_model")
+def test_skipped_rows_are_told_at_the_start_and_at_the_end(tiny_job: Job, tmp_path: Path) -> None:
+    """They are no failure: the status is 0."""
+    make_prompts([{"prompt": "three red circles"}, {"prompt": " "}], str(tmp_path / "bad.parquet"))
+    given = [*arguments(tiny_job()), f"prompts={tmp_path}/bad.parquet", "parallel.ulysses=1", "strategies=[numina]"]
+    result = CliRunner().invoke(app, ["run", "--config", "demo", *given, "prompts_bad=skip"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "1 rows can't be used and are skipped, see " in result.stderr
+    assert "1 of 1 videos" in result.stdout
+    assert "1 rows of the prompt set were skipped" in " ".join(result.stdout.split())
+
+
 def outcome_of(monkeypatch: pytest.MonkeyPatch, **counts: Any) -> Callable[..., tuple[int, str, str]]:
     """`numina run` of a job that ends with these counts: its status, stdout and stderr."""
 

@@ -281,7 +281,7 @@ def test_another_configuration_in_the_same_output_is_refused(tiny_job: Job, tmp_
         (["memory.shard=zero3", "parallel.ulysses=1"], ConfigError, r"this gang has one.*: memory\.shard=none"),
         (["model.path=/nowhere"], ModelError, r"/nowhere has no model_index\.json"),
         (["prompts=/nowhere.parquet"], PromptSetError, "/nowhere.parquet"),
-        (["max_count=2"], PromptSetError, r"row 0.*circles"),
+        (["max_count=2", "targets_doubtful=refuse"], PromptSetError, r"row 0.*circles"),
         (["generation.cache=magcache"], ConfigError, r"generation\.cache=magcache doesn't run on 2 ranks"),
         (
             ["variants.a.identify.cache=first_block", "parallel.ulysses=1", "parallel.batch=2"],
@@ -447,8 +447,7 @@ def numbered(job: Job, number: int, *overrides: str) -> Driver:
     path = str(Path(job().output).parent / f"{number}.parquet")
     make_prompts([{"id": str(index), "prompt": "two red circles"} for index in range(number)], path)
     prepared = prepare(job(f"prompts={path}", *overrides))
-    nothing: Any = SimpleNamespace(tasks=lambda shuffle: iter(()))
-    driver = Driver(prepared, Store(prepared.job.output), nothing, JobProgress(), lambda progress: None)
+    driver = Driver(prepared, Store(prepared.job.output), lambda: None, JobProgress(), lambda progress: None)
     driver.queues.pending.extend(tasks_of(prepared))
     return driver
 

@@ -50,7 +50,7 @@ def run(job: JobConfig, look: Callable[[Driver], None] = lambda driver: None) ->
     worklist = open_worklist(prepared, nothing, nothing)
     store.open_run(prepared.identity())
     with ray_cluster(prepared):
-        driver = Driver(prepared, store, worklist, JobProgress(), lambda progress: look(driver))
+        driver = Driver(prepared, store, lambda: worklist, JobProgress(), lambda progress: look(driver))
         driver.run()
     return driver
 

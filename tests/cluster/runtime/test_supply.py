@@ -98,3 +98,18 @@ def test_trouble_in_the_thread_is_the_drivers(tmp_path: Path) -> None:
 
     with Supply(broken(), Store(str(tmp_path)), ahead=8) as supply, pytest.raises(StorageError, match="set is gone"):
         drained(supply)
+
+
+def test_nothing_is_leased_before_the_tasks_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look at a prompt set takes longer than a lease; the output that leases lie in isn't opened before its end."""
+    monkeypatch.setattr(cluster.runtime.supply, "LEASE_SECONDS", 0.0)
+    monkeypatch.setattr(cluster.runtime.supply, "IDLE_SECONDS", 0.01)
+    store = Store(str(tmp_path / "out"))
+    with Supply(None, store, ahead=8) as supply:
+        until = time.monotonic() + 0.2
+        while time.monotonic() < until:
+            assert not supply.over
+            assert supply.next() is None
+        assert not (tmp_path / "out").exists()
+        supply.begin(tasks(*range(5)))
+        assert drained(supply) == [key_of(number) for number in range(5)]

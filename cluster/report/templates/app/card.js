@@ -1,6 +1,6 @@
 // --- a card: one strategy's clip of a sample, or all its attempts, of which one is shown at a time ---
 
-const MARKS = { exact: "✓", close: "≈", off: "✗", missing: "✗", unjudged: "" };
+const MARKS = { exact: "✓", close: "≈", off: "✗", missing: "✗", unjudged: "", uncounted: "" };
 
 class Card {
   // `attempts` are clips with their number in the index under `place`; `sheet` is the prompt that the card is part of.
@@ -46,12 +46,13 @@ class Card {
 
   verdict(clip) {
     const accuracy = index.judges[this.state.judge].accuracy[clip.place];
-    return { word: verdictWord(accuracy, index.missing[clip.place]), accuracy: clip.verdicts[this.state.judge]?.accuracy };
+    return { word: verdictWord(accuracy, index.missing[clip.place], this.sheet.targets.length), accuracy: clip.verdicts[this.state.judge]?.accuracy };
   }
 
   badge() {
     const { word, accuracy } = this.verdict(this.clip);
     if (word === "missing") return make("span", { class: "badge missing" }, `✗ ${this.clip.problem}`);
+    if (word === "uncounted") return make("span", { class: "badge unjudged" }, "no count asked");
     if (word === "unjudged") return make("span", { class: "badge unjudged" }, "unjudged");
     const title = `CountAcc by ${this.state.judge}`;
     return make("span", { class: `badge ${word}`, title }, `${MARKS[word]} ${word} · ${percent(accuracy)}`);
@@ -109,6 +110,7 @@ class Card {
   }
 
   counts() {
+    if (!this.sheet.targets.length) return null;
     const { clip } = this, judged = clip.verdicts[this.state.judge];
     const heads = ["noun", "asked", ...(clip.layout_file ? ["identified"] : []), "detected", ...(judged?.unique ? ["objects"] : []), ...(judged ? ["over time"] : [])];
     const rows = this.sheet.targets.map(({ noun, count }, place) => {

@@ -21,8 +21,9 @@ function hashOf(state) {
   return "#" + new URLSearchParams(given).toString();
 }
 
-function verdictWord(accuracy, missing) { // in thousandths, -1 where nobody judged
+function verdictWord(accuracy, missing, asked) { // in thousandths, -1 where nobody judged; whether a count is asked
   if (missing) return "missing";
+  if (!asked) return "uncounted";
   if (accuracy < 0) return "unjudged";
   return accuracy >= 1000 ? "exact" : accuracy >= 500 ? "close" : "off";
 }
@@ -65,7 +66,7 @@ function clipTest(state) {
   const keeper = index.strategies.indexOf(strategy);
   return (clip, group, targets) => {
     if (strategy ? !kept[clip].includes(keeper) : !kept[clip].length) return false; // an attempt that nobody keeps
-    if (verdict && verdictWord(accuracy[clip], index.missing[clip]) !== verdict) return false;
+    if (verdict && verdictWord(accuracy[clip], index.missing[clip], index.targets[group].length) !== verdict) return false;
     if (change && changeOf(clip, group, state.judge) !== change) return false;
     return !detected || targets.some((place) => seenAs(detected, seen[clip]?.[place], index.targets[group][2 * place + 1]));
   };

@@ -19,14 +19,15 @@ from torch import Tensor
 COORDINATES = 6  # of a head; more add little: a clip has few things, and most of what is left is noise
 OVERSAMPLED = 6  # columns more in the search, which then needs few rounds
 ROUNDS = 12  # of subspace iteration; the columns' products with S are exact to 1 % after 8 on all maps tried
-CHOSEN = 4  # heads whose coordinates are kept
+CHOSEN = 4  # heads whose coordinates are kept, at most
+WORTH = 0.6  # of the best head's d′, below which another one would blur it
 KEPT = 12  # coordinates of the chosen heads together: what leaves a GPU is 0.8 MB of a clip at 480p
 CORE, OUTSIDE = 0.55, 0.15  # shares of a noun's peak: surely on an instance, surely on none
 
 
 def frame_sums(
     q: Float[Tensor, "rows heads dim"], k: Float[Tensor, "rows heads dim"], frame: Int[Tensor, " rows"], frames: int
-) -> Float[Tensor, "frames heads 2dim"]:
+) -> Float[Tensor, "frames heads both"]:
     """Sums of a frame's queries and keys, side by side, in float32; of the given rows alone."""
     both = torch.cat([q, k], dim=2).float()
     return torch.zeros(frames, *both.shape[1:], device=q.device).index_add_(0, frame, both)
@@ -36,19 +37,19 @@ def centred(
     q: Float[Tensor, "rows heads dim"],
     k: Float[Tensor, "rows heads dim"],
     frame: Int[Tensor, " rows"],
-    means: Float[Tensor, "frames heads 2dim"],
-) -> Float[Tensor, "heads rows 2dim"]:
+    means: Float[Tensor, "frames heads both"],
+) -> Float[Tensor, "heads rows both"]:
     """Queries and keys less their frame's means: what all tokens of a frame share tells none apart."""
     return (torch.cat([q, k], dim=2).float() - means[frame]).transpose(0, 1)
 
 
-def gram(rows: Float[Tensor, "heads rows 2dim"]) -> Float[Tensor, "heads 2dim 2dim"]:
+def gram(rows: Float[Tensor, "heads rows both"]) -> Float[Tensor, "heads both both"]:
     """Products of the centred columns, in float64 from float32 products; ranks add theirs."""
     return (rows.mT @ rows).double()
 
 
 def coordinates(
-    rows: Float[Tensor, "heads rows 2dim"], gram: Float[Tensor, "heads 2dim 2dim"], number: int = COORDINATES
+    rows: Float[Tensor, "heads rows both"], gram: Float[Tensor, "heads both both"], number: int = COORDINATES
 ) -> Float[Tensor, "heads rows r"]:
     """The rows' coordinates, given the Gram matrix of all rows of the clip: the same whatever rows a rank holds.
 
@@ -69,16 +70,18 @@ def coordinates(
     values, vectors = torch.linalg.eigh((small + small.mT) / 2)
     values, vectors = values.flip(1)[:, :number], vectors.flip(2)[:, :, :number]
     weights = columns @ (vectors * values.clamp_min(0.0).sqrt()[:, None]) / (2 * math.sqrt(half)) ** 0.5
+    largest = weights.gather(1, weights.abs().argmax(dim=1, keepdim=True))
+    weights = weights * torch.where(largest < 0, -1.0, 1.0)  # an eigenvector's sign is free: all ranks take the same
     return rows @ weights.float()
 
 
-def _swapped(columns: Float[Tensor, "heads 2dim r"], half: int) -> Float[Tensor, "heads 2dim r"]:
+def _swapped(columns: Float[Tensor, "heads both r"], half: int) -> Float[Tensor, "heads both r"]:
     return columns.roll(half, dims=1)
 
 
 def _orthonormal(
-    columns: Float[Tensor, "heads 2dim r"], inner: Float[Tensor, "heads 2dim 2dim"]
-) -> Float[Tensor, "heads 2dim r"]:
+    columns: Float[Tensor, "heads both r"], inner: Float[Tensor, "heads both both"]
+) -> Float[Tensor, "heads both r"]:
     """Columns with cᵀ G c = 1; what depends on others comes out small, never NaN."""
     columns = columns / columns.norm(dim=1, keepdim=True).clamp_min(1e-30)
     for _ in range(2):
@@ -95,36 +98,47 @@ def separation(
     """How well each head's cosines tell things apart, beyond knowing that neighbours are near.
 
     Pairs of tokens on one instance, with nothing but it in between, are compared with two other kinds: pairs at the
-    same offset of which one is on an instance and the other on none, which a head that knows places alone can't; and pairs
-    on two instances with a gap in between, which a head that knows only the noun can't tell. Each difference of mean
-    cosines is taken in standard deviations (d′, as in signal detection), and the lower one counts; 0 where a clip
-    has no such pairs. ``responses`` are above their ground (`numina.fused.responses`), in any unit.
+    same offset of which one is on an instance and the other on none, which a head that knows places alone can't tell
+    apart; and pairs on two instances with a gap in between, which a head that knows the noun alone can't. Each
+    difference of mean cosines is taken in standard deviations (d′, as in signal detection), and the lower one counts; 0
+    where a clip has no such pairs. ``responses`` are above their ground (`numina.fused.responses`), in any unit.
     """
     peaks = responses.flatten(2).topk(min(2, responses[0, 0].numel()), dim=2).values.mean(dim=2).median(dim=1).values
     responses = responses / peaks.clamp_min(1e-12)[:, None, None, None]
-    unit = tokens / tokens.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    unit = (tokens / tokens.norm(dim=-1, keepdim=True).clamp_min(1e-12)).movedim(-1, 1)  # [N, r, F, H, W]
     top = responses.amax(dim=0)
-    core, outside = top >= CORE, top <= OUTSIDE
+    cores, outside = responses >= CORE, top <= OUTSIDE
     near = max(2, round(3 * math.sqrt(top.shape[1] * top.shape[2] / 1560)))
     same, edge, apart = list[_Pairs](), list[_Pairs](), list[_Pairs]()
-    for axis in (1, 2):
-        for step in range(near, min(3 * near, top.shape[axis] - 1) + 1):
-            length = top.shape[axis] - step
-            (first, second), (left, right) = (
-                tuple(x.narrow(axis, at, length) for at in (0, step)) for x in (core, outside)
-            )
-            low = torch.stack([top.narrow(axis, at, length) for at in range(step + 1)]).amin(dim=0)
-            cosine = (unit.narrow(axis + 1, 0, length) * unit.narrow(axis + 1, step, length)).sum(dim=-1)
-            if step == near:
-                same.append((first & second & (low >= CORE), cosine))
-                edge.append(((first & right) | (second & left), cosine))
-            apart.append((first & second & (low <= 2 * OUTSIDE), cosine))
+    for distance in (near, 2 * near, 3 * near, 5 * near):
+        for down, right in ((0, 1), (1, 1), (1, 0), (1, -1)):
+            offset = down * distance, right * distance
+            if offset[0] >= top.shape[1] or abs(offset[1]) >= top.shape[2]:
+                continue
+            steps = [(down * step, right * step) for step in range(distance + 1)]
+            low = torch.stack([_window(top, offset, step) for step in steps]).amin(dim=0)
+            first, second = (_window(cores, offset, step) for step in (steps[0], steps[-1]))
+            left, beyond = (_window(outside, offset, step) for step in (steps[0], steps[-1]))
+            cosine = (_window(unit, offset, steps[0]) * _window(unit, offset, steps[-1])).sum(dim=1)
+            both = (first & second).any(dim=0)
+            if distance == near:
+                same.append((both & (low >= CORE), cosine))
+                edge.append(((first.any(dim=0) & beyond) | (second.any(dim=0) & left), cosine))
+            apart.append((both & (low <= 2 * OUTSIDE), cosine))
     one, spread, pairs = _moments(same)
     lower = torch.full_like(one, torch.inf)
     for other, others, number in map(_moments, (edge, apart)):
         d = (one - other) / (spread + others).div(2).clamp_min(1e-6).sqrt()
         lower = torch.minimum(lower, torch.where((pairs > 0) & (number > 0), d, torch.inf))
     return torch.where(lower.isinf(), 0.0, lower)
+
+
+def _window(x: Tensor, offset: tuple[int, int], step: tuple[int, int]) -> Tensor:
+    """Maps [..., H, W] so moved by a step that what lies a step further is where it began, of all tokens that have
+    another one at the offset."""
+    (down, right), (height, width) = offset, x.shape[-2:]
+    start = step[0], step[1] + max(0, -right)
+    return x[..., start[0] : start[0] + height - down, start[1] : start[1] + width - abs(right)]
 
 
 _Pairs = tuple[Tensor, Tensor]  # which pairs [frames, …] are meant, and all pairs' cosines [heads, frames, …]
@@ -152,6 +166,7 @@ def chosen_coordinates(
     best = scores.argsort(descending=True, stable=True)[:number]
     kept = tokens[best]
     scale = kept.square().sum(dim=-1).mean(dim=(1, 2, 3)).sqrt().clamp_min(1e-12)
-    flat = (kept / scale[:, None, None, None, None]).movedim(0, -2).flatten(-2)
+    worth = (scores[best] >= WORTH * scores[best[:1]]) / scale
+    flat = (kept * worth[:, None, None, None, None]).movedim(0, -2).flatten(-2)
     axes = torch.linalg.eigh((flat.flatten(0, 2).mT @ flat.flatten(0, 2)).double())[1].flip(1)[:, :KEPT]
     return flat @ axes.float(), best, scores

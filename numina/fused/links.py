@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 
 from numina.fused.pieces import Piece
 
-BIRTH = 2.2  # cost of ending a track here and beginning another there; a link that costs more isn't made
+BIRTH = 3.0  # cost of ending a track here and beginning another there; a link that costs more isn't made
 GAP = 6  # frames, the longest that a thing may be hidden
 # What a link costs: for each radius that it is off the place where it is expected; for a cosine of 0 instead of 1; for
 # a size e times as large; for each frame hidden; for answering wholly to another noun.

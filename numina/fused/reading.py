@@ -52,12 +52,17 @@ def _instances(tracks: Sequence[list[Piece]], frames: int, config: IdentifyConfi
     usual = float(np.median(contrasts)) if contrasts else 1.0
 
     def evidence(track: Sequence[Piece]) -> float:
-        seen = [piece.responses.max() * min(piece.contrast / usual, MOST_CONTRAST) for piece in track]
+        seen = [piece.responses.max() * min(_finite(piece.contrast, usual) / usual, MOST_CONTRAST) for piece in track]
         return float(np.mean(seen) * np.sqrt(len(track) / frames))
 
     found = [evidence(track) for track in tracks]
     typical = np.quantile(np.repeat(found, list(map(len, tracks))), TYPICAL) if tracks else 0.0
     return [track for track, own in zip(tracks, found, strict=True) if own >= config.evidence * typical]
+
+
+def _finite(contrast: float, usual: float) -> float:
+    """Without surroundings to compare with, a piece's contrast is the usual one."""
+    return contrast if np.isfinite(contrast) else usual
 
 
 def _nouns(tracks: Sequence[list[Piece]], peaks: Float[np.ndarray, " nouns"], config: IdentifyConfig) -> list[int]:

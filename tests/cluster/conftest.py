@@ -38,10 +38,8 @@ def tiny_job(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., JobConfig]:
 
 @pytest.fixture(scope="module")
 def cluster_address() -> Iterator[str]:
-    """A Ray cluster of four cores, without tokens: Ray wants one if an earlier test left one in the home folder."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_AUTH_MODE", "disabled")
-        head = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    """A Ray cluster of four cores."""
+    head = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
     yield head.address
     head.shutdown()
 

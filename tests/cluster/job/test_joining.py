@@ -74,19 +74,35 @@ def test_another_server_is_refused_in_time(other_server: int) -> None:
     assert time.monotonic() - began < 16
 
 
-def test_a_ray_that_answers_is_joined(cluster_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tokenless_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a Ray that asks for no token, whatever token the home folder has. It runs in a process of its own:
+    this one's Ray keeps the mode that it was first used in."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    code = (
+        "import sys; from ray.cluster_utils import Cluster\n"
+        "head = Cluster(initialize_head=True, head_node_args={'num_cpus': 1, 'include_dashboard': False})\n"
+        "print(head.address, flush=True); sys.stdin.read(); head.shutdown()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.stdin.close()
+
+
+def test_a_ray_that_answers_is_joined(tokenless_head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of another version is refused before it is."""
-    assert reachable(cluster_address) == cluster_address
-    assert cluster_address in running_clusters()
-    monkeypatch.setattr(cluster.job.joining, "running_clusters", lambda: {cluster_address})
+    assert reachable(tokenless_head) == tokenless_head
+    assert tokenless_head in running_clusters()
+    monkeypatch.setattr(cluster.job.joining, "running_clusters", lambda: {tokenless_head})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # as the fixture's; `auto` takes a token of the home folder else
-    assert reachable("auto") == cluster_address
+    assert reachable("auto") == tokenless_head
     monkeypatch.setattr(ray, "__version__", "1.0")
     with pytest.raises(
         ConfigError, match=r"a Ray [\d.]+ on Python [\d.]+, but this is Ray 1\.0 on .*both must be the same"
     ):
-        reachable(cluster_address)
+        reachable(tokenless_head)
 
 
 def test_auto_needs_one_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

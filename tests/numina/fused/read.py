@@ -1,0 +1,26 @@
+"""A synthetic clip, read as a model's clip is: the same functions in the same order."""
+
+import torch
+
+from numina.affinity import centred, chosen_coordinates, coordinates, frame_sums, gram
+from numina.config import IdentifyConfig
+from numina.fused.responses import normalised
+from numina.layout import Capture, Layout, combine_blocks, identify_layout
+from tests.numina.fused.troubles import FRAMES, HEIGHT, WIDTH, Clip
+
+
+def captured(clip: Clip) -> Capture:
+    frame = torch.arange(FRAMES).repeat_interleave(HEIGHT * WIDTH)
+    q, k = torch.from_numpy(clip.q), torch.from_numpy(clip.k)
+    rows = centred(q, k, frame, frame_sums(q, k, frame, FRAMES) / (HEIGHT * WIDTH))
+    tokens = coordinates(rows, gram(rows)).unflatten(1, (FRAMES, HEIGHT, WIDTH))
+    shares, peaks = normalised(clip.blocks)
+    kept, _, _ = chosen_coordinates(tokens, torch.from_numpy(shares))
+    return Capture(shares, None, kept.half().numpy(), peaks)
+
+
+def read(clip: Clip, config: IdentifyConfig) -> Layout:
+    """By both kinds of attention where the config says so, else by cross-attention alone."""
+    if config.source == "fused":
+        return identify_layout(captured(clip), config)
+    return identify_layout(Capture(combine_blocks(clip.blocks, "mean"), None), config)

@@ -64,7 +64,7 @@ class IdentifyConfig:
     # [cosine] fused: below which two parts of the response are two things (ours)
     affinity: float = 0.75
     # [share of the clip's typical evidence] fused: that an instance must have (ours)
-    evidence: float = 0.32
+    evidence: float = 0.36
     exclusive: bool = True  # a token belongs to at most one noun; false: each noun is read on its own (released code)
     min_area: int = 1  # [tokens] smaller pieces are dropped; 1: keep all (published)
     tracks: bool = False  # link instances over frames and decide once per clip (ours; published: per frame)

@@ -12,6 +12,7 @@ from numina.fused.responses import ground
 
 LEAST_CONTRAST = 0.8  # standard deviations from its surroundings, below which a piece isn't a thing of its own
 MOST_CONTRAST = 1.5  # times the typical contrast that count: at a frame's rim it may come out as anything
+SEEN = 0.3  # share of the frames in which an instance must be seen
 TYPICAL = 0.6  # quantile of the pieces' evidence that others are compared with
 DISTINCT = 0.35  # log-ratio by which a faint noun's instances must answer more to it than to any other
 
@@ -25,7 +26,7 @@ def fused_labels(
     """Instances as tracks, numbered per noun from 1; ``shares`` and ``peaks`` come from `normalised`.
 
     A track is an instance if its evidence, response × contrast × √presence, reaches ``evidence`` of what is typical in
-    the clip, and it is seen in ``min_presence`` of the frames. It is of the noun that it answers to most.
+    the clip, and it lasts for ``min_presence`` of the frames. It is of the noun that it answers to most.
     """
     noise = ground(shares)[1][..., 0, 0]
     vectors = np.asarray(coordinates, dtype=np.float32)
@@ -47,7 +48,7 @@ def fused_labels(
 
 
 def _instances(tracks: Sequence[list[Piece]], frames: int, config: IdentifyConfig) -> list[list[Piece]]:
-    tracks = [track for track in tracks if len(track) >= config.min_presence * frames]
+    tracks = [track for track in tracks if _lasts(track, frames, config.min_presence)]
     contrasts = [piece.contrast for track in tracks for piece in track if np.isfinite(piece.contrast)]
     usual = float(np.median(contrasts)) if contrasts else 1.0
 
@@ -58,6 +59,15 @@ def _instances(tracks: Sequence[list[Piece]], frames: int, config: IdentifyConfi
     found = [evidence(track) for track in tracks]
     typical = np.quantile(np.repeat(found, list(map(len, tracks))), TYPICAL) if tracks else 0.0
     return [track for track, own in zip(tracks, found, strict=True) if own >= config.evidence * typical]
+
+
+def _lasts(track: Sequence[Piece], frames: int, least: float) -> bool:
+    """Whether a track is there in a share of the frames, from its first to its last, and seen in enough of them.
+
+    What is hidden comes back, and counts as there; what only flickers doesn't.
+    """
+    there = track[-1].frame - track[0].frame + 1
+    return there >= least * frames and len(track) >= SEEN * frames
 
 
 def _finite(contrast: float, usual: float) -> float:

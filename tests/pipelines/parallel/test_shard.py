@@ -77,14 +77,18 @@ def alone(tiny_model: WanModel) -> dict[str, np.ndarray]:
     return run_phases(tiny_model, ALONE)
 
 
+def close(name: str) -> float:
+    """How near a result must be to one process's: 1e-4 in float32; affinities are products in half precision."""
+    return 2e-2 if name == "affinities" else 1e-4
+
+
 def agree(folder: Path, alone: dict[str, np.ndarray], ranks: int, capturing: int, number: int = 0) -> None:
     """Every rank's results are one process's within 1e-4 in float32; the first `capturing` ranks have captures."""
     for rank in range(ranks):
         together = np.load(folder / f"{number}-rank{rank}.npz")
         assert ("responses" in together) == (rank < capturing)
         for name in together:
-            close = 2e-2 if name == "affinities" else 1e-4  # products of numbers in half precision
-            np.testing.assert_allclose(together[name], alone[name], atol=close, err_msg=f"{name}, rank {rank}")
+            np.testing.assert_allclose(together[name], alone[name], atol=close(name), err_msg=f"{name}, rank {rank}")
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

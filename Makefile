@@ -8,15 +8,14 @@ ARGS ?=
 # is asked for torch alone: pip asks every index that it is given for every package.
 TORCH_INDEX := $(shell nvidia-smi -L >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 
-# What one of two pytest processes runs, while another one runs the rest: most tests keep one core busy, and SLURM's wait.
+# What one of two pytest processes runs, while another one runs the rest: most tests keep one core busy.
 LIBRARIES := tests/numina tests/pipelines
-SCHEDULERS := tests/slurm tests/cluster/runtime/test_job_submit.py
 
 define side_by_side
 	@log=$$(mktemp); \
-	$(BIN)/python -m pytest $(1) $(2) >"$$log" 2>&1 & first=$$!; \
+	$(BIN)/python -m pytest $(1) >"$$log" 2>&1 & first=$$!; \
 	trap 'kill $$first; rm -f "$$log"; exit 130' INT TERM; \
-	$(BIN)/python -m pytest $(1) $(addprefix --ignore=,$(2)); others=$$?; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(1)); others=$$?; \
 	wait $$first; first=$$?; cat "$$log"; rm -f "$$log"; \
 	if test $$first = 0 && test $$others = 0; then echo "$@: passed"; else echo "$@: FAILED"; exit 1; fi
 endef
@@ -42,18 +41,15 @@ demo: install
 # With ARGS, one process that runs what they say.
 test: install
 ifeq ($(strip $(ARGS)),)
-	$(call side_by_side,,$(LIBRARIES))
+	$(call side_by_side,$(LIBRARIES))
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif
 
 # Whole jobs on a real SLURM, submitted to a real Ray head, with ranks and drivers killed. SLURM's tests skip without it.
+# One after the other: a job keeps all cores busy, and its tests wait for it so long and no longer.
 test-system: install
-ifeq ($(strip $(ARGS)),)
-	$(call side_by_side,-m slow,$(SCHEDULERS))
-else
 	$(BIN)/python -m pytest -m slow $(ARGS)
-endif
 
 # The long form of all that is killed: some 15 minutes on 2 cores, numbers printed.
 faults: install

@@ -1,7 +1,7 @@
 """Counts in Chinese prompts: a numeral, a measure word, and the noun after it ("三只猫", "两个红色的苹果").
 
 Chinese is written without spaces, and no dictionary is asked: a noun ends at punctuation, at a word that can't be in
-it, or at the next count. What is longer than most nouns is told as doubtful.
+it, or at the next count. A noun longer than most is marked as doubtful.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _KIND = re.compile(
     rf"^(?:(?:[{_COLOURS}深浅淡]+色|[{_COLOURS}])(?!瓜|菜|酒|板|鱼|魚|杏|薯|豆|牛|包|莓|云|雲|豹|猩|熊|鹤|鶴|鹭|人|家|字|页)"
     r"|可爱|可愛|美丽|巨大|漂亮|年轻|老年(?=人)|老(?=狗|猫)|高大|大型|小型|新鲜|成熟|木制|木質|塑料|金属|古老|彩色|大(?=狗|猫|树|船|鸟|球|苹))+"
 )
-_LONG = 3  # characters of a noun past which its end is told as doubtful
+_LONG = 3  # characters of a noun past which its end is marked as doubtful
 
 
 def is_chinese(prompt: str) -> bool:

@@ -200,7 +200,7 @@ INVARIANT = _set(
     cod carp tuna caribou scissors binoculars bonsai krill"""
 )
 
-# Measures that are things, too: a doubt is told.
+# Measures that are things, too: marked as doubtful.
 UNSURE_MEASURES = _set("feet foot frames stories storeys pounds knots cents rupees euros dollars bucks nights times l")
 # What comes before a numeral that is no exact count, and prepositions that are one after these words.
 NEARLY = _set("nearly almost approximately roughly maybe perhaps probably circa approx")

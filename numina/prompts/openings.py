@@ -21,7 +21,7 @@ class Opening:
     pairs: bool = False  # "a pair of": of scissors, one thing
     collective: bool = False  # "a pair of": a verb in the singular may follow
     doubt: Doubt | None = None
-    void: bool = False  # no exact count: its noun is no target, and the doubt is told
+    void: bool = False  # no exact count: its noun is no target, and the row is doubtful
     first: int | None = None  # the first word of it, where that stands before the numeral ("more than three")
     measure: bool = False  # a measure or a name and no count: nothing to tell
 

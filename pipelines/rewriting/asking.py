@@ -32,7 +32,7 @@ class Answer:
 
 
 def asked_targets(writer: Writer, prompt: str, max_count: int) -> Answer:
-    """The targets of a prompt as a language model reads them; a wrong answer is told to it once."""
+    """The targets of a prompt as a language model reads them; after a wrong answer it is asked once more."""
     messages: list[Message] = [
         {"role": "system", "content": INSTRUCTIONS},
         {"role": "user", "content": f"Prompt: {prompt}"},

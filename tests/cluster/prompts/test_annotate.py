@@ -168,6 +168,6 @@ def test_a_local_models_gibberish_is_not_taken(prompts: str, tmp_path: Path, ran
     ],
 )
 def test_answers_that_can_not_be_used(answer: str, told: str) -> None:
-    """Each by its reason, which the model is told."""
+    """Each by its reason, which the next request gives."""
     with pytest.raises(ValueError, match=told):
         read_answer(answer, "three cats", 20)

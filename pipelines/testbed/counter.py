@@ -1,8 +1,10 @@
-"""An exact counter for videos of the world: colour classes, connected components, and a test of each one's shape."""
+"""An exact counter for videos of both worlds: colour classes, connected components, and a test of each one's shape.
+
+Of `scenes` it counts the creatures' heads, which are shapes of the first world; bodies and backgrounds have no colour.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,17 +13,19 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipelines.testbed.world import COLOURS, DIGITS, NUMBER_WORDS, PLURALS, SHAPES, UNIT_AREA, Target, signed_distance
+from pipelines.testbed import scenes
+from pipelines.testbed.scenes import DIGITS, KINDS, NUMBER_WORDS
+from pipelines.testbed.world import COLOURS, SHAPES, UNIT_AREA, Target, plural, signed_distance, split_words
 
 MIN_AREA = 40
-"""Pixels; the smallest shape drawn has 148, so anything below is a speck or a fringe."""
+"""Pixels; the smallest shape drawn has 124, so anything below is a speck or a fringe."""
 MIN_CHROMA = 0.33
 """Largest minus smallest channel, of 1: about half a shape's, so that a blurred rim is cut in its middle."""
 MIN_OVERLAP = 0.62
 """Intersection over union with the best template below which a component is no shape at all."""
 
 _COLOUR_NAMES = tuple(COLOURS)
-_SINGULAR = {form: shape for shape, plural in PLURALS.items() for form in (shape, plural)}
+_SINGULAR = {form: noun for noun in (*SHAPES, *KINDS) for form in (noun, plural(noun))}
 _COUNTS = {word: number for words in (NUMBER_WORDS, DIGITS) for number, word in enumerate(words)} | {"a": 1, "an": 1}
 
 
@@ -37,14 +41,25 @@ class Detection:
     overlap: float  # intersection over union with the shape's template
 
 
-def parse(prompt: str) -> list[Target]:
-    """The targets of a prompt of the world, in order: `a red circle and two blue squares …` gives two."""
-    words = re.findall(r"[a-z]+|\d+", prompt.lower())
+def mentions(prompt: str) -> list[tuple[int, Target]]:
+    """The targets of a prompt of either world, in order, each after the place of its number among `split_words`."""
+    words = split_words(prompt)
     return [
-        Target(colour=colour, shape=_SINGULAR[noun], count=_COUNTS[number])
-        for number, colour, noun in zip(words, words[1:], words[2:], strict=False)
+        (place, _target(_COUNTS[number], colour, _SINGULAR[noun]))
+        for place, (number, colour, noun) in enumerate(zip(words, words[1:], words[2:], strict=False))
         if number in _COUNTS and colour in COLOURS and noun in _SINGULAR
     ]
+
+
+def _target(count: int, colour: str, noun: str) -> Target:
+    if noun in KINDS:
+        return scenes.target(colour, noun, count)
+    return Target(colour=colour, shape=noun, count=count)
+
+
+def parse(prompt: str) -> list[Target]:
+    """The targets of a prompt, in order: `a red circle and two blue squares …` gives two."""
+    return [target for _, target in mentions(prompt)]
 
 
 def phrases(prompt: str) -> list[tuple[str, str]]:

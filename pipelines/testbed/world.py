@@ -7,10 +7,11 @@ and for tests on a CPU. Legend: B scenes, N places for a shape (unused ones have
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -27,9 +28,16 @@ MIN_GAP = 10.0
 """Pixels that stay free between any two shapes in every frame: more than one latent cell."""
 MAX_SPEED = 1.0
 """Pixels per frame."""
+TEXT_TOKENS = 24
+"""Text tokens of a prompt, the end mark included."""
+TRANSFORMER = (8, 4)
+"""Blocks and heads of 64 channels, of the model that is trained on this world."""
+CROWDED = (1, 2, 2, 2)
+"""Numbers of nouns in the prompts that autoencoder and text encoder are trained on."""
 
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
 PLURALS: dict[str, str] = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
+NOUNS = SHAPES
 COLOURS: dict[str, tuple[int, int, int]] = {
     # 60 degrees of hue apart, and blending with a neutral background keeps the hue.
     "red": (225, 35, 35),
@@ -51,11 +59,12 @@ MOTIONS: tuple[str, ...] = ("moving on", "drifting on", "floating over")
 _WITH_ARTICLE = ("zero", "a", *NUMBER_WORDS[2:])
 # Reach of each shape from its centre, in units of its radius; a square's corner is farther out than a circle's rim.
 _SQUARE_HALF_SIDE, _TRIANGLE_INRADIUS, _CROSS_LENGTH, _CROSS_WIDTH = 0.9, 0.6, 1.05, 0.38
-_REACH = np.array([1.0, 0.9 * 2**0.5, 1.2, (1.05**2 + 0.38**2) ** 0.5])
+REACH: NDArray[np.float64] = np.array([1.0, 0.9 * 2**0.5, 1.2, (1.05**2 + 0.38**2) ** 0.5])
 UNIT_AREA = np.array([np.pi, 4 * 0.9**2, 3 * 3**0.5 * 0.6**2, 4 * 0.38 * (2 * 1.05 - 0.38)])
 """Area of each of SHAPES at radius 1."""
 
 Split = Literal["train", "heldout", "all"]
+P = TypeVar("P", bound="Prompt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +76,14 @@ class Target:
     count: int
 
     @property
+    def singular(self) -> str:
+        """One of the world's NOUNS."""
+        return self.shape
+
+    @property
     def noun(self) -> str:
         """The noun as it stands in a prompt: singular for one object."""
-        return self.shape if self.count == 1 else PLURALS[self.shape]
+        return self.singular if self.count == 1 else plural(self.singular)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +91,7 @@ class Prompt:
     """A prompt's text, and what a video of it must show."""
 
     text: str
-    targets: tuple[Target, ...]
+    targets: Sequence[Target]
     background: str
 
 
@@ -97,15 +111,43 @@ class Scenes:
         return self.start[:, :, None] + self.velocity[:, :, None] * np.arange(frames)[:, None]
 
 
+def plural(noun: str) -> str:
+    """Of a world's noun."""
+    return PLURALS.get(noun, f"{noun}s")
+
+
+def split_words(text: str) -> list[str]:
+    """The words and marks of a prompt, which are its tokens."""
+    return re.findall(r"\w+|[^\w\s]+", text.lower())
+
+
+def words() -> list[str]:
+    """Every word of the prompts."""
+    said = [*NUMBER_WORDS[1:], *DIGITS[1:], "a", "and", "background"]
+    said += [
+        *COLOURS,
+        *SHAPES,
+        *PLURALS.values(),
+        *BACKGROUNDS,
+        *(word for phrase in MOTIONS for word in phrase.split()),
+    ]
+    return said
+
+
+def hashed_combinations(nouns: Sequence[str], max_count: int, *, each: int) -> frozenset[tuple[str, str, int]]:
+    """(colour, noun, count) combinations, `each` for every count, chosen by a hash."""
+    chosen: list[tuple[str, str, int]] = []
+    for count in range(1, max_count + 1):
+        combinations = [(colour, noun, count) for colour in COLOURS for noun in nouns]
+        combinations.sort(key=lambda combination: hashlib.blake2b(repr(combination).encode()).digest())
+        chosen += combinations[:each]
+    return frozenset(chosen)
+
+
 @cache
 def heldout_combinations() -> frozenset[tuple[str, str, int]]:
-    """The (colour, shape, count) combinations that training never shows: five for each count, chosen by a hash."""
-    chosen: list[tuple[str, str, int]] = []
-    for count in range(1, MAX_COUNT + 1):
-        combinations = [(colour, shape, count) for colour in COLOURS for shape in SHAPES]
-        combinations.sort(key=lambda combination: hashlib.blake2b(repr(combination).encode()).digest())
-        chosen += combinations[:5]
-    return frozenset(chosen)
+    """The (colour, shape, count) combinations that training never shows: five for each count."""
+    return hashed_combinations(SHAPES, MAX_COUNT, each=5)
 
 
 def prompt_text(
@@ -173,23 +215,29 @@ def heldout_prompts(number: int, seed: int) -> list[Prompt]:
     return make_prompts(number, seed, split="heldout")
 
 
-def miscount(prompts: Sequence[Prompt], share: float, rng: np.random.Generator) -> list[Prompt]:
+def miscount(prompts: Sequence[P], share: float, rng: np.random.Generator) -> list[P]:
     """The same texts, but of a `share` of their targets the video is to show one object more or fewer than they say.
 
     Captions of the web count as loosely, and models trained on them do: the embedded model is to need correction.
     """
-    return [replace(prompt, targets=_miscounted(prompt.targets, share, rng)) for prompt in prompts]
+    return loosely(prompts, share, rng, max_count=MAX_COUNT, max_objects=MAX_OBJECTS)
 
 
-def _miscounted(targets: tuple[Target, ...], share: float, rng: np.random.Generator) -> tuple[Target, ...]:
-    changed = list(targets)
-    for index, target in enumerate(targets):
-        if rng.random() >= share:
-            continue
-        room = MAX_OBJECTS - sum(other.count for place, other in enumerate(changed) if place != index)
-        near = [count for count in (target.count - 1, target.count + 1) if 1 <= count <= min(MAX_COUNT, room)]
-        changed[index] = replace(target, count=near[rng.integers(len(near))])
-    return tuple(changed)
+def loosely(
+    prompts: Sequence[P], share: float, rng: np.random.Generator, *, max_count: int, max_objects: int
+) -> list[P]:
+    """`miscount` within a world's limits."""
+    changed = []
+    for prompt in prompts:
+        targets = list(prompt.targets)
+        for index, target in enumerate(targets):
+            if rng.random() >= share:
+                continue
+            room = max_objects - sum(other.count for place, other in enumerate(targets) if place != index)
+            near = [count for count in (target.count - 1, target.count + 1) if 1 <= count <= min(max_count, room)]
+            targets[index] = replace(target, count=near[rng.integers(len(near))])
+        changed.append(replace(prompt, targets=tuple(targets)))
+    return changed
 
 
 def draw_scenes(prompts: Sequence[Prompt], rng: np.random.Generator, *, frames: int = FRAMES) -> Scenes:
@@ -222,7 +270,7 @@ def _draw_paths(
     # Fewer shapes may be larger, so that they fill the frame as a film would.
     low, high = np.where(number <= 4, 9.0, 7.5), np.select([number <= 4, number <= 6], [12.0, 10.0], 9.0)
     radius = rng.uniform(low[:, None], high[:, None], (scenes, places))
-    reach = radius * _REACH[np.maximum(kind, 0)]
+    reach = radius * REACH[np.maximum(kind, 0)]
     start, velocity = np.zeros((scenes, places, 2)), np.zeros((scenes, places, 2))
     placed = np.ones(scenes, dtype=bool)
     rows, last = np.arange(scenes), frames - 1

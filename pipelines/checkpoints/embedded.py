@@ -2,4 +2,5 @@
 
 from pathlib import Path
 
-EMBEDDED = {"testbed": Path(__file__).parents[1] / "testbed" / "weights"}
+_TESTBED = Path(__file__).parents[1] / "testbed"
+EMBEDDED = {"testbed": _TESTBED / "weights", "scenes": _TESTBED / "weights-scenes"}

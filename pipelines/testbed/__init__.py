@@ -1,7 +1,8 @@
-"""The embedded counting model: a small text-to-video model of Wan's architecture, over a world that counts exactly.
+"""The embedded counting models: small text-to-video models of Wan's architecture, over worlds that count exactly.
 
-`world` draws scenes and prompts, `counter` counts what a video shows, `model` builds the untrained pipeline, `train`
-trains it, `evaluate` measures it. WEIGHTS is an ordinary diffusers folder that `WanPipeline.from_pretrained` loads.
+`world` draws scenes and prompts of flat shapes, `scenes` (with `creatures`) the harder ones; `worlds` names both.
+`counter` counts what a video shows, `model` builds the untrained pipeline, `train` trains it, `evaluate` measures it.
+WEIGHTS, of the model of shapes, is an ordinary diffusers folder that `WanPipeline.from_pretrained` loads.
 """
 
 from pipelines.checkpoints.embedded import EMBEDDED

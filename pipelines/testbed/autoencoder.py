@@ -13,7 +13,7 @@ from torch.nn import functional
 from pipelines.private.diffusers import feature_cache
 from pipelines.testbed.model import LATENT_CHANNELS
 from pipelines.testbed.schedule import Clock, Log, optimizers_for, ramp, take_step
-from pipelines.testbed.world import FRAMES, draw_scenes, make_prompts, render
+from pipelines.testbed.worlds import World
 
 LATENT_NOISE = 0.05
 """Standard deviation of what is added to the latents while the autoencoder trains, in place of posterior sampling."""
@@ -73,6 +73,7 @@ class _CapturedPass:
 
 def train_vae(
     vae: AutoencoderKLWan,
+    world: World,
     *,
     minutes: float,
     single_frames: float = 0.2,
@@ -84,7 +85,8 @@ def train_vae(
 ) -> AutoencoderKLWan:
     """Trains the autoencoder, on single frames for a share of the time and then on whole clips.
 
-    Whole clips, because the causal decoder hands features from frame to frame: trained on 9, its later ones decay.
+    Whole clips, because the causal decoder hands features from frame to frame: trained on 9, its later ones decay. The
+    scale of its latents is unknown afterwards (latents_std is 1), and `train.train_dit` measures it.
     """
     vae.to(device).train()
     matrices = [
@@ -103,15 +105,15 @@ def train_vae(
     while (progress := clock.progress) < 1:
         single = progress < single_frames
         # Crowded clips: most of a frame is empty, and teaches nothing about shapes.
-        prompts = make_prompts(frame_batch if single else clip_batch, rng, nouns=(1, 2, 2, 2), split="train")
-        scenes = draw_scenes(prompts, rng)
+        prompts = world.make_prompts(frame_batch if single else clip_batch, rng, nouns=world.CROWDED, split="train")
+        scenes = world.draw_scenes(prompts, rng)
         if single:
-            video = render(scenes, frames=rng.choice(FRAMES, 8, replace=False).tolist(), device=device)
+            video = world.render(scenes, frames=rng.choice(world.FRAMES, 8, replace=False).tolist(), device=device)
             video = video.transpose(1, 2).flatten(0, 1)[:, :, None]
         else:
-            video = render(scenes, device=device)
-        latent_frames = 1 + (video.shape[2] - 1) // 4
-        noise = LATENT_NOISE * torch.randn(len(video), LATENT_CHANNELS, latent_frames, 16, 16, device=device)
+            video = world.render(scenes, device=device)
+        cells = (1 + (video.shape[2] - 1) // 4, world.SIZE // 8, world.SIZE // 8)
+        noise = LATENT_NOISE * torch.randn(len(video), LATENT_CHANNELS, *cells, device=device)
         if device.type == "cuda":
             if single not in captured:
                 captured.clear()
@@ -126,4 +128,10 @@ def train_vae(
             log("vae", step=step, single=single, loss=loss.item())
         step += 1
     log("vae", step=step)
+    set_scale(vae, torch.zeros(LATENT_CHANNELS), torch.ones(LATENT_CHANNELS))
     return vae.eval()
+
+
+def set_scale(vae: AutoencoderKLWan, mean: Tensor, std: Tensor) -> None:
+    """Writes the channels' mean and deviation into the configuration, by which the pipeline normalises latents."""
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())

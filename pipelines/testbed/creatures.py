@@ -115,9 +115,8 @@ BODIES: dict[str, Body] = {
 KINDS: tuple[str, ...] = tuple(BODIES)
 
 _MOST = max(len(body.parts) for body in BODIES.values())
-_PARTS = np.array(
-    [[*body.parts, *body.parts[-1:] * (_MOST - len(body.parts))] for body in BODIES.values()]
-)  # [K, P, 6]
+# [kinds, parts, 6]; the last part stands for those that a kind lacks
+_PARTS = np.array([[*body.parts, *body.parts[-1:] * (_MOST - len(body.parts))] for body in BODIES.values()])
 _ENDS = np.array([body.ends() for body in BODIES.values()])
 _MIDDLE = _ENDS.mean(1)  # of the axis, where the window's centre is
 _HEADS = np.array([SHAPES.index(body.head) for body in BODIES.values()])

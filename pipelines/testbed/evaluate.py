@@ -1,6 +1,6 @@
 """Measures a trained counting model: the counter on truth, the autoencoder, and plain generation of held-out prompts.
 
-`python -m pipelines.testbed.evaluate` measures the weights of this checkout.
+`python -m pipelines.testbed.evaluate --world scenes` measures the weights of this checkout.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.testbed import WEIGHTS
+from pipelines.checkpoints.embedded import EMBEDDED
 from pipelines.testbed.counter import count, detect
-from pipelines.testbed.model import TEXT_TOKENS, load_pipeline
-from pipelines.testbed.world import FRAMES, SIZE, Prompt, clips, heldout_prompts, to_uint8
+from pipelines.testbed.model import load_pipeline
+from pipelines.testbed.world import Prompt, to_uint8
+from pipelines.testbed.worlds import MODELS, SHAPES, WORLDS, World
 
 STEPS = 25
 GUIDANCE_SCALE = 3.0
@@ -31,6 +32,7 @@ def generate(
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
+    world: World = SHAPES,
     guidance_scale: float = GUIDANCE_SCALE,
     steps: int = STEPS,
     batch: int = 50,
@@ -41,13 +43,13 @@ def generate(
         chosen = slice(first, first + batch)
         video = pipeline(
             prompt=list(prompts[chosen]),
-            height=SIZE,
-            width=SIZE,
-            num_frames=FRAMES,
+            height=world.SIZE,
+            width=world.SIZE,
+            num_frames=world.FRAMES,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[chosen]],
-            max_sequence_length=TEXT_TOKENS,
+            max_sequence_length=pipeline.tokenizer.model_max_length,
             output_type="pt",
         ).frames
         videos.append(to_uint8(video.transpose(1, 2) * 2 - 1))
@@ -113,12 +115,13 @@ def contact_sheet(
     rows = []
     for first in range(0, len(videos) // columns * columns, columns):
         rows += [np.concatenate([video[frame] for video in videos[first : first + columns]], 1) for frame in frames]
-        rows.append(np.full((4, SIZE * columns, 3), 255, np.uint8))
+        rows.append(np.full((4, videos.shape[3] * columns, 3), 255, np.uint8))
     Image.fromarray(np.concatenate(rows)).save(file)
 
 
 def evaluate(
-    weights: Path = WEIGHTS,
+    weights: Path,
+    world: World,
     *,
     prompts: int = 100,
     seed: int = 0,
@@ -128,19 +131,20 @@ def evaluate(
 ) -> dict[str, Any]:
     """All figures of a trained model; `sheet` gets a picture of samples. Noise seeds count up from `seed`."""
     pipeline = load_pipeline(weights, device=device)
-    drawn, truth = clips(prompts, seed, split="all")
+    drawn, truth = world.clips(prompts, seed, split="all")
     figures: dict[str, Any] = {
         "prompts": prompts,
         "steps": STEPS,
         "ground_truth": share_right(counts(truth, drawn), drawn),
         "reconstruction": share_right(counts(reconstruct(pipeline.vae, truth), drawn), drawn),
     }
-    asked = heldout_prompts(prompts, seed)
+    asked = world.heldout_prompts(prompts, seed)
     for scale in guidance_scales:
         videos = generate(
             pipeline,
             [prompt.text for prompt in asked],
             range(seed, seed + prompts),
+            world=world,
             guidance_scale=scale,
         )
         counted = counts(videos, asked)
@@ -157,13 +161,17 @@ def evaluate(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--world", choices=list(WORLDS), default="shapes")
+    parser.add_argument("--weights", type=Path, help="the shipped ones of the world by default")
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guidance-scales", type=float, nargs="+", default=[GUIDANCE_SCALE])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--sheet", type=Path, help="PNG of samples")
-    print(json.dumps(evaluate(**vars(parser.parse_args())), indent=2))
+    options = vars(parser.parse_args())
+    world = WORLDS[options.pop("world")]
+    shipped = next(EMBEDDED[model] for model, own in MODELS.items() if own is world)
+    print(json.dumps(evaluate(options.pop("weights") or shipped, world, **options), indent=2))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from pipelines.testbed.world import BACKGROUNDS, COLOURS, DIGITS, MOTIONS, NUMBER_WORDS, PLURALS, SHAPES
+from pipelines.testbed.worlds import SHAPES, World
 
-TEXT_TOKENS = 24
-"""Text tokens of a prompt, zero-padded: what to pass to WanPipeline as `max_sequence_length`."""
 TEXT_WIDTH = 128
 LATENT_CHANNELS = 8
 SHARD_SIZE = "9MB"
@@ -22,22 +20,18 @@ SHARD_SIZE = "9MB"
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
-def vocabulary() -> list[str]:
+def vocabulary(world: World = SHAPES) -> list[str]:
     """Every token, in order of its id."""
-    words = [*NUMBER_WORDS[1:], *DIGITS[1:], "a", "and", "background"]
-    words += [
-        *COLOURS,
-        *SHAPES,
-        *PLURALS.values(),
-        *BACKGROUNDS,
-        *(word for phrase in MOTIONS for word in phrase.split()),
-    ]
-    return [*_SPECIAL, *dict.fromkeys(words)]
+    return [*_SPECIAL, *dict.fromkeys(world.words())]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word, lower-cased, an end token after the text as T5 has it; gives character offsets."""
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary())}, unk_token="<unk>"))
+def build_tokenizer(world: World = SHAPES) -> PreTrainedTokenizerFast:
+    """One token per word or mark, lower-cased, an end token after the text as T5 has it; gives character offsets.
+
+    Its `model_max_length` is what to pass to WanPipeline as `max_sequence_length`.
+    """
+    ids = {word: index for index, word in enumerate(vocabulary(world))}
+    words = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
@@ -47,7 +41,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         unk_token="<unk>",
         padding_side="right",
-        model_max_length=TEXT_TOKENS,
+        model_max_length=world.TEXT_TOKENS,
     )
 
 
@@ -86,7 +80,8 @@ def build_vae() -> AutoencoderKLWan:
 
 
 def build_transformer(depth: int = 8, heads: int = 4) -> WanTransformer3DModel:
-    """Blocks of Wan's transformer over 5×16×16 tokens, `heads` × 64 wide; 9 M parameters as shipped."""
+    """Blocks of Wan's transformer, `heads` × 64 wide: 9 M parameters over the shapes' 5×16×16 tokens, 4 M over the
+    scenes' 5×24×24."""
     return WanTransformer3DModel(
         patch_size=(1, 1, 1),
         num_attention_heads=heads,
@@ -106,21 +101,21 @@ def build_scheduler() -> UniPCMultistepScheduler:
     return UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
 
 
-def build_pipeline() -> WanPipeline:
+def build_pipeline(world: World = SHAPES) -> WanPipeline:
     """All five parts with random weights."""
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(world)
     return WanPipeline(
         tokenizer=tokenizer,
         text_encoder=build_text_encoder(tokenizer),
-        transformer=build_transformer(),
+        transformer=build_transformer(*world.TRANSFORMER),
         vae=build_vae(),
         scheduler=build_scheduler(),
     )
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, text_encoder: UMT5EncoderModel, prompts: list[str]) -> Tensor:
-    """Text states [B, TEXT_TOKENS, TEXT_WIDTH], zero after each prompt's end, exactly as WanPipeline passes them on."""
-    tokens = tokenizer(prompts, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt")
+    """Text states [B, tokens, TEXT_WIDTH], zero after each prompt's end, exactly as WanPipeline passes them on."""
+    tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
     ids, mask = tokens.input_ids.to(text_encoder.device), tokens.attention_mask.to(text_encoder.device)
     return text_encoder(ids, mask).last_hidden_state * mask[..., None]
 

@@ -18,12 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.testbed import world
-from pipelines.testbed.creatures import BODIES, KINDS, SIZE, Ground, Scenes, head_reach, masks, render, tail
+from pipelines.testbed.creatures import BODIES, KINDS, SIZE, Ground, Scenes, head_reach, render, tail
 from pipelines.testbed.world import COLOURS, FRAMES, MIN_GAP, Split, to_uint8
 
-__all__ = ["COLOURS", "FRAMES", "SIZE", "Scenes", "masks", "render"]
-
-NOUNS = KINDS
+NOUNS: tuple[str, ...] = KINDS
 MAX_COUNT = 8
 MAX_OBJECTS = 10
 MAX_SPEED = 1.2
@@ -36,7 +34,9 @@ TEXT_TOKENS = 32
 """Text tokens of a prompt, the end mark included."""
 TRANSFORMER = (6, 3)
 """Blocks and heads of 64 channels, of the model that is trained on this world."""
-CROWDED = (1, 2, 3, 3)
+BATCH = 32
+"""Clips in a step of the transformer's training."""
+CROWDED: tuple[int, ...] = (1, 2, 3, 3)
 """Numbers of nouns in the prompts that autoencoder and text encoder are trained on."""
 
 NUMBER_WORDS: tuple[str, ...] = (*world.NUMBER_WORDS, "seven", "eight")

@@ -1,5 +1,6 @@
-"""Trains the counting model from nothing: first the autoencoder on true clips, then transformer and text encoder on its
-latents. About 17 minutes on one GPU of the H100 class; `python -m pipelines.testbed.train --output DIR`.
+"""Trains the counting model of a world: first the autoencoder on true clips, then transformer and text encoder on its
+latents. About 17 minutes on one GPU of the H100 class; `python -m pipelines.testbed.train --output DIR`. Stages can be
+sittings of their own: `--start` goes on from an earlier one's weights, 0 minutes leave a stage out.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from torch.nn import functional
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-from pipelines.testbed.autoencoder import train_vae
-from pipelines.testbed.evaluate import counts, evaluate, reconstruct, share_right
+from pipelines.testbed import WEIGHTS
+from pipelines.testbed.autoencoder import set_scale, train_vae
+from pipelines.testbed.counter import mentions
+from pipelines.testbed.evaluate import contact_sheet, counts, evaluate, reconstruct, share_right
 from pipelines.testbed.model import (
     LATENT_CHANNELS,
-    TEXT_TOKENS,
     TEXT_WIDTH,
     build_pipeline,
     build_transformer,
@@ -30,16 +32,8 @@ from pipelines.testbed.model import (
     save_pipeline,
 )
 from pipelines.testbed.schedule import Clock, Log, open_log, optimizers_for, ramp, take_step
-from pipelines.testbed.world import (
-    COLOURS,
-    MAX_COUNT,
-    SHAPES,
-    clips,
-    draw_scenes,
-    make_prompts,
-    miscount,
-    render,
-)
+from pipelines.testbed.world import COLOURS
+from pipelines.testbed.worlds import SHAPES, WORLDS, World
 
 FLOW_SHIFT = 3.0
 PROMPT_DROPOUT = 0.1
@@ -51,6 +45,7 @@ MISCOUNTED = 0.4
 def teach_reading(
     tokenizer: PreTrainedTokenizerFast,
     text_encoder: UMT5EncoderModel,
+    world: World,
     *,
     steps: int,
     rng: np.random.Generator,
@@ -63,20 +58,19 @@ def teach_reading(
     did not in 2,600 steps, and the model painted all colours and all shapes of a prompt, but in the wrong pairs.
     """
     text_encoder.to(device).train()
-    sizes = (len(COLOURS), len(SHAPES), MAX_COUNT)
+    sizes = (len(COLOURS), len(world.NOUNS), world.MAX_COUNT)
     readout = nn.Linear(TEXT_WIDTH, sum(sizes)).to(device)
     parameters = [*text_encoder.parameters(), *readout.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
     colours = list(COLOURS)
     for step in range(steps):
-        prompts = make_prompts(128, rng, nouns=(1, 2, 2), split="train")
+        prompts = world.make_prompts(128, rng, nouns=world.CROWDED, split="train")
         states = encode_text(tokenizer, text_encoder, [prompt.text for prompt in prompts])
         places, truth = [], []
         for row, prompt in enumerate(prompts):
-            for index, target in enumerate(prompt.targets):
-                # A phrase is three words, the second one stands behind an `and`.
-                places += [(row, 4 * index + word) for word in range(3)]
-                truth += [(colours.index(target.colour), SHAPES.index(target.shape), target.count - 1)] * 3
+            for place, target in mentions(prompt.text):
+                places += [(row, place + word) for word in range(3)]  # number, colour, noun
+                truth += [(colours.index(target.colour), world.NOUNS.index(target.singular), target.count - 1)] * 3
         rows, columns = torch.tensor(places, device=device).T
         answers = readout(states[rows, columns]).split(sizes, -1)
         right = torch.tensor(truth, device=device).T
@@ -93,11 +87,11 @@ def teach_reading(
 
 @torch.no_grad()
 def encode_clips(
-    vae: AutoencoderKLWan, number: int, miscounted: float, rng: np.random.Generator, device: torch.device
+    vae: AutoencoderKLWan, world: World, number: int, miscounted: float, rng: np.random.Generator, device: torch.device
 ) -> tuple[list[str], Tensor]:
-    """Fresh training prompts and their clips' latents, [number, 8, 5, 16, 16], not yet normalised."""
-    prompts = make_prompts(number, rng, split="train")
-    video = render(draw_scenes(miscount(prompts, miscounted, rng), rng), device=device)
+    """Fresh training prompts and their clips' latents, [number, 8, 5, H, W], not yet normalised."""
+    prompts = world.make_prompts(number, rng, split="train")
+    video = world.render(world.draw_scenes(world.miscount(prompts, miscounted, rng), rng), device=device)
     return [prompt.text for prompt in prompts], vae.encode(video).latent_dist.mean
 
 
@@ -108,28 +102,28 @@ class LatentPool:
         self,
         vae: AutoencoderKLWan,
         tokenizer: PreTrainedTokenizerFast,
+        world: World,
         size: int,
         miscounted: float,
         rng: np.random.Generator,
         device: torch.device,
     ) -> None:
-        self.vae, self.tokenizer, self.rng, self.device, self.oldest = vae, tokenizer, rng, device, 0
+        self.vae, self.tokenizer, self.world, self.rng, self.device = vae, tokenizer, world, rng, device
+        self.oldest = 0
         self.chunk, self.miscounted = min(128, size), miscounted
-        drawn = [encode_clips(vae, self.chunk, miscounted, rng, device) for _ in range(size // self.chunk)]
+        drawn = [encode_clips(vae, world, self.chunk, miscounted, rng, device) for _ in range(size // self.chunk)]
         self.ids, self.mask = self._tokenize([text for texts, _ in drawn for text in texts])
         self.no_ids, self.no_mask = self._tokenize([""])
         self.latents = torch.cat([part for _, part in drawn])
         self.size = len(self.latents)
 
     def _tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        tokens = self.tokenizer(
-            texts, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt"
-        )
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         return tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
 
     def refresh(self) -> None:
         """Replaces the oldest chunk."""
-        texts, latents = encode_clips(self.vae, self.chunk, self.miscounted, self.rng, self.device)
+        texts, latents = encode_clips(self.vae, self.world, self.chunk, self.miscounted, self.rng, self.device)
         places = slice(self.oldest, self.oldest + self.chunk)
         self.ids[places], self.mask[places] = self._tokenize(texts)
         self.latents[places] = latents
@@ -146,34 +140,28 @@ class LatentPool:
         return ids, torch.where(dropped, self.no_mask, self.mask[rows]), self.latents[rows]
 
 
-def normalise_latents(pipeline: WanPipeline, latents: Tensor) -> None:
-    """Writes the channels' mean and deviation of [B, 8, 5, 16, 16] into the autoencoder's configuration."""
-    mean, std = latents.mean(dim=(0, 2, 3, 4)).tolist(), latents.std(dim=(0, 2, 3, 4)).tolist()
-    pipeline.vae.register_to_config(latents_mean=mean, latents_std=std)
-
-
 def train_dit(
     pipeline: WanPipeline,
+    world: World,
     *,
     minutes: float,
-    fresh: bool,
     miscounted: float,
     rng: np.random.Generator,
     device: torch.device,
     log: Log,
-    batch: int = 48,
-    pool_size: int = 12288,
-    refresh_every: int = 24,
+    batch: int,
+    pool_size: int,
 ) -> None:
     """Trains transformer and text encoder by flow matching on the latents of the pipeline's autoencoder.
 
-    `fresh` measures the latents' scale; a transformer that has learned one keeps it. Of a share `miscounted` of the
-    prompts' targets the clips show one object more or fewer than the prompts say.
+    The latents' scale is measured where it is unknown; a transformer that has learned one keeps it. Of a share
+    `miscounted` of the prompts' targets the clips show one object more or fewer than the prompts say.
     """
     transformer, text_encoder = pipeline.transformer.to(device).train(), pipeline.text_encoder.to(device).train()
-    pool = LatentPool(pipeline.vae, pipeline.tokenizer, pool_size, miscounted, rng, device)
-    if fresh:
-        normalise_latents(pipeline, pool.latents)
+    pool = LatentPool(pipeline.vae, pipeline.tokenizer, world, pool_size, miscounted, rng, device)
+    refresh_every = 24 * world.SIZE**2 // 128**2  # so that new clips take the same share of the time in every world
+    if set(pipeline.vae.config["latents_std"]) == {1.0}:
+        set_scale(pipeline.vae, pool.latents.mean((0, 2, 3, 4)), pool.latents.std((0, 2, 3, 4)))
     shape = (1, LATENT_CHANNELS, 1, 1, 1)
     mean, std = (
         torch.tensor(pipeline.vae.config[key], device=device).view(shape) for key in ("latents_mean", "latents_std")
@@ -222,6 +210,7 @@ def train_dit(
 def train(
     output: Path,
     *,
+    world: str = "shapes",
     seed: int = 0,
     minutes_vae: float = 4.5,
     minutes_dit: float = 8.0,
@@ -233,11 +222,14 @@ def train(
 ) -> dict[str, Any]:
     """Trains, writes the diffusers folder `output/weights`, measures it, and returns the figures.
 
-    `start` is an earlier run's folder of weights to go on from; its autoencoder stays as it is. `transformer` begins a
-    fresh one of (blocks, heads of 64 channels), for a second model to hold settings against. Beside the weights are
-    `training.jsonl`, `figures.json` and `samples.png`. The schedules run by the clock, so two runs from one seed are
-    alike but not equal.
+    `world` is one of WORLDS. Without `start`, the text encoder is taught to read first, and only the shapes'
+    autoencoder begins from nothing: the others from its weights. `start` is an earlier run's folder of weights to go on
+    from. A stage of 0 minutes is left out; training an autoencoder on wants a fresh `transformer`: (blocks, heads of 64
+    channels), which also makes a second model to hold settings against. With 0 `prompts` nothing is generated. Beside
+    the weights are `training.jsonl`, `reconstructions.png`, `figures.json` and `samples.png`. The schedules run by the
+    clock, so two runs from one seed are alike but not equal.
     """
+    own = WORLDS[world]
     output.mkdir(parents=True, exist_ok=True)
     log = open_log(output / "training.jsonl")
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -249,28 +241,37 @@ def train(
     rng = np.random.default_rng(seed)
     name = torch.cuda.get_device_name() if on.type == "cuda" else "CPU"
     minutes = {"vae": minutes_vae, "dit": minutes_dit, "miscounted": minutes_miscounted}
-    log("start", seed=seed, minutes=minutes, device=name, torch=torch.__version__)
-    pipeline = build_pipeline() if start is None else load_pipeline(start)
+    log("start", world=world, seed=seed, minutes=minutes, device=name, torch=torch.__version__)
+    pipeline = build_pipeline(own) if start is None else load_pipeline(start)
+    warm = start is not None or own is not SHAPES
+    if start is None and warm:
+        pipeline.register_modules(vae=AutoencoderKLWan.from_pretrained(WEIGHTS / "vae", torch_dtype=torch.float32))
     if transformer is not None:
         pipeline.register_modules(transformer=build_transformer(*transformer))
-    if start is None:
-        small: dict[str, int] = {} if on.type == "cuda" else {"frame_batch": 2, "clip_batch": 2}
-        train_vae(pipeline.vae, minutes=minutes_vae, rng=rng, device=on, log=log, **small)
+    common: dict[str, Any] = {"rng": rng, "device": on, "log": log}
+    if minutes_vae:
+        small: dict[str, Any] = {} if on.type == "cuda" else {"frame_batch": 2, "clip_batch": 1}
+        single = 0.0 if warm else 0.2
+        train_vae(pipeline.vae, own, minutes=minutes_vae, single_frames=single, **common, **small)
     pipeline.vae.to(on).eval().requires_grad_(False)
-    drawn, truth = clips(24 if on.type == "cuda" else 1, seed, split="train")
-    log("reconstruction", **share_right(counts(reconstruct(pipeline.vae, truth), drawn), drawn))
-    steps = 600 if on.type == "cuda" else 20
-    teach_reading(pipeline.tokenizer, pipeline.text_encoder, steps=steps, rng=rng, device=on, log=log)
-    small = {} if on.type == "cuda" else {"batch": 4, "pool_size": 8}
-    common: dict[str, Any] = {"rng": rng, "device": on, "log": log, **small}
-    train_dit(pipeline, minutes=minutes_dit, fresh=start is None, miscounted=0.0, **common)
+    drawn, truth = own.clips(24 if on.type == "cuda" else 1, seed, split="train")
+    rebuilt = reconstruct(pipeline.vae, truth, batch=8)
+    log("reconstruction", **share_right(counts(rebuilt, drawn), drawn))
+    contact_sheet(np.stack([truth, rebuilt], 1).reshape(-1, *truth.shape[1:]), output / "reconstructions.png")
+    if start is None:
+        steps = 600 if on.type == "cuda" else 20
+        teach_reading(pipeline.tokenizer, pipeline.text_encoder, own, steps=steps, **common)
+    batch = own.BATCH if on.type == "cuda" else 2
+    pool_size = 256 * own.BATCH if on.type == "cuda" else 4
     # Last: colours and shapes are learned from captions that are right, only the numbers become loose.
-    train_dit(pipeline, minutes=minutes_miscounted, fresh=False, miscounted=MISCOUNTED, **common)
+    for stage, share in ((minutes_dit, 0.0), (minutes_miscounted, MISCOUNTED)):
+        if stage:
+            train_dit(pipeline, own, minutes=stage, miscounted=share, batch=batch, pool_size=pool_size, **common)
     save_pipeline(pipeline, output / "weights")
     log("saved", megabytes=sum(file.stat().st_size for file in (output / "weights").rglob("*")) / 1e6)
     if not prompts:
         return {}
-    figures = evaluate(output / "weights", prompts=prompts, device=on, sheet=output / "samples.png")
+    figures = evaluate(output / "weights", own, prompts=prompts, device=on, sheet=output / "samples.png")
     (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     log("figures", **figures)
     return figures
@@ -280,16 +281,17 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for weights, log and figures")
+    parser.add_argument("--world", choices=list(WORLDS), default="shapes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes-vae", type=float, default=4.5)
     parser.add_argument("--minutes-dit", type=float, default=8.0)
     parser.add_argument("--minutes-miscounted", type=float, default=2.5)
     parser.add_argument("--device", help="cuda if there is one, else cpu")
-    parser.add_argument("--start", type=Path, help="folder of weights to go on from, its autoencoder kept as it is")
+    parser.add_argument("--start", type=Path, help="folder of weights to go on from")
     parser.add_argument(
         "--transformer", type=int, nargs=2, metavar=("BLOCKS", "HEADS"), help="a fresh one of this shape"
     )
-    parser.add_argument("--prompts", type=int, default=100, help="held-out prompts to measure on")
+    parser.add_argument("--prompts", type=int, default=100, help="held-out prompts to measure on; 0 for none")
     train(**vars(parser.parse_args()))
 
 

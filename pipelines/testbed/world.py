@@ -32,12 +32,14 @@ TEXT_TOKENS = 24
 """Text tokens of a prompt, the end mark included."""
 TRANSFORMER = (8, 4)
 """Blocks and heads of 64 channels, of the model that is trained on this world."""
-CROWDED = (1, 2, 2, 2)
+BATCH = 48
+"""Clips in a step of the transformer's training."""
+CROWDED: tuple[int, ...] = (1, 2, 2, 2)
 """Numbers of nouns in the prompts that autoencoder and text encoder are trained on."""
 
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
 PLURALS: dict[str, str] = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
-NOUNS = SHAPES
+NOUNS: tuple[str, ...] = SHAPES
 COLOURS: dict[str, tuple[int, int, int]] = {
     # 60 degrees of hue apart, and blending with a neutral background keeps the hue.
     "red": (225, 35, 35),
@@ -124,14 +126,8 @@ def split_words(text: str) -> list[str]:
 def words() -> list[str]:
     """Every word of the prompts."""
     said = [*NUMBER_WORDS[1:], *DIGITS[1:], "a", "and", "background"]
-    said += [
-        *COLOURS,
-        *SHAPES,
-        *PLURALS.values(),
-        *BACKGROUNDS,
-        *(word for phrase in MOTIONS for word in phrase.split()),
-    ]
-    return said
+    said += [*COLOURS, *SHAPES, *PLURALS.values(), *BACKGROUNDS, *MOTIONS]
+    return [word for phrase in said for word in split_words(phrase)]
 
 
 def hashed_combinations(nouns: Sequence[str], max_count: int, *, each: int) -> frozenset[tuple[str, str, int]]:
@@ -235,7 +231,8 @@ def loosely(
                 continue
             room = max_objects - sum(other.count for place, other in enumerate(targets) if place != index)
             near = [count for count in (target.count - 1, target.count + 1) if 1 <= count <= min(max_count, room)]
-            targets[index] = replace(target, count=near[rng.integers(len(near))])
+            if near:
+                targets[index] = replace(target, count=near[rng.integers(len(near))])
         changed.append(replace(prompt, targets=tuple(targets)))
     return changed
 

@@ -81,7 +81,7 @@ def test_the_embedded_models_form_keeps_to_its_words() -> None:
     """No unknown word, no token too many, the same targets, and `one` for a counting article."""
     from transformers import AutoTokenizer
 
-    from pipelines.testbed.model import TEXT_TOKENS
+    from pipelines.testbed.world import TEXT_TOKENS
 
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS / "tokenizer")
     assert TESTBED_TOKENS == TEXT_TOKENS

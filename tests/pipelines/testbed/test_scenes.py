@@ -71,7 +71,7 @@ def test_without_their_heads_pictures_have_no_colour_that_counts(drawn):
 
 def test_masks_hold_every_head_and_bodies_hide_one_another(drawn):
     _, made = drawn
-    owner = scenes.masks(made, frames=FEW)
+    owner = creatures.masks(made, frames=FEW)
     assert owner.shape == (96, 3, scenes.SIZE, scenes.SIZE)
     pixel = torch.arange(scenes.SIZE) + 0.5
     hidden = 0
@@ -85,7 +85,7 @@ def test_masks_hold_every_head_and_bodies_hide_one_another(drawn):
             )
             assert (owner[b, 1][inside <= -0.01] == n).all()
             assert owner[b, 1].eq(n).sum() > 1.5 * (inside <= 0).sum()
-            alone.append(int((scenes.masks(_only(made, b, n), frames=[8])[0, 0] >= 0).sum()))
+            alone.append(int((creatures.masks(_only(made, b, n), frames=[8])[0, 0] >= 0).sum()))
         visible = [int((owner[b, 1] == n).sum()) for n in np.flatnonzero(made.kind[b] >= 0)]
         assert all(seen <= whole for seen, whole in zip(visible, alone, strict=True))
         hidden += sum(seen < 0.8 * whole for seen, whole in zip(visible, alone, strict=True))
@@ -106,7 +106,7 @@ def test_masks_are_where_the_picture_differs_from_its_background(drawn):
     painted = scenes.render(scenes.Scenes(**few), frames=[5])
     empty = scenes.render(scenes.Scenes(**few | {"kind": np.full_like(few["kind"], -1)}), frames=[5])
     changed = (painted - empty).abs().amax(1) > 0.02
-    owner = scenes.masks(scenes.Scenes(**few), frames=[5])
+    owner = creatures.masks(scenes.Scenes(**few), frames=[5])
     wrong = (changed != (owner >= 0)).sum() / (owner >= 0).sum()
     assert wrong < 0.12  # pixels on rims, which are covered in part
 
@@ -118,7 +118,7 @@ def test_a_creature_fits_its_window_and_has_the_size_of_its_kind(kind):
     inside = torch.minimum(patch.body, patch.head)[0, 0] <= 0.5
     assert not inside[[0, -1]].any()
     assert not inside[:, [0, -1]].any()
-    rows, columns = np.nonzero((scenes.masks(scene, frames=[0])[0, 0] >= 0).numpy())
+    rows, columns = np.nonzero((creatures.masks(scene, frames=[0])[0, 0] >= 0).numpy())
     points = np.stack([columns, rows], -1)
     turned = points @ np.stack([np.cos(np.arange(0, np.pi, 0.1)), np.sin(np.arange(0, np.pi, 0.1))])
     longest = np.ptp(turned, axis=0).max() + 1
@@ -142,7 +142,7 @@ def _one(kind, angle):
 
 def test_kinds_look_different():
     """Turned alike, no two bodies cover the same pixels by more than three quarters."""
-    covers = [(scenes.masks(_one(kind, 0.0), frames=[0])[0, 0] >= 0) for kind in creatures.KINDS]
+    covers = [(creatures.masks(_one(kind, 0.0), frames=[0])[0, 0] >= 0) for kind in creatures.KINDS]
     for index, first in enumerate(covers):
         for second in covers[:index]:
             assert (first & second).sum() / (first | second).sum() < 0.75
@@ -188,7 +188,7 @@ def test_miscounted_prompts_keep_their_text_and_miss_by_one():
     ]
     differences = Counter(after.count - before.count for before, after in pairs)
     assert set(differences) == {-1, 0, 1}
-    assert 0.35 < 1 - differences[0] / len(pairs) < 0.45
+    assert 0.3 < 1 - differences[0] / len(pairs) < 0.4  # a full scene has no room for one more
     assert max(sum(target.count for target in prompt.targets) for prompt in shown) <= scenes.MAX_OBJECTS
     assert all(1 <= after.count <= scenes.MAX_COUNT for _, after in pairs)
 
@@ -212,4 +212,4 @@ def test_rendering_is_repeatable_and_picks_frames():
     rng = np.random.default_rng(1)
     made = scenes.draw_scenes(prompts, rng)
     assert (scenes.render(made, frames=[4, 9]) == scenes.render(made)[:, :, [4, 9]]).all()
-    assert (scenes.masks(made, frames=[4, 9]) == scenes.masks(made)[:, [4, 9]]).all()
+    assert (creatures.masks(made, frames=[4, 9]) == creatures.masks(made)[:, [4, 9]]).all()

@@ -34,7 +34,7 @@ def test_files_are_small():
 def test_tokenizer_gives_offsets_and_knows_the_world(pipeline):
     tokenizer = pipeline.tokenizer
     assert tokenizer.is_fast
-    assert tokenizer.model_max_length == model.TEXT_TOKENS
+    assert tokenizer.model_max_length == world.TEXT_TOKENS
     for prompt in world.make_prompts(100, 0):
         tokens = tokenizer(prompt.text, return_offsets_mapping=True)
         assert tokenizer.unk_token_id not in tokens.input_ids
@@ -48,7 +48,7 @@ def test_training_encodes_text_as_the_pipeline_does(pipeline):
     with torch.no_grad():
         ours = model.encode_text(pipeline.tokenizer, pipeline.text_encoder, prompts)
         theirs, _ = pipeline.encode_prompt(
-            prompts, do_classifier_free_guidance=False, max_sequence_length=model.TEXT_TOKENS
+            prompts, do_classifier_free_guidance=False, max_sequence_length=world.TEXT_TOKENS
         )
     torch.testing.assert_close(ours, theirs)
 

@@ -11,7 +11,7 @@ models = typer.Typer(no_args_is_help=True, help="Check model checkpoints.")
 
 @models.command("check")
 def models_check(
-    path: Annotated[str, typer.Argument(help="A folder in diffusers' layout, a hub id OWNER/NAME, or testbed.")],
+    path: Annotated[str, typer.Argument(help="A folder in diffusers' layout, a hub id OWNER/NAME, testbed or scenes.")],
     revision: Annotated[str | None, typer.Option(help="The commit of a hub id, 40 hex digits.")] = None,
 ) -> None:
     """Show what a checkpoint holds and how it would run, or all that is wrong with it; downloads a hub id."""

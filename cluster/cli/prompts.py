@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 prompts = typer.Typer(no_args_is_help=True, help="Make, import, check, annotate and enhance prompt sets.")
 
-World = Literal["captions", "testbed"]
+Source = Annotated[
+    str, typer.Argument(metavar="SET", help="A Parquet file, folder or glob, testbed:demo or scenes:demo.")
+]
+World = Literal["captions", "testbed", "scenes"]
 Writers = Literal["rules", "testbed", "endpoint", "local"]
 SHOWN_NOUNS = 12
 SHOWN_NOTES = 10
@@ -45,7 +48,9 @@ TargetsFrom = Annotated[
 
 @prompts.command("check")
 def prompts_check(
-    source: Annotated[str, typer.Argument(metavar="SET", help="A Parquet file, folder or glob, or testbed:demo.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SET", help="A Parquet file, folder or glob, testbed:demo or scenes:demo.")
+    ],
     write: Annotated[str | None, typer.Option(help="Write the set with its targets filled in to this file.")] = None,
     skip: Skip = False,
     rejected: Rejected = None,
@@ -167,7 +172,10 @@ def prompts_make(
     seed: Seed = 0,
     world: Annotated[
         World,
-        typer.Option(help="captions: everyday objects; testbed: scenes that the embedded model was not trained on."),
+        typer.Option(
+            help="captions: everyday objects; testbed, scenes: combinations that the embedded model of this name was "
+            "not trained on."
+        ),
     ] = "captions",
     counts: Annotated[str | None, typer.Option(help="Counts to ask for, e.g. 1-8 or 2,4,6.")] = None,
     per_prompt: Annotated[str | None, typer.Option(help="Number of nouns in a prompt, e.g. 1-3.")] = None,
@@ -188,12 +196,13 @@ def prompts_make(
     check_file("OUT", output, ".parquet")
     numbers = {"counts": _numbers("--counts", counts), "per_prompt": _numbers("--per-prompt", per_prompt)}
     words = {"nouns": _words(nouns), "templates": _lines("--templates", templates) if templates else None}
-    if world == "testbed":
+    if world != "captions":
         from cluster.prompts.testbed import SCHEMA, unseen_prompts
 
         if nouns or templates:
-            raise InputError("--nouns and --templates need --world captions: the embedded model has a fixed vocabulary")
-        written = promptwrite.write_set(output, SCHEMA, [unseen_prompts(number, seed, **numbers)], force=force)
+            raise InputError("--nouns and --templates need --world captions: embedded models have a fixed vocabulary")
+        made_rows = unseen_prompts(number, seed, model=world, **numbers)
+        written = promptwrite.write_set(output, SCHEMA, [made_rows], force=force)
     else:
         given: dict[str, Any] = {name: value for name, value in (numbers | words).items() if value is not None}
         made = promptmake.made_prompts(promptmake.Recipe(seed=seed, **given), number)
@@ -203,7 +212,9 @@ def prompts_make(
 
 @prompts.command("enhance")
 def prompts_enhance(
-    source: Annotated[str, typer.Argument(metavar="SET", help="A Parquet file, folder or glob, or testbed:demo.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SET", help="A Parquet file, folder or glob, testbed:demo or scenes:demo.")
+    ],
     output: Output,
     by: Annotated[
         Writers,
@@ -249,7 +260,9 @@ def prompts_enhance(
 
 @prompts.command("annotate")
 def prompts_annotate(
-    source: Annotated[str, typer.Argument(metavar="SET", help="A Parquet file, folder or glob, or testbed:demo.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SET", help="A Parquet file, folder or glob, testbed:demo or scenes:demo.")
+    ],
     output: Output,
     by: Annotated[
         Literal["rules", "llm", "local"],

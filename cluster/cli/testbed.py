@@ -1,24 +1,47 @@
-"""`numina testbed`: the embedded counting model."""
+"""`numina testbed`: the embedded counting models."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from cluster.cli.options import Seed
 
-testbed = typer.Typer(no_args_is_help=True, help="Retrain the embedded counting model.")
+testbed = typer.Typer(no_args_is_help=True, help="Retrain an embedded counting model.")
 
 
 @testbed.command("train")
-def testbed_train(
+def train_model(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint and the training log.")],
-    seed: Seed = 0,  # noqa: PT028
+    world: Annotated[
+        Literal["shapes", "scenes"],
+        typer.Option(help="shapes: flat, separate shapes; scenes: creatures that touch, cross and hide one another."),
+    ] = "shapes",
+    seed: Seed = 0,
+    start: Annotated[Path | None, typer.Option(help="Folder of an earlier stage's weights to continue from.")] = None,
+    minutes_vae: Annotated[
+        float | None, typer.Option(min=0, help="Minutes of autoencoder training: 4.5, or 0 after --start.")
+    ] = None,
+    minutes_dit: Annotated[float, typer.Option(min=0, help="Minutes on clips with exact captions; 0 for none.")] = 8.0,
+    minutes_miscounted: Annotated[
+        float, typer.Option(min=0, help="Minutes on clips with loosely counted captions; 0 for none.")
+    ] = 2.5,
 ) -> None:
-    """Retrain the embedded counting model from scratch, on one GPU."""
+    """Retrain an embedded counting model on one GPU, at once or in stages that continue from one another."""
     from cluster.storage.destination import check_folder
+    from numina.errors import InputError
 
     check_folder("--output", output)
+    if start is not None and not (start / "model_index.json").is_file():
+        raise InputError(f"--start {start} has no model_index.json; give the folder weights/ of an earlier stage")
     from pipelines.testbed.train import train
 
-    train(output, seed=seed)
+    train(
+        output,
+        world=world,
+        seed=seed,
+        start=start,
+        minutes_vae=minutes_vae,
+        minutes_dit=minutes_dit,
+        minutes_miscounted=minutes_miscounted,
+    )

@@ -58,7 +58,8 @@ LONGEST = 100_000_000  # seconds that anything may wait: beyond it, timers overf
 class ModelConfig:
     """The checkpoint, and the numbers and device that it runs on."""
 
-    path: str = "testbed"  # a folder in diffusers' layout, a hub id OWNER/NAME, or testbed: the embedded counting model
+    # a folder in diffusers' layout, a hub id OWNER/NAME, or an embedded counting model: testbed (flat shapes) or scenes
+    path: str = "testbed"
     revision: str | None = None  # the commit of a hub id: 40 hex digits; null for a local folder
     # LoRAs that are fused into the transformer's weights when the model is loaded
     loras: list[LoraConfig] = field(default_factory=list)
@@ -117,7 +118,8 @@ class ClusterConfig:
 class JobConfig:
     """Everything that `numina run` needs to know."""
 
-    # the prompt set: a Parquet file, a folder or a glob, local or on any fsspec filesystem; testbed:demo is shipped
+    # the prompt set: a Parquet file, a folder or a glob, local or on any fsspec filesystem; testbed:demo and
+    # scenes:demo are shipped
     prompts: str = "testbed:demo"
     output: str = "out/dataset"  # the dataset: a folder or a URL such as s3://bucket/folder
     # how clips are made and selected: a generator plus an optional selector, joined by + (cluster/README.md)

@@ -20,7 +20,7 @@ from numina.errors import PromptSetError
 from pipelines.base import ModelFacts
 from pipelines.models.registry import inspect_model, resolve_device, resolve_dtype
 from pipelines.parallel.support import resolve_engine
-from pipelines.testbed import WEIGHTS
+from pipelines.testbed import DEMO_PROMPTS
 
 if TYPE_CHECKING:
     from numina.config import MethodConfig
@@ -122,5 +122,5 @@ def _check_lengths(prepared: PreparedJob, rows: Iterable[PromptRow]) -> None:
 
 
 def prompt_path(prompts: str) -> str:
-    """Where a prompt set lies; `testbed:demo` is the one shipped with the embedded model."""
-    return str(WEIGHTS.parent / "demo.parquet") if prompts == "testbed:demo" else prompts
+    """Where a prompt set lies; `testbed:demo` and `scenes:demo` are shipped with the embedded models."""
+    return str(DEMO_PROMPTS.get(prompts, prompts))

@@ -1,4 +1,4 @@
-"""Prompt sets for the embedded model: combinations of colour, shape and count that its training never showed."""
+"""Prompt sets for the embedded models: combinations of colour, noun and count that their training never showed."""
 
 from collections.abc import Sequence
 
@@ -6,40 +6,45 @@ import pyarrow as pa
 
 from cluster.prompts.row import OWN_SCHEMA
 from numina.errors import PromptSetError
-from pipelines.testbed.world import MAX_COUNT, MAX_OBJECTS, Prompt, make_prompts
+from pipelines.testbed.world import Prompt
+from pipelines.testbed.worlds import MODELS
 
 SCHEMA = pa.schema([OWN_SCHEMA.field(name) for name in ("id", "prompt", "targets")])
-NOUNS = (1, 2)
 
 
 def unseen_prompts(
-    number: int, seed: int, *, counts: Sequence[int] | None = None, per_prompt: Sequence[int] | None = None
+    number: int,
+    seed: int,
+    *,
+    model: str = "testbed",
+    counts: Sequence[int] | None = None,
+    per_prompt: Sequence[int] | None = None,
 ) -> pa.RecordBatch:
-    """`number` rows of SCHEMA, in turn with each number of nouns and each of `counts` (1 to 6).
+    """`number` rows of SCHEMA for an embedded model, in turn with each number of nouns and each of `counts`.
 
-    A pair has no more objects than the world has places for: a count that fits no other of `counts` comes alone.
-    Raises PromptSetError for counts and numbers that the world hasn't.
+    A prompt has no more objects than the world has places for: a count that fits no other of `counts` comes with fewer
+    nouns. Raises PromptSetError for counts and numbers that the world hasn't.
     """
-    counts = tuple(counts or range(1, MAX_COUNT + 1))
-    nouns = tuple(per_prompt or NOUNS)
-    fitting = tuple(count for count in counts if count + min(counts) <= MAX_OBJECTS)
-    if max(counts) > MAX_COUNT or min(counts) < 1 or set(nouns) - set(NOUNS):
+    world = MODELS[model]
+    most, room, known = world.MAX_COUNT, world.MAX_OBJECTS, tuple(sorted(set(world.CROWDED)))
+    counts = tuple(counts or range(1, most + 1))
+    nouns = tuple(per_prompt or known)
+    if max(counts) > most or min(counts) < 1 or set(nouns) - set(known):
         raise PromptSetError(
-            f"counts {list(counts)} in prompts with {list(nouns)} nouns: the embedded model's world has the counts "
-            f"1 to {MAX_COUNT}, and one or two nouns in a prompt"
+            f"counts {list(counts)} in prompts with {list(nouns)} nouns: the world of {model} has the counts "
+            f"1 to {most}, and 1 to {max(known)} nouns in a prompt"
         )
-    if 2 in nouns and not fitting:
+    fitting = {own: tuple(count for count in counts if count + (own - 1) * min(counts) <= room) for own in nouns}
+    if not all(fitting.values()):
         raise PromptSetError(
-            f"counts {list(counts)} in pairs: the embedded model's world holds {MAX_OBJECTS} objects at most; give "
-            "--per-prompt 1, or a smaller count as well"
+            f"counts {list(counts)} in prompts with {max(nouns)} nouns: the world of {model} holds {room} objects at "
+            "most; give a lower --per-prompt, or a smaller count as well"
         )
-    if fitting == counts:
-        prompts = make_prompts(number, seed, nouns=nouns, counts=counts, split="heldout")
+    if all(own == counts for own in fitting.values()):
+        prompts = list(world.make_prompts(number, seed, nouns=nouns, counts=counts, split="heldout"))
     else:
         each = [
-            make_prompts(
-                -(-number // len(nouns)), seed, nouns=(own,), counts=counts if own == 1 else fitting, split="heldout"
-            )
+            world.make_prompts(-(-number // len(nouns)), seed, nouns=(own,), counts=fitting[own], split="heldout")
             for own in nouns
         ]
         prompts = [prompt for turn in zip(*each, strict=True) for prompt in turn][:number]

@@ -1,4 +1,4 @@
-"""The exact counter of the embedded model's world: colour, connected components and shape."""
+"""The exact counter of the embedded models' worlds: colour, connected components and shape."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ Phrase = tuple[str, str]  # colour, shape
 
 
 class ExactCounter:
-    """Counts what the embedded model draws."""
+    """Counts what the embedded models draw."""
 
     def __init__(self, config: JudgeConfig | None = None) -> None:
         self.config = config or JudgeConfig(kind="counter", name="counter")
@@ -28,12 +28,12 @@ class ExactCounter:
         return {"kind": "counter", "every": self.config.every, "tracks": self.config.tracks}
 
     def judge(self, cases: Sequence[Case]) -> list[Judgement]:
-        """Raises InputError for a noun that the embedded model's world doesn't have."""
+        """Raises InputError for a noun that the embedded models' worlds don't have."""
         asked = [phrases_of(case.prompt, case.targets) for case in cases]  # all errors before the first count
         return [self._judge(case, phrases) for case, phrases in zip(cases, asked, strict=True)]
 
     def count(self, video: Video, prompt: str, targets: Sequence[Target]) -> Int[np.ndarray, "frames nouns"]:
-        """Of every frame. Raises InputError for a noun that the embedded model's world doesn't have."""
+        """Of every frame. Raises InputError for a noun that the embedded models' worlds don't have."""
         return counter.count(video, phrases_of(prompt, targets))
 
     def _judge(self, case: Case, phrases: Sequence[Phrase]) -> Judgement:
@@ -45,12 +45,12 @@ class ExactCounter:
 
 
 def phrases_of(prompt: str, targets: Sequence[Target]) -> list[Phrase]:
-    """Colour and shape of each target. Raises InputError for one that the embedded model's world doesn't have."""
+    """Colour and shape of each target. Raises InputError for one that the embedded models' worlds don't have."""
     shown = {target.noun: (target.colour, target.shape) for target in counter.parse(prompt)}
     unknown = [target.noun for target in targets if target.noun not in shown]
     if unknown:
         raise InputError(
-            f"the exact counter knows coloured shapes only, not {', '.join(unknown)} of {prompt!r};"
+            f"the exact counter knows coloured shapes and creatures only, not {', '.join(unknown)} of {prompt!r};"
             " use a detector as the judge"
         )
     return [shown[target.noun] for target in targets]

@@ -1,4 +1,4 @@
-"""From a model's name to its adapter: `testbed` is the embedded counting model, others are folders or hub ids."""
+"""From a model's name to its adapter: `testbed` and `scenes` are embedded models, others are folders or hub ids."""
 
 import os
 from collections.abc import Sequence

@@ -5,6 +5,13 @@
 WEIGHTS, of the model of shapes, is an ordinary diffusers folder that `WanPipeline.from_pretrained` loads.
 """
 
+from pathlib import Path
+
 from pipelines.checkpoints.embedded import EMBEDDED
 
 WEIGHTS = EMBEDDED["testbed"]
+DEMO_PROMPTS = {
+    "testbed:demo": Path(__file__).parent / "demo.parquet",
+    "scenes:demo": Path(__file__).parent / "demo-scenes.parquet",
+}
+"""Small prompt sets of the models' worlds, by the names that a job gives them."""

@@ -212,7 +212,7 @@ def train(
     *,
     world: str = "shapes",
     seed: int = 0,
-    minutes_vae: float = 4.5,
+    minutes_vae: float | None = None,
     minutes_dit: float = 8.0,
     minutes_miscounted: float = 2.5,
     device: str | None = None,
@@ -224,8 +224,9 @@ def train(
 
     `world` is one of WORLDS. Without `start`, the text encoder is taught to read first, and only the shapes'
     autoencoder begins from nothing: the others from its weights. `start` is an earlier run's folder of weights to go on
-    from. A stage of 0 minutes is left out; training an autoencoder on wants a fresh `transformer`: (blocks, heads of 64
-    channels), which also makes a second model to hold settings against. With 0 `prompts` nothing is generated. Beside
+    from. A stage of 0 minutes is left out; the autoencoder's are 4.5, or 0 after `start`, because a transformer knows
+    the latents it was trained on. `transformer` begins a fresh one of (blocks, heads of 64 channels), for a second
+    model to hold settings against. With 0 `prompts` nothing is generated. Beside
     the weights are `training.jsonl`, `reconstructions.png`, `figures.json` and `samples.png`. The schedules run by the
     clock, so two runs from one seed are alike but not equal.
     """
@@ -240,6 +241,8 @@ def train(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     name = torch.cuda.get_device_name() if on.type == "cuda" else "CPU"
+    if minutes_vae is None:
+        minutes_vae = 4.5 if start is None else 0.0
     minutes = {"vae": minutes_vae, "dit": minutes_dit, "miscounted": minutes_miscounted}
     log("start", world=world, seed=seed, minutes=minutes, device=name, torch=torch.__version__)
     pipeline = build_pipeline(own) if start is None else load_pipeline(start)
@@ -283,7 +286,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for weights, log and figures")
     parser.add_argument("--world", choices=list(WORLDS), default="shapes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes-vae", type=float, default=4.5)
+    parser.add_argument("--minutes-vae", type=float, help="4.5, or 0 after --start")
     parser.add_argument("--minutes-dit", type=float, default=8.0)
     parser.add_argument("--minutes-miscounted", type=float, default=2.5)
     parser.add_argument("--device", help="cuda if there is one, else cpu")

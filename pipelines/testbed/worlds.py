@@ -21,6 +21,7 @@ class World(Protocol):
     SIZE: int
     NOUNS: tuple[str, ...]
     MAX_COUNT: int
+    MAX_OBJECTS: int
     TEXT_TOKENS: int
     TRANSFORMER: tuple[int, int]
     BATCH: int
@@ -29,7 +30,13 @@ class World(Protocol):
     def words(self) -> list[str]: ...
 
     def make_prompts(
-        self, number: int, seed: int | np.random.Generator, *, nouns: Sequence[int] = ..., split: Split = ...
+        self,
+        number: int,
+        seed: int | np.random.Generator,
+        *,
+        nouns: Sequence[int] = ...,
+        counts: Sequence[int] = ...,
+        split: Split = ...,
     ) -> Sequence[Any]: ...
 
     def heldout_prompts(self, number: int, seed: int) -> Sequence[Any]: ...

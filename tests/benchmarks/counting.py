@@ -1,4 +1,4 @@
-"""How well counts come right on the embedded model: plain against guided, variant by variant, on held-out prompts.
+"""How well counts come right on an embedded model: plain against guided, variant by variant, on held-out prompts.
 
     python -m tests.benchmarks.counting --prompts 200 --samples 2 --config study --workers 12 --batch 32
 
@@ -39,7 +39,8 @@ from pipelines.models.registry import load_model, resolve_device
 from pipelines.parallel.shard import Shard
 from pipelines.sampling import denoise
 from pipelines.testbed import counter
-from pipelines.testbed.world import Prompt, heldout_prompts
+from pipelines.testbed.world import Prompt
+from pipelines.testbed.worlds import MODELS, WORLDS, World
 
 CAPTURE_FIELDS = (
     *("step", "stride", "cache", "block", "blocks", "combine", "source", "tokens", "head"),
@@ -220,12 +221,14 @@ def run(items: Sequence[Item], job: JobConfig, device: str, batch: int, referenc
     return results
 
 
-def summarise(results: Sequence[Result]) -> None:
+def summarise(results: Sequence[Result], world: World = WORLDS["shapes"]) -> None:
     """The table: one line per variant."""
+    counts, nouns = range(1, world.MAX_COUNT + 1), sorted(set(world.CROWDED))
     plain = {(result.number, result.seed): result for result in results if result.variant == "plain"}
     variants = list(dict.fromkeys(result.variant for result in results))
     width = max(len(variant) for variant in variants)
-    header = ["CountAcc", "1 noun", "2 nouns", *(f"n={n}" for n in range(1, 7)), "ident.", "many→ok", "few→ok", "ok→ok"]
+    header = ["CountAcc", *(f"{n} noun{'s' * (n > 1)}" for n in nouns), *(f"n={n}" for n in counts)]
+    header += ["ident.", "many→ok", "few→ok", "ok→ok"]
     header += ["guided", "short", "exact", "stable", "motion", "outside", "25↔ref", "against the first variant"]
     print("  ".join([f"{'variant':<{width}}", *(f"{name:>8}" for name in header)]))
     first: list[Result] = []
@@ -235,14 +238,13 @@ def summarise(results: Sequence[Result]) -> None:
             first = own
         by_count = [
             mean(float(true == asked) for r in own for asked, true in zip(r.asked, r.true, strict=True) if asked == n)
-            for n in range(1, 7)
+            for n in counts
         ]
         before = [(r, *three) for r in own for three in zip(r.asked, plain[r.number, r.seed].true, r.true, strict=True)]
         guided = [r for r in own if r.guided]
         cells = [
             mean(r.accuracy for r in own),
-            mean(r.accuracy for r in own if len(r.asked) == 1),
-            mean(r.accuracy for r in own if len(r.asked) == 2),
+            *(mean(r.accuracy for r in own if len(r.asked) == n) for n in nouns),
             *by_count,
             mean(float(r.identified == r.plain_true) for r in own if r.identified is not None),
             mean(float(after == asked) for _, asked, was, after in before if was > asked),
@@ -281,12 +283,19 @@ def mean(values) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def shares(prompts: int, samples: int, seed: int, workers: int, only: Sequence[int] | None = None) -> list[list[Item]]:
+def shares(
+    prompts: int,
+    samples: int,
+    seed: int,
+    workers: int,
+    only: Sequence[int] | None = None,
+    world: World = WORLDS["shapes"],
+) -> list[list[Item]]:
     """The clips of a study, or of the prompts with these numbers alone, dealt to the workers."""
     items = [
         Item(number, number + SAMPLE_SEEDS * sample, prompt)
         for sample in range(samples)
-        for number, prompt in enumerate(heldout_prompts(prompts, seed))
+        for number, prompt in enumerate(world.heldout_prompts(prompts, seed))
         if only is None or number in only
     ]
     return [items[worker::workers] for worker in range(workers)]
@@ -299,6 +308,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the prompts")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the prompts, from 0")
     parser.add_argument("--config", default="testbed", help="a job file, or the name of a shipped one")
+    parser.add_argument("--world", choices=list(WORLDS), help="of the prompts; default: that of the embedded model")
     parser.add_argument("overrides", nargs="*", help="key=value of the job, e.g. variants.a.guide.add=[3,6]")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
@@ -310,6 +320,7 @@ def main() -> None:
     options = parser.parse_args()
 
     job = load_job(options.config, options.overrides)
+    world = WORLDS[options.world] if options.world else MODELS.get(job.model.path, WORLDS["shapes"])
     began = time.perf_counter()
     work = partial(
         run,
@@ -318,7 +329,7 @@ def main() -> None:
         batch=options.batch,
         reference_steps=options.reference_steps,
     )
-    dealt = shares(options.prompts, options.samples, options.seed, options.workers, options.only)
+    dealt = shares(options.prompts, options.samples, options.seed, options.workers, options.only, world)
     if options.workers == 1:
         results = work(dealt[0])
     else:
@@ -328,7 +339,7 @@ def main() -> None:
     results.sort(key=lambda result: (order[result.variant], result.number, result.seed))
     if options.output:
         options.output.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results))
-    summarise(results)
+    summarise(results, world)
     seconds = time.perf_counter() - began
     clips = sum(map(len, dealt))
     print(f"{clips} clips, {seconds:.0f} s, {options.workers} workers of {options.batch}, torch {torch.__version__}")

@@ -136,6 +136,7 @@ def test_output_that_is_not_utf8(tmp_path: Path, encoding: str) -> None:
         ["plan", "--config", "demo"],
         ["models", "check", "testbed"],
         ["prompts", "check", "testbed:demo"],
+        ["prompts", "check", "scenes:demo"],
         ["status", output],
         ["evaluate", output],
         ["report", output],

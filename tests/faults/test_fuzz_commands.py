@@ -91,7 +91,7 @@ def test_prompts_make(data: st.DataObject) -> None:
             **dict.fromkeys(("number", "seed", "counts", "per-prompt"), NUMBER),
             nouns=WORDS | st.sampled_from(["cat,dog", "cat"]),
             templates=WORDS,
-            world=WORDS | st.sampled_from(["captions", "testbed"]),
+            world=WORDS | st.sampled_from(["captions", "testbed", "scenes"]),
         )
         made = f"{folder}/set.parquet"
         status, said = run("prompts", "make", made, *words)

@@ -20,6 +20,7 @@ from cluster.prompts.words import FILLINGS, TEMPLATES
 from numina.errors import InputError, PromptSetError
 from numina.prompts.nouns import singular
 from numina.prompts.targets import Target, parse_targets
+from pipelines.testbed import scenes
 from pipelines.testbed.world import MAX_OBJECTS, heldout_prompts
 
 SLOTS = 6  # places of nouns in prompts with one, two and three of them
@@ -180,6 +181,21 @@ def test_the_embedded_models_prompts_are_as_before(tmp_path: Path) -> None:
     assert table.column_names == ["id", "prompt", "targets"]
     assert table["prompt"].to_pylist() == [prompt.text for prompt in heldout_prompts(30, 5)]
     assert table["id"].to_pylist() == [f"{row:05d}" for row in range(30)]
+
+
+def test_prompts_of_the_harder_world(tmp_path: Path) -> None:
+    """One to three nouns, counts 1 to 8, in the order of its `heldout_prompts`; targets are read back from the text."""
+    place = str(tmp_path / "scenes.parquet")
+    numina("make", place, "-n", "30", "--world", "scenes", "--seed", "5")
+    rows = pq.read_table(place).to_pylist()
+    assert [row["prompt"] for row in rows] == [prompt.text for prompt in scenes.heldout_prompts(30, 5)]
+    assert all(parse_targets(row["prompt"]) == tuple(Target(**t) for t in row["targets"]) for row in rows)
+    rows = unseen_prompts(30, 0, model="scenes", counts=(1, 5, 8)).to_pylist()
+    assert [len(row["targets"]) for row in rows] == [1, 2, 3] * 10
+    assert all(sum(target["count"] for target in row["targets"]) <= scenes.MAX_OBJECTS for row in rows)
+    assert len(unseen_prompts(4, 0, model="scenes", counts=(4, 8), per_prompt=(1, 2))) == 4
+    with pytest.raises(PromptSetError, match="10 objects at most"):
+        unseen_prompts(4, 0, model="scenes", counts=(4, 8))
 
 
 def test_the_embedded_models_prompts_with_other_counts() -> None:

@@ -80,7 +80,7 @@ def test_a_judge_that_cant_know_a_noun_is_refused_first(tiny_job: Job, tmp_path:
     """Before anything is generated, with what to do."""
     make_prompts([{"prompt": "three cats"}], str(tmp_path / "cats.parquet"))
     job = tiny_job(*VERIFIED, f"prompts={tmp_path}/cats.parquet")
-    with pytest.raises(InputError, match="knows coloured shapes only, not cats"):
+    with pytest.raises(InputError, match="knows coloured shapes and creatures only, not cats"):
         prepare(job)
     with pytest.raises(ModelError, match="grounding-dino"):
         prepare(tiny_job(*VERIFIED, "verify.judge=published", f"judge.path={tmp_path}/nowhere"))

@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from numina.prompts import targets as readings
+from numina.prompts.tokens import locate_tokens
+from pipelines.judges import Case, ExactCounter
 from pipelines.testbed import counter, creatures, scenes
 from pipelines.testbed.counter import MIN_CHROMA
+from pipelines.testbed.model import build_tokenizer
 from pipelines.testbed.world import SHAPES, signed_distance, to_uint8
+from pipelines.testbed.worlds import SCENES
 
 FEW = [0, 8, 16]
 
@@ -201,6 +205,30 @@ def test_every_prompt_is_read_back_by_the_counter_and_by_numina():
         asked = tuple(readings.Target(target.noun, target.count) for target in prompt.targets)
         assert readings.parse_targets(prompt.text) == asked
         readings.check_targets(prompt.text, asked)
+
+
+def test_the_tokenizer_knows_every_word_and_nouns_are_found_among_its_tokens():
+    tokenizer = build_tokenizer(SCENES)
+    for prompt in scenes.make_prompts(300, 4):
+        tokens = tokenizer(prompt.text, return_offsets_mapping=True)
+        assert tokenizer.unk_token_id not in tokens.input_ids
+        assert len(tokens.input_ids) <= scenes.TEXT_TOKENS == tokenizer.model_max_length
+        asked = [readings.Target(target.noun, target.count) for target in prompt.targets]
+        found = locate_tokens(prompt.text, asked, tokens.offset_mapping)
+        words = [prompt.text[start:stop].lower() for start, stop in tokens.offset_mapping]
+        for target, span, (place, read) in zip(prompt.targets, found, counter.mentions(prompt.text), strict=True):
+            assert read == target
+            assert words[place + 1 : place + 3] == [target.colour, target.noun]
+            assert [words[token] for token in span.noun] == [target.noun]
+            assert [words[token] for token in span.phrase] == [target.colour, target.noun]
+
+
+def test_the_judge_counts_heads(truth):
+    prompts, videos = truth
+    for prompt, video in list(zip(prompts, videos, strict=True))[:6]:
+        asked = tuple(readings.Target(target.noun, target.count) for target in prompt.targets)
+        [judged] = ExactCounter().judge([Case(video=video, prompt=prompt.text, targets=asked)])
+        assert judged.detected.tolist() == [[target.count for target in asked]] * len(FEW)
 
 
 def test_rendering_is_repeatable_and_picks_frames():

@@ -159,7 +159,6 @@ def train_dit(
     """
     transformer, text_encoder = pipeline.transformer.to(device).train(), pipeline.text_encoder.to(device).train()
     pool = LatentPool(pipeline.vae, pipeline.tokenizer, world, pool_size, miscounted, rng, device)
-    refresh_every = 24 * world.SIZE**2 // 128**2  # so that new clips take the same share of the time in every world
     if set(pipeline.vae.config["latents_std"]) == {1.0}:
         set_scale(pipeline.vae, pool.latents.mean((0, 2, 3, 4)), pool.latents.std((0, 2, 3, 4)))
     shape = (1, LATENT_CHANNELS, 1, 1, 1)
@@ -198,7 +197,7 @@ def train_dit(
         if step % 100 == 0:
             log("dit", step=step, loss=torch.stack(losses).mean().item())
             losses.clear()
-        if step % refresh_every == refresh_every - 1:
+        if step % world.REFRESH_EVERY == world.REFRESH_EVERY - 1:
             pool.refresh()
         step += 1
     with torch.no_grad():

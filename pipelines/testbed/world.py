@@ -34,6 +34,8 @@ TRANSFORMER = (8, 4)
 """Blocks and heads of 64 channels, of the model that is trained on this world."""
 BATCH = 48
 """Clips in a step of the transformer's training."""
+REFRESH_EVERY = 24
+"""Such steps after which some of the clips are replaced by new ones."""
 CROWDED: tuple[int, ...] = (1, 2, 2, 2)
 """Numbers of nouns in the prompts that autoencoder and text encoder are trained on."""
 

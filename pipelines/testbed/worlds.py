@@ -25,6 +25,7 @@ class World(Protocol):
     TEXT_TOKENS: int
     TRANSFORMER: tuple[int, int]
     BATCH: int
+    REFRESH_EVERY: int
     CROWDED: tuple[int, ...]
 
     def words(self) -> list[str]: ...

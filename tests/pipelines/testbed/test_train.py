@@ -13,6 +13,24 @@ from pipelines.testbed.world import MAX_COUNT, MAX_OBJECTS, make_prompts, miscou
 
 
 @pytest.mark.slow
+def test_stages_of_the_harder_world_go_on_from_one_another(tmp_path: Path) -> None:
+    """The autoencoder and the reading first, then the transformer from its weights: only what a stage asks for runs."""
+    common = {"world": "scenes", "device": "cpu", "prompts": 0}
+    train(tmp_path / "first", minutes_vae=0.01, minutes_dit=0, minutes_miscounted=0, **common)
+    first = tmp_path / "first" / "weights"
+    train(tmp_path / "second", start=first, minutes_dit=0.01, minutes_miscounted=0.01, **common)
+    second = tmp_path / "second" / "weights"
+    assert (inspect(second).heads, inspect(second).depth) == (3, 6)
+    assert sum(file.stat().st_size for file in second.rglob("*")) <= 14e6
+    scale = [json.loads((folder / "vae" / "config.json").read_text())["latents_std"] for folder in (first, second)]
+    assert set(scale[0]) == {1.0}  # not known before there are latents to train on
+    assert 1.0 not in scale[1]
+    logs = [(tmp_path / name / "training.jsonl").read_text() for name in ("first", "second")]
+    stages = [list(dict.fromkeys(json.loads(line)["stage"] for line in log.splitlines())) for log in logs]
+    assert stages == [["start", "vae", "reconstruction", "saved"], ["start", "reconstruction", "pool", "dit", "saved"]]
+
+
+@pytest.mark.slow
 def test_the_recipe_runs_through_all_its_stages(tmp_path: Path) -> None:
     """Autoencoder, reading, clips, miscounted clips, saved weights; every stage is in the log, in this order."""
     train(tmp_path, minutes_vae=0.01, minutes_dit=0.01, minutes_miscounted=0.01, device="cpu", prompts=0)

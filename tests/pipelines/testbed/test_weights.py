@@ -6,7 +6,9 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from transformers import UMT5EncoderModel
 
-from pipelines.testbed import WEIGHTS, evaluate, model, world
+from pipelines.checkpoints.embedded import EMBEDDED
+from pipelines.models.families import inspect
+from pipelines.testbed import WEIGHTS, evaluate, model, scenes, world
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,19 @@ def test_reconstructions_count_right(pipeline):
     rebuilt = evaluate.reconstruct(pipeline.vae, videos, batch=1)
     figures = evaluate.share_right(evaluate.counts(rebuilt, prompts), prompts)
     assert figures["count_accuracy"] >= 0.97
+
+
+@pytest.mark.skipif(not EMBEDDED["scenes"].is_dir(), reason="the harder world's model is not trained yet")
+def test_the_model_of_the_harder_world_is_small_and_keeps_what_can_be_counted():
+    files = [file for file in EMBEDDED["scenes"].rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 14e6
+    assert {file.suffix for file in files} == {".json", ".safetensors"}
+    assert inspect(EMBEDDED["scenes"]).depth >= 6
+    own = model.load_pipeline(EMBEDDED["scenes"])
+    assert own.tokenizer.get_vocab() == model.build_tokenizer(scenes).get_vocab()
+    prompts, videos = scenes.clips(2, 21, split="all")
+    rebuilt = evaluate.reconstruct(own.vae, videos, batch=1)
+    assert evaluate.share_right(evaluate.counts(rebuilt, prompts), prompts)["count_accuracy"] >= 0.96
 
 
 def test_denoises_from_a_seed(pipeline):

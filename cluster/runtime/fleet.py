@@ -35,6 +35,7 @@ from cluster.workers.member import Arrival
 from cluster.workers.rank import GangSpec
 from cluster.workers.tasks import Output
 from numina.errors import GangError
+from pipelines.checkpoints.hub import LINE_SECONDS
 from pipelines.models.registry import place_free
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Fleet:
         self.judges: dict[str, Gang] = {}
         self.waiting: dict[ObjectRef, Gang] = {}  # steps of starts and ends
         self.false_starts: Counter[str] = Counter()  # gang → starts that failed since it last stood
+        self._told: dict[str, float] = {}  # gang → when its download was told of
         self._spare, self._spare_until = 0.0, 0.0  # cores that gangs and encoders leave, and until when that holds
 
     @property
@@ -110,7 +112,14 @@ class Fleet:
         them. Raises GangError when none is left."""
         for gang in self.all:
             if gang.silent:
-                yield gang, GangError(f"{gang.name} gave no sign of life for {gang.spec.step_timeout:.0f} s")
+                error = GangError(f"{gang.name} gave no sign of life for {gang.spec.step_timeout:.0f} s")
+                if gang.state is GangState.STANDING:
+                    yield gang, error
+                else:
+                    self._false_start(gang, error)
+            elif gang.download and time.monotonic() - self._told.get(gang.name, 0.0) >= LINE_SECONDS:
+                self._told[gang.name] = time.monotonic()
+                _log(gang).info("%s downloads %s", gang.name, gang.download)
             elif gang.state is GangState.ENDING and gang.overdue:
                 _log(gang).warning("%s: some of its processes still run after %.0f s", gang.name, gang.age)
                 self._begin_again(gang)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from cluster.dataset.leases import process_started
 from cluster.observability import logs
 from cluster.workers.code import ROOT, code_digest
 from pipelines.base import GenerationConfig, Text
+from pipelines.checkpoints.hub import downloading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,15 @@ class Member(ABC):
         pid, node = os.getpid(), ray.get_runtime_context().get_node_id()
         return Arrival(self.rank, node, pid, process_started(pid), host, port, code_digest(), str(ROOT))
 
+    def fetch(self) -> dict[str, float]:
+        """Downloads what this node lacks of the weights; what it took, in seconds by name. No clock runs meanwhile."""
+        began = time.perf_counter()
+        return {"download": time.perf_counter() - began} if self.download() else {}
+
+    def download(self) -> bool:
+        """Has the files of hub ids here; False if there are none."""
+        return False
+
     @abstractmethod
     def load(self, first: Arrival) -> dict[str, float]:
         """Makes ready for work; what it took, in seconds by name."""
@@ -120,9 +131,10 @@ class Member(ABC):
             torch.cuda.empty_cache()  # what is left after running out of memory is in pieces
 
     @ray.method(concurrency_group="pulse")
-    def pulse(self) -> bool:
-        """Answered by a thread of its own while others compute: only a process that is stopped or gone is silent."""
-        return True
+    def pulse(self) -> str:
+        """What is downloaded, if anything is. Answered by a thread of its own while others compute: only a process that
+        is stopped or gone is silent."""
+        return downloading()
 
 
 def text_on(device: torch.device, text: Text) -> Text:

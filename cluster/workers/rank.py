@@ -17,9 +17,11 @@ from cluster.observability import logs
 from numina.config import MethodConfig
 from numina.errors import ClipError, InputError
 from pipelines.base import Text
-from pipelines.checkpoints.lora import LoraConfig
-from pipelines.models.registry import load_model
-from pipelines.parallel.shard import MemoryConfig, ParallelConfig, limit_collectives
+from pipelines.checkpoints.hub import is_repository
+from pipelines.checkpoints.lora import LoraConfig, lora_file
+from pipelines.models.registry import load_model, model_folder
+from pipelines.parallel.config import MemoryConfig, ParallelConfig
+from pipelines.parallel.shard import limit_collectives
 from pipelines.sampling.clip import Clip, Identified, Request
 
 if TYPE_CHECKING:
@@ -71,6 +73,14 @@ class Rank(Member):
 
     spec: GangSpec
     generator: ClipGenerator | None = None
+
+    def download(self) -> bool:
+        spec = self.spec
+        own = [(spec.model_path, spec.model_revision), *((lora.path, lora.revision) for lora in spec.loras)]
+        model_folder(spec.model_path, spec.model_revision)
+        for lora in spec.loras:
+            lora_file(lora)
+        return any(is_repository(path) for path, _ in own)
 
     def load(self, first: Arrival) -> dict[str, float]:
         """Joins the process group and loads the model: one rank reads, the others receive."""

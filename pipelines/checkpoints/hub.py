@@ -73,7 +73,7 @@ def fetch(repository: str, commit: str, files: Sequence[str], but: str | None = 
     """The folder of a commit with its files that match the patterns, `but` those that match another; what isn't in the
     cache is downloaded, by one process of this node.
 
-    Raises ModelError where they can't be had. What was downloaded until then is kept, and the next try goes on from it.
+    Raises ModelError where they can't be had. Whole files are kept, and the next try fetches the others.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError
@@ -159,7 +159,7 @@ class Download:
 
         download = self
 
-        class Bar(tqdm):  # type: ignore[type-arg]
+        class Bar(tqdm):
             """Of several that huggingface_hub makes; the one in bytes that counts what is written is followed."""
 
             def __init__(self, *arguments: Any, **options: Any):
@@ -190,7 +190,7 @@ def _missing(repository: str, wanted: Mapping[str, Any]) -> list[DryRunFileInfo]
     from huggingface_hub import snapshot_download
     from tqdm import tqdm
 
-    class Silent(tqdm):  # type: ignore[type-arg]
+    class Silent(tqdm):
         def __init__(self, *arguments: Any, **options: Any):
             super().__init__(*arguments, **{**options, "disable": True})
 
@@ -199,10 +199,9 @@ def _missing(repository: str, wanted: Mapping[str, Any]) -> list[DryRunFileInfo]
 
 
 def _check_disk(repository: str, missing: Sequence[DryRunFileInfo]) -> None:
-    """Raises ModelError where the cache's disk hasn't room for a download; what an earlier try left is counted."""
+    """Raises ModelError where the cache's disk hasn't room for a download."""
     folder = cache_folder(repository)
-    begun = sum(file.stat().st_size for file in folder.glob("blobs/*.incomplete"))
-    needed = sum(file.file_size or 0 for file in missing) - begun
+    needed = sum(file.file_size or 0 for file in missing)
     place = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     free = shutil.disk_usage(place).free
     if needed + SPARE > free:

@@ -55,6 +55,7 @@ class Fleet:
         self.waiting: dict[ObjectRef, Gang] = {}  # steps of starts and ends
         self.false_starts: Counter[str] = Counter()  # gang → starts that failed since it last stood
         self._told: dict[str, float] = {}  # gang → when its download was told of
+        self._said: list[str] = []  # of what gangs lack to be faster
         self._spare, self._spare_until = 0.0, 0.0  # cores that gangs and encoders leave, and until when that holds
 
     @property
@@ -152,6 +153,11 @@ class Fleet:
             del self.false_starts[gang.name]
             took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in gang.seconds.items())
             _log(gang).info("%s is ready after %.1f s: %s", gang.name, gang.age, took)
+            if gang.running.what:
+                _log(gang).info("%s runs on %s", gang.name, gang.running.what)
+            for missing in [one for one in gang.running.faster if one not in self._said]:  # once a job
+                self._said.append(missing)
+                _log(gang).warning("clips could be faster: %s", missing)
 
     def replace(self, gang: Gang) -> None:
         """Ends a gang; when its processes are gone, a fresh one takes its place."""

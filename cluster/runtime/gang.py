@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from cluster.dataset.leases import process_started
 from cluster.runtime.placement import amounts, bundles, node_sizes
-from cluster.workers.member import Arrival, Spec
+from cluster.workers.member import Arrival, Running, Spec
 
 PULSE_SECONDS = 1.0  # between two questions for a sign of life
 
@@ -52,6 +52,7 @@ class Gang:
         self.seconds: dict[str, float] = {}  # what the start took, by name: the slowest rank's
         self.bundles = bundles(spec, node_sizes())
         self.download = ""  # what a rank of it downloads, in words
+        self.running = Running()
         self._began = time.monotonic()
         self._awaited: dict[ObjectRef, GangState] = {}  # what its start or end waits for, and the state until then
         self._pulses: list[tuple[ObjectRef, float]] = []  # per rank: the question, and when it was asked
@@ -74,9 +75,9 @@ class Gang:
     def start(self) -> list[ObjectRef]:
         """Starts all ranks. Once every reference was handed to `heard`, the gang stands."""
         arrivals = [rank.arrive.remote() for rank in self.ranks]
-        fetches = [rank.fetch.remote() for rank in self.ranks]
+        fetches = [rank.fetch.remote() for rank in self.ranks if self.spec.fetches]
         loads = [rank.load.remote(arrivals[0]) for rank in self.ranks]
-        last = [rank.warm_up.remote() for rank in self.ranks]
+        last = [*(rank.warm_up.remote() for rank in self.ranks), self.ranks[0].runs.remote()]
         self._awaited = (
             dict.fromkeys(arrivals, GangState.PLACING)
             | dict.fromkeys(fetches, GangState.DOWNLOADING)
@@ -90,6 +91,8 @@ class Gang:
         del self._awaited[reference]
         if isinstance(answer, Arrival):
             self.arrivals.append(answer)
+        elif isinstance(answer, Running):
+            self.running = answer
         else:
             self.seconds |= {name: max(took, self.seconds.get(name, 0.0)) for name, took in answer.items()}
         before, self.state = self.state, next(iter(self._awaited.values()), GangState.STANDING)

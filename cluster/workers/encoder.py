@@ -13,7 +13,6 @@ from torch import Tensor
 
 from cluster.workers.member import AloneSpec, Arrival, Member, ModelSpec, text_on
 from pipelines.base import Text
-from pipelines.checkpoints.hub import is_repository
 from pipelines.models.registry import ENCODER_PARTS, model_folder
 from pipelines.sampling.clip import Request
 
@@ -37,9 +36,8 @@ class Encoder(Member):
     encoder: TextEncoder | None = None
     unconditional: Tensor | None = None  # of the job's negative prompt, which most clips share
 
-    def download(self) -> bool:
+    def download(self) -> None:
         model_folder(self.spec.model_path, self.spec.model_revision, ENCODER_PARTS)
-        return is_repository(self.spec.model_path)
 
     def load(self, first: Arrival) -> dict[str, float]:
         from pipelines.models.registry import load_text_encoder

@@ -33,6 +33,10 @@ class JudgeSpec(AloneSpec):
     def actor(self) -> type[Member]:
         return JudgeActor
 
+    @property
+    def fetches(self) -> bool:
+        return is_repository(self.judge.path or "")
+
 
 class JudgeActor(Member):
     """One judge, and a hand on the output."""
@@ -40,9 +44,8 @@ class JudgeActor(Member):
     spec: JudgeSpec
     judge: Judge | None = None
 
-    def download(self) -> bool:
+    def download(self) -> None:
         inspect_judge(self.spec.judge)
-        return is_repository(self.spec.judge.path or "")
 
     def load(self, first: Arrival) -> dict[str, float]:
         began = time.perf_counter()

@@ -18,7 +18,7 @@ from cluster.dataset.leases import process_started
 from cluster.observability import logs
 from cluster.workers.code import ROOT, code_digest
 from pipelines.base import GenerationConfig, Text
-from pipelines.checkpoints.hub import downloading
+from pipelines.checkpoints.hub import downloading, is_repository
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,11 @@ class Spec(ABC):
     def compiles(self) -> bool:
         return False
 
+    @property
+    def fetches(self) -> bool:
+        """Whether anything is a hub's, which a node may have to download."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class AloneSpec(Spec):
@@ -74,6 +79,10 @@ class ModelSpec(Spec):
     dtype: str
     generation: GenerationConfig
 
+    @property
+    def fetches(self) -> bool:
+        return is_repository(self.model_path)
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -87,6 +96,14 @@ class Arrival:
     port: int | None
     code: str  # `code_digest` of what it runs
     code_place: str  # and where that lies
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a process works with, in words; and what would make it faster."""
+
+    what: str = ""
+    faster: tuple[str, ...] = ()
 
 
 class Member(ABC):
@@ -111,11 +128,12 @@ class Member(ABC):
     def fetch(self) -> dict[str, float]:
         """Downloads what this node lacks of the weights; what it took, in seconds by name. No clock runs meanwhile."""
         began = time.perf_counter()
-        return {"download": time.perf_counter() - began} if self.download() else {}
+        self.download()
+        return {"download": time.perf_counter() - began}
 
-    def download(self) -> bool:
-        """Has the files of hub ids here; False if there are none."""
-        return False
+    @abstractmethod
+    def download(self) -> None:
+        """Has the files of hub ids here."""
 
     @abstractmethod
     def load(self, first: Arrival) -> dict[str, float]:
@@ -124,6 +142,10 @@ class Member(ABC):
     def warm_up(self) -> dict[str, float]:
         """The last thing before work; what it took, in seconds by name."""
         return {}
+
+    def runs(self) -> Running:
+        """What it works with, once it is ready."""
+        return Running()
 
     def drop(self, keys: Sequence[str]) -> None:
         """Forgets what it holds of these clips."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from cluster.dataset.store import Store
+from cluster.prompts.write import make_prompts
 from tests.cluster.conftest import TINY
 from tests.hub import COMMIT, LATER, Hub, serving
+from tests.layouts import published_folder
 
-MODEL = "Some-Lab/Wan2.1-Tiny-Diffusers"
+MODEL, PUBLISHED = "Some-Lab/Wan2.1-Tiny-Diffusers", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+README = (Path(__file__).parents[3] / "README.md").read_text()
 LOST_CACHE = """
 import logging, shutil, sys
 from cluster.job.config import load_job
@@ -93,3 +97,27 @@ def test_what_cannot_be_had_is_said_before_anything_starts(hub: Hub, words: list
     assert f"{tmp_path}/cache/models--Some-Lab--Wan2.1-Tiny-Diffusers" in failed.stderr
     assert f"`hf download {MODEL}`" in failed.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_readmes_first_job_on_gpus_is_complete(tmp_path: Path) -> None:
+    """`numina run --config wan1.3b prompts=… output=…`, here with a clip that a CPU makes: from the hub's files, in the
+    published layout, to rows. Then the cache has the checkpoint, and a plan reads it there."""
+    make_prompts([{"id": "one", "prompt": "three hourglasses and two mice"}], str(tmp_path / "checked.parquet"))
+    [line] = [line for line in README.splitlines() if "run --config wan1.3b prompts=" in line]
+    asked = [word.replace("checked", f"{tmp_path}/checked") for word in shlex.split(line)[1:]]
+    small = ["generation.height=64", "generation.width=64", "generation.num_frames=17", "generation.steps=2"]
+    here = [f"output={tmp_path}/rows", "model.device=cpu", "cluster.address=local", *small]
+    with serving(Hub()) as hub:
+        hub.add(PUBLISHED, COMMIT, published_folder("wan2.1-t2v-1.3b", tmp_path / "hub"))
+        done = numina(hub, tmp_path / "cache", *asked, *here)
+        assert done.returncode == 0, done.stderr
+        assert "1 of 1 videos" in done.stdout
+        assert "gang-0 runs on a CPU, torch " in done.stderr
+        assert "engine single, attention native, eager blocks" in done.stderr
+        plan = ["plan", "--config", "wan1.3b", "--gpus", "8"]
+        planned = numina(hub, tmp_path / "cache", *plan)
+        assert "as it is here" in planned.stdout
+        assert f"{PUBLISHED} (3 blocks, 4 heads)" in planned.stdout
+        assert "as published" in numina(hub, tmp_path / "other", *plan).stdout
+    [row] = Store.reader(f"{tmp_path}/rows").rows().to_pylist()
+    assert (row["model"], [noun["noun"] for noun in row["targets"]]) == (PUBLISHED, ["hourglasses", "mice"])

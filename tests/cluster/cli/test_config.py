@@ -40,7 +40,7 @@ def test_settings_are_listed_by_prefix() -> None:
 
 def test_what_a_config_needs_is_said_with_its_meaning(tmp_path: Path) -> None:
     """A file may leave the checkpoint open."""
-    (tmp_path / "job.yaml").write_text("model: {path: ???}")
+    (tmp_path / "job.yaml").write_text("model:\n  path: ???\n")
     with pytest.raises(ConfigError, match=r"job.yaml' needs model\.path=… \(a folder .* a hub id OWNER/NAME"):
         numina("config", f"{tmp_path}/job.yaml")
 

@@ -72,7 +72,7 @@ def test_a_missing_file_lists_the_shipped_ones() -> None:
 
 def test_a_mandatory_value_is_asked_for(tmp_path: Path) -> None:
     """A file with ??? says which key is missing."""
-    (tmp_path / "job.yaml").write_text("model: {path: ???}")
+    (tmp_path / "job.yaml").write_text("model:\n  path: ???\n")
     with pytest.raises(ConfigError, match=r"model\.path"):
         load_job(tmp_path / "job.yaml")
 

@@ -16,11 +16,13 @@ def faster_kernels(engine: str, kernel: str) -> Iterator[str]:
 
     if torch.cuda.get_device_capability()[0] != HOPPER or "flash_3" in kernel or "flash_4" in kernel:
         return
-    if not any(map(find_spec, FLASH_3)):
+    if engine != "xfuser":  # diffusers knows the first module alone, which no package on PyPI brings
+        if find_spec(FLASH_3[0]):
+            yield f"FlashAttention-3 is installed, but attention runs by {kernel}; add parallel.attention=_flash_3"
+    elif any(map(find_spec, FLASH_3)):
+        yield f"FlashAttention-3 is installed, but attention runs by {kernel}; add parallel.attention=flash_3"
+    else:
         yield (
             f"FlashAttention-3 isn't installed, and attention runs by {kernel}; `pip install numina-video[gpu]` (or"
             " `make install` on a machine with a GPU) brings it as fa3-fwd, for CUDA 13"
         )
-    else:
-        name = "flash_3" if engine == "xfuser" else "_flash_3"
-        yield f"FlashAttention-3 is installed, but attention runs by {kernel}; add parallel.attention={name}"

@@ -209,11 +209,12 @@ def test_private_names_of_libraries_have_one_module_each() -> None:
 
 
 def test_private_names_are_of_versions_that_can_be_installed() -> None:
-    """Bounds are those of pyproject.toml, and the lock is within them."""
+    """Bounds are those of pyproject.toml, and the locks are within them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = map(Requirement, [*project["dependencies"], *chain(*project["optional-dependencies"].values())])
     bounds = {requirement.name: requirement.specifier for requirement in asked}
-    locked = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line)
+    lines = [line for name in ("requirements", "requirements-gpu") for line in (ROOT / f"{name}.lock").open()]
+    locked = dict(line.strip().split("==") for line in lines)
     for name, place in TESTED.items():
         assert any(clause.operator in ("<", "==") for clause in bounds[name]), f"{name} has no upper bound"
         if name in locked:

@@ -10,6 +10,7 @@ from rich.table import Table
 from cluster.cli.terminal import console, say
 from cluster.observability.logs import redact
 from numina.errors import InputError
+from pipelines.models.published import UNREAD
 
 if TYPE_CHECKING:
     from cluster.dataset.garbage import Collected
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from cluster.evaluation.summary import JudgeSummary
     from cluster.planner import Candidate, Planner
     from numina.metrics import Difference, Interval
+    from pipelines.base import ModelFacts
 
 PROMPTS_SHOWN = 20
 
@@ -39,12 +41,13 @@ def print_configured(planner: "Planner", refuse: bool) -> None:
     if planner.prepared.device == "cuda":
         gpu = f"{planner.gpu.memory_gib:g} of {planner.gpu.name}"
         rows["memory"] = f"{memory.peak:.1f} GiB at most on every GPU, while {memory.phase}; {gpu}"
-    if size.hours is None:
+    if size.candidate.cost is None:
         rows["time"] = "not measured for this model and shape; try limit=2 first"
-    else:
-        rows["total"] = f"{size.hours:.1f} h for all videos, at most"
     console.print(facts_table(planner, rows))
-    if size.hours is not None:
+    if size.candidate.cost is not None:
+        say()
+        console.print(bill_table(planner, size.candidate, setup.gangs * setup.ranks))
+        say()
         for reason in time_reasons(planner, size.candidate):
             say(reason)
     if refusal:
@@ -59,10 +62,39 @@ def facts_table(planner: "Planner", rows: dict[str, str]) -> Table:
             "model": f"{model.name} ({model.depth} blocks, {model.heads} heads)",
             "device": f"{prepared.device}, {prepared.dtype}",
             "clip": f"{generation.height}×{generation.width}, {generation.num_frames} frames",
-            "videos": str(prepared.asked),
+            **({} if planner.demand.videos is None else {"videos": str(planner.demand.videos)}),
+            "checkpoint": f"{planner.disk.checkpoint / 1e9:.1f} GB on every node, {_read_where(model)}",
             **rows,
         }
     )
+
+
+def _read_where(model: "ModelFacts") -> str:
+    return "as published (it isn't here)" if model.revision == UNREAD else "as it is here"
+
+
+def bill_table(planner: "Planner", candidate: "Candidate", gpus: int) -> Table:
+    """What a clip takes, and all that are asked for, on so many GPUs: a range where some counts are right at once."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    priced = planner.demand.price is not None
+    for column in ("time", "GPU-hours", "disk", *(["price"] if priced else [])):
+        table.add_column(column, justify="right")
+    cost, asked = candidate.cost, planner.demand.videos
+    for videos in [1, *([asked] if asked and asked > 1 else [])]:
+        bill = planner.bill(candidate, gpus, videos)
+        if bill is None or cost is None:
+            continue
+        alone = f"{cost.seconds_if_right:.0f} to {cost.seconds:.0f} s".replace(f"{cost.seconds:.0f} to ", "")
+        disk = (bill.disk_gb * 1000).shown(".2g", " MB") if bill.disk_gb.most < 1 else bill.disk_gb.shown(",.1f", " GB")
+        table.add_row(
+            "a clip" if videos == 1 else f"{videos:,} clips",
+            alone if videos == 1 else bill.hours.shown(",.1f", " h"),
+            bill.gpu_hours.shown(",.1f" if bill.gpu_hours.most >= 10 else ".3f"),
+            disk,
+            *([bill.price.shown(",.2f")] if bill.price else []),
+        )
+    return table
 
 
 def two_columns(rows: Mapping[str, str]) -> Table:

@@ -46,7 +46,7 @@ from numina.errors import ConfigError
 from pipelines.base import GenerationConfig
 from pipelines.checkpoints.lora import LoraConfig
 from pipelines.judges.base import JudgeConfig
-from pipelines.parallel.shard import MemoryConfig, ParallelConfig
+from pipelines.parallel.config import MemoryConfig, ParallelConfig
 
 ALGORITHM_VERSION = 3  # raised when the same configuration would give other pixels; part of every row's key
 DEFAULT_PRESET = "closed"
@@ -59,7 +59,8 @@ class ModelConfig:
     """The checkpoint, and the numbers and device that it runs on."""
 
     path: str = "testbed"  # a folder in diffusers' layout, a hub id OWNER/NAME, or testbed: the embedded counting model
-    revision: str | None = None  # the commit of a hub id: 40 hex digits; null for a local folder
+    # the commit of a hub id, 40 hex digits; null: the newest one when the job starts, which its output keeps
+    revision: str | None = None
     # LoRAs that are fused into the transformer's weights when the model is loaded
     loras: list[LoraConfig] = field(default_factory=list)
     # of weights and activations: auto (bfloat16 on GPUs, float32 on CPUs), float32, bfloat16, float16, or float8 (the
@@ -254,6 +255,12 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) ->
         raise ConfigError(f"{where}{str(error).splitlines()[0]}") from error
     assert isinstance(job, JobConfig)
     return job
+
+
+def names_prompts(config: str | Path | None, overrides: Sequence[str]) -> bool:
+    """Whether a job's file or its command line names a prompt set."""
+    given = {override.partition("=")[0] for override in overrides}
+    return "prompts" in given or (config is not None and "prompts" in load_yaml(config, JobConfig))
 
 
 def _needed(key: str) -> str:

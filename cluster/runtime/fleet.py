@@ -35,6 +35,7 @@ from cluster.workers.member import Arrival
 from cluster.workers.rank import GangSpec
 from cluster.workers.tasks import Output
 from numina.errors import GangError
+from pipelines.checkpoints.hub import LINE_SECONDS
 from pipelines.models.registry import place_free
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Fleet:
         self.judges: dict[str, Gang] = {}
         self.waiting: dict[ObjectRef, Gang] = {}  # steps of starts and ends
         self.false_starts: Counter[str] = Counter()  # gang → starts that failed since it last stood
+        self._told: dict[str, float] = {}  # gang → when its download was told of
+        self._said: list[str] = []  # of what gangs lack to be faster
         self._spare, self._spare_until = 0.0, 0.0  # cores that gangs and encoders leave, and until when that holds
 
     @property
@@ -110,7 +113,14 @@ class Fleet:
         them. Raises GangError when none is left."""
         for gang in self.all:
             if gang.silent:
-                yield gang, GangError(f"{gang.name} gave no sign of life for {gang.spec.step_timeout:.0f} s")
+                error = GangError(f"{gang.name} gave no sign of life for {gang.spec.step_timeout:.0f} s")
+                if gang.state is GangState.STANDING:
+                    yield gang, error
+                else:
+                    self._false_start(gang, error)
+            elif gang.download and time.monotonic() - self._told.get(gang.name, 0.0) >= LINE_SECONDS:
+                self._told[gang.name] = time.monotonic()
+                _log(gang).info("%s downloads %s", gang.name, gang.download)
             elif gang.state is GangState.ENDING and gang.overdue:
                 _log(gang).warning("%s: some of its processes still run after %.0f s", gang.name, gang.age)
                 self._begin_again(gang)
@@ -143,6 +153,11 @@ class Fleet:
             del self.false_starts[gang.name]
             took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in gang.seconds.items())
             _log(gang).info("%s is ready after %.1f s: %s", gang.name, gang.age, took)
+            if gang.running.what:
+                _log(gang).info("%s runs on %s", gang.name, gang.running.what)
+            for missing in [one for one in gang.running.faster if one not in self._said]:  # once a job
+                self._said.append(missing)
+                _log(gang).warning("clips could be faster: %s", missing)
 
     def replace(self, gang: Gang) -> None:
         """Ends a gang; when its processes are gone, a fresh one takes its place."""

@@ -1,6 +1,6 @@
 """A gang: processes that start together, work together and end together, as Ray actors in one placement group.
 
-    placing ─► loading ─► (compiling) ─► standing ─► ending          a lost process takes its gang with it
+    placing ─► downloading ─► loading ─► (compiling) ─► standing ─► ending      a lost process takes its gang with it
 
 All ranks get the same calls in the same order; rank 0 answers. Nothing here waits: starting and ending give references
 to wait for, and the driver has other gangs to serve.
@@ -19,12 +19,13 @@ from typing import Any
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from cluster.dataset.leases import process_started
 from cluster.runtime.placement import amounts, bundles, node_sizes
-from cluster.workers.member import Arrival, Spec
+from cluster.workers.member import Arrival, Running, Spec
 
 PULSE_SECONDS = 1.0  # between two questions for a sign of life
 
@@ -33,6 +34,7 @@ class GangState(StrEnum):
     """What a gang's processes are at, all together."""
 
     PLACING = "placing"
+    DOWNLOADING = "downloading"
     LOADING = "loading"
     COMPILING = "compiling"
     STANDING = "standing"
@@ -49,6 +51,8 @@ class Gang:
         self.arrivals: list[Arrival] = []
         self.seconds: dict[str, float] = {}  # what the start took, by name: the slowest rank's
         self.bundles = bundles(spec, node_sizes())
+        self.download = ""  # what a rank of it downloads, in words
+        self.running = Running()
         self._began = time.monotonic()
         self._awaited: dict[ObjectRef, GangState] = {}  # what its start or end waits for, and the state until then
         self._pulses: list[tuple[ObjectRef, float]] = []  # per rank: the question, and when it was asked
@@ -71,10 +75,12 @@ class Gang:
     def start(self) -> list[ObjectRef]:
         """Starts all ranks. Once every reference was handed to `heard`, the gang stands."""
         arrivals = [rank.arrive.remote() for rank in self.ranks]
+        fetches = [rank.fetch.remote() for rank in self.ranks if self.spec.fetches]
         loads = [rank.load.remote(arrivals[0]) for rank in self.ranks]
-        last = [rank.warm_up.remote() for rank in self.ranks]
+        last = [*(rank.warm_up.remote() for rank in self.ranks), self.ranks[0].runs.remote()]
         self._awaited = (
             dict.fromkeys(arrivals, GangState.PLACING)
+            | dict.fromkeys(fetches, GangState.DOWNLOADING)
             | dict.fromkeys(loads, GangState.LOADING)
             | dict.fromkeys(last, GangState.COMPILING if self.spec.compiles else GangState.LOADING)
         )
@@ -85,13 +91,20 @@ class Gang:
         del self._awaited[reference]
         if isinstance(answer, Arrival):
             self.arrivals.append(answer)
+        elif isinstance(answer, Running):
+            self.running = answer
         else:
             self.seconds |= {name: max(took, self.seconds.get(name, 0.0)) for name, took in answer.items()}
-        if self._awaited:
-            self.state = next(iter(self._awaited.values()))
-        else:
-            self.state = GangState.STANDING
-            self._pulses = [(rank.pulse.remote(), time.monotonic()) for rank in self.ranks]
+        before, self.state = self.state, next(iter(self._awaited.values()), GangState.STANDING)
+        if self.state is not before:
+            watched = self.ranks if self.state in (GangState.DOWNLOADING, GangState.STANDING) else []
+            self._pulses = [(rank.pulse.remote(), time.monotonic()) for rank in watched]
+            self.download = ""
+
+    @property
+    def doing(self) -> str:
+        """Its state, with how far a download is."""
+        return f"{self.state} {self.download}" if self.state is GangState.DOWNLOADING and self.download else self.state
 
     @property
     def age(self) -> float:
@@ -101,17 +114,21 @@ class Gang:
     @property
     def overdue(self) -> bool:
         """Whether its start, or its end, takes longer than it may."""
-        limits = {GangState.STANDING: float("inf"), GangState.ENDING: self.spec.end_timeout}
-        return self.age > limits.get(self.state, self.spec.start_timeout)
+        endless = dict.fromkeys((GangState.STANDING, GangState.DOWNLOADING), float("inf"))
+        limits = endless | {GangState.ENDING: self.spec.end_timeout}
+        waived = 0.0 if self.state is GangState.ENDING else self.seconds.get("download", 0.0)
+        return self.age - waived > limits.get(self.state, self.spec.start_timeout)
 
     @property
     def silent(self) -> bool:
-        """Whether a rank of a standing gang owes a sign of life for longer than a step may take."""
+        """Whether a rank that works or downloads owes a sign of life for longer than a step may take."""
         now = time.monotonic()
         for rank, (question, asked) in enumerate(self._pulses):
             if now - asked < PULSE_SECONDS:
                 continue
             if ray.wait([question], timeout=0)[0]:
+                with contextlib.suppress(RayError):  # a lost process is told of by what it was asked to do
+                    self.download = ray.get(question) or self.download
                 self._pulses[rank] = (self.ranks[rank].pulse.remote(), now)
             elif now - asked > self.spec.step_timeout:
                 return True

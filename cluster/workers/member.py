@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from cluster.dataset.leases import process_started
 from cluster.observability import logs
 from cluster.workers.code import ROOT, code_digest
 from pipelines.base import GenerationConfig, Text
+from pipelines.checkpoints.hub import downloading, is_repository
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,11 @@ class Spec(ABC):
     def compiles(self) -> bool:
         return False
 
+    @property
+    def fetches(self) -> bool:
+        """Whether anything is a hub's, which a node may have to download."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class AloneSpec(Spec):
@@ -72,6 +79,10 @@ class ModelSpec(Spec):
     dtype: str
     generation: GenerationConfig
 
+    @property
+    def fetches(self) -> bool:
+        return is_repository(self.model_path)
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -85,6 +96,14 @@ class Arrival:
     port: int | None
     code: str  # `code_digest` of what it runs
     code_place: str  # and where that lies
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a process works with, in words; and what would make it faster."""
+
+    what: str = ""
+    faster: tuple[str, ...] = ()
 
 
 class Member(ABC):
@@ -106,6 +125,16 @@ class Member(ABC):
         pid, node = os.getpid(), ray.get_runtime_context().get_node_id()
         return Arrival(self.rank, node, pid, process_started(pid), host, port, code_digest(), str(ROOT))
 
+    def fetch(self) -> dict[str, float]:
+        """Downloads what this node lacks of the weights; what it took, in seconds by name. No clock runs meanwhile."""
+        began = time.perf_counter()
+        self.download()
+        return {"download": time.perf_counter() - began}
+
+    @abstractmethod
+    def download(self) -> None:
+        """Has the files of hub ids here."""
+
     @abstractmethod
     def load(self, first: Arrival) -> dict[str, float]:
         """Makes ready for work; what it took, in seconds by name."""
@@ -114,15 +143,20 @@ class Member(ABC):
         """The last thing before work; what it took, in seconds by name."""
         return {}
 
+    def runs(self) -> Running:
+        """What it works with, once it is ready."""
+        return Running()
+
     def drop(self, keys: Sequence[str]) -> None:
         """Forgets what it holds of these clips."""
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # what is left after running out of memory is in pieces
 
     @ray.method(concurrency_group="pulse")
-    def pulse(self) -> bool:
-        """Answered by a thread of its own while others compute: only a process that is stopped or gone is silent."""
-        return True
+    def pulse(self) -> str:
+        """What is downloaded, if anything is. Answered by a thread of its own while others compute: only a process that
+        is stopped or gone is silent."""
+        return downloading()
 
 
 def text_on(device: torch.device, text: Text) -> Text:

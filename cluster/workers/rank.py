@@ -17,15 +17,19 @@ from cluster.observability import logs
 from numina.config import MethodConfig
 from numina.errors import ClipError, InputError
 from pipelines.base import Text
-from pipelines.checkpoints.lora import LoraConfig
-from pipelines.models.registry import load_model
-from pipelines.parallel.shard import MemoryConfig, ParallelConfig, limit_collectives
+from pipelines.checkpoints.hub import is_repository
+from pipelines.checkpoints.lora import LoraConfig, lora_file
+from pipelines.models.registry import load_model, model_folder
+from pipelines.parallel.config import MemoryConfig, ParallelConfig
+from pipelines.parallel.kernels import faster_kernels
+from pipelines.parallel.shard import limit_collectives
+from pipelines.parallel.support import resolve_engine
 from pipelines.sampling.clip import Clip, Identified, Request
 
 if TYPE_CHECKING:
     from numina.guidance import GuidancePlan
     from pipelines.sampling.generate import ClipGenerator
-from cluster.workers.member import Arrival, Member, ModelSpec, text_on
+from cluster.workers.member import Arrival, Member, ModelSpec, Running, text_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,10 @@ class GangSpec(ModelSpec):
     def compiles(self) -> bool:
         return self.parallel.compile
 
+    @property
+    def fetches(self) -> bool:
+        return super().fetches or any(is_repository(lora.path) for lora in self.loras)
+
 
 class Rank(Member):
     """One process of a gang that makes clips: its share of the model and of every clip.
@@ -71,6 +79,11 @@ class Rank(Member):
 
     spec: GangSpec
     generator: ClipGenerator | None = None
+
+    def download(self) -> None:
+        model_folder(self.spec.model_path, self.spec.model_revision)
+        for lora in self.spec.loras:
+            lora_file(lora)
 
     def load(self, first: Arrival) -> dict[str, float]:
         """Joins the process group and loads the model: one rank reads, the others receive."""
@@ -111,6 +124,17 @@ class Rank(Member):
         if spec.ranks > 1:
             limit_collectives(timedelta(seconds=spec.step_timeout))
         return seconds
+
+    def runs(self) -> Running:
+        """Engine and kernel as they were chosen here."""
+        if self.generator is None:
+            return Running()
+        ran, spec = self.generator.ran, self.spec
+        engine = resolve_engine(spec.parallel.engine, spec.device, spec.parallel.sequence_ranks)
+        blocks = "compiled" if spec.compiles else "eager"
+        place = ran.gpu_name or "a CPU"
+        what = f"{place}, torch {ran.torch_version}, engine {engine}, attention {ran.attention_kernel}, {blocks} blocks"
+        return Running(what, tuple(faster_kernels(engine, ran.attention_kernel)) if spec.device == "cuda" else ())
 
     @ray.method(num_returns=2)
     def identify(

@@ -21,7 +21,8 @@ from numina.private.torch import joined_axes
 from pipelines.attention.cross import Rotary
 from pipelines.attention.kernels import FLASH_3, HALF, FlashSelfAttention, flash3_lacks, show_flash3_to_xdit
 from pipelines.base import Project, Seams, VideoModel
-from pipelines.parallel.shard import ParallelConfig, Shard
+from pipelines.parallel.config import ParallelConfig
+from pipelines.parallel.shard import Shard
 from pipelines.parallel.support import resolve_engine
 from pipelines.private.diffusers import attention_backend, enable_parallelism
 from pipelines.private.xfuser import set_runtime

@@ -27,7 +27,8 @@ from pipelines.attention.capture import ClipCapture
 from pipelines.attention.engines import parallelize
 from pipelines.base import Text, VideoModel
 from pipelines.models.registry import load_model
-from pipelines.parallel.shard import ParallelConfig, Shard
+from pipelines.parallel.config import ParallelConfig
+from pipelines.parallel.shard import Shard
 from pipelines.sampling import denoise
 from pipelines.testbed.world import Prompt, heldout_prompts
 

@@ -20,6 +20,7 @@ class FakeGang:
 
     spec: Any = None
     silent = False
+    download = ""
 
     def __init__(self, name: str, stage: str, *, overdue: bool = False):
         self.name, self.state, self.overdue = name, stage, overdue

@@ -22,7 +22,8 @@ from pipelines.attention.engines import AXES, TokenSplit, UspSelfAttention, _pla
 from pipelines.attention.kernels import FlashSelfAttention
 from pipelines.base import Text
 from pipelines.models.wan import WanModel
-from pipelines.parallel.shard import ALONE, MemoryConfig, ParallelConfig, Shard, limit_collectives
+from pipelines.parallel.config import MemoryConfig, ParallelConfig
+from pipelines.parallel.shard import ALONE, Shard, limit_collectives
 from pipelines.sampling import denoise
 from tests.pipelines.conftest import BATCH_TARGETS, GENERATION, NEGATIVES, PROMPTS, SEEDS
 from tests.pipelines.ranks import spawn

@@ -13,6 +13,7 @@ from numina.errors import InputError
 
 if TYPE_CHECKING:
     from cluster.dataset.garbage import Collected
+    from cluster.doctor.check import Result
     from cluster.evaluation.outcomes import Outcome
     from cluster.evaluation.summary import JudgeSummary
     from cluster.planner import Candidate, Planner
@@ -197,4 +198,17 @@ def garbage_table(collected: "Collected", done: str) -> Table:
     for kind, files in collected.files.items():
         table.add_row(kind, str(files), f"{collected.bytes[kind] / 2**20:.1f}")
     table.add_row("in all", str(sum(collected.files.values())), f"{sum(collected.bytes.values()) / 2**20:.1f}")
+    return table
+
+
+def check_table(results: Sequence["Result"]) -> Table:
+    """What `numina doctor` found, each line with its remedy."""
+    colours = {"ok": "green", "warning": "yellow", "fails": "bold red"}
+    table = Table(box=None, header_style="", pad_edge=False)
+    table.add_column("check", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("what is here, and what to do", overflow="fold")
+    for result in results:
+        text = escape(result.found) + (f"\n→ {escape(result.remedy)}" if result.remedy else "")
+        table.add_row(escape(result.name), f"[{colours[result.state]}]{result.state}[/]", text)
     return table

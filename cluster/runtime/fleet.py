@@ -26,7 +26,7 @@ from cluster.job.judge import judge_config
 from cluster.observability.metrics import endpoints, is_free
 from cluster.planner import planned_gib
 from cluster.private.ray import METRICS_PORT
-from cluster.runtime.faults import Handling, handling_of, reason
+from cluster.runtime.faults import Handling, cause_of, handling_of, reason
 from cluster.runtime.gang import Gang, GangState, end_gangs
 from cluster.workers.code import ROOT, code_digest
 from cluster.workers.encoder import EncoderSpec
@@ -34,7 +34,7 @@ from cluster.workers.judge import JudgeSpec
 from cluster.workers.member import Arrival
 from cluster.workers.rank import GangSpec
 from cluster.workers.tasks import Output
-from numina.errors import GangError
+from numina.errors import GangError, MachineError
 from pipelines.models.registry import place_free
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Fleet:
         self.encoders: dict[str, Gang] = {}
         self.judges: dict[str, Gang] = {}
         self.waiting: dict[ObjectRef, Gang] = {}  # steps of starts and ends
+        self.stood = False  # whether any gang has
         self.false_starts: Counter[str] = Counter()  # gang → starts that failed since it last stood
         self._spare, self._spare_until = 0.0, 0.0  # cores that gangs and encoders leave, and until when that holds
 
@@ -140,6 +141,7 @@ class Fleet:
             )
         gang.heard(reference, answer)
         if gang.state is GangState.STANDING:
+            self.stood = True
             del self.false_starts[gang.name]
             took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in gang.seconds.items())
             _log(gang).info("%s is ready after %.1f s: %s", gang.name, gang.age, took)
@@ -190,11 +192,15 @@ class Fleet:
             self._start(gang.fresh())
 
     def _false_start(self, gang: Gang, error: BaseException) -> None:
-        """Another try with a fresh gang, unless the input is at fault; after the last one the job goes on without."""
+        """Another try with a fresh gang, unless the input is at fault; after the last one the job goes on without.
+
+        What a machine lacks before anything has worked here, another try wouldn't bring.
+        """
         self.false_starts[gang.name] += 1
         if handling_of(error) is Handling.REFUSED:
             raise GangError(f"{gang.name} could not start: {reason(error)}") from error
-        if self.false_starts[gang.name] >= self.prepared.job.cluster.attempts:
+        lacking = isinstance(cause_of(error), MachineError) and not self.stood
+        if lacking or self.false_starts[gang.name] >= self.prepared.job.cluster.attempts:
             self._give_up(gang, error)
         else:
             _log(gang).warning("%s could not start and is started again: %s", gang.name, reason(error))

@@ -18,7 +18,8 @@ from numina.config import MethodConfig
 from numina.errors import ClipError, InputError
 from pipelines.base import Text
 from pipelines.checkpoints.lora import LoraConfig
-from pipelines.models.registry import load_model
+from pipelines.models.registry import load_model, resolve_device
+from pipelines.parallel.group import join_group
 from pipelines.parallel.shard import MemoryConfig, ParallelConfig, limit_collectives
 from pipelines.sampling.clip import Clip, Identified, Request
 
@@ -79,14 +80,13 @@ class Rank(Member):
         from pipelines.sampling.warmup import compile_blocks
 
         began, spec = time.perf_counter(), self.spec
-        if spec.device == "cpu":
+        if resolve_device(spec.device) == "cpu":
             torch.set_num_threads(spec.cpus_per_rank)
         if spec.ranks > 1:
             assert first.port is not None, "the first of several ranks holds a port"
             patience = timedelta(seconds=spec.start_timeout)
             meeting = self.meeting or dist.TCPStore(first.host, first.port, is_master=False, timeout=patience)
-            backend = "nccl" if spec.device == "cuda" else "gloo"
-            dist.init_process_group(backend, store=meeting, rank=self.rank, world_size=spec.ranks, timeout=patience)
+            join_group(meeting, spec.device, self.rank, spec.ranks, patience)
         model = load_model(
             spec.model_path,
             dtype=spec.dtype,

@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from numina.errors import ConfigError, ModelError
+from numina.errors import ConfigError
+from pipelines.checkpoints.hub_errors import hub_error
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -49,31 +50,10 @@ def fetch(repository: str, commit: str, files: Sequence[str], but: str | None = 
 
     Raises ModelError where they can't be had. What was downloaded until then is kept, and the next try goes on from it.
     """
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
 
-    where = f"{repository} at {commit}"
     try:
         return Path(snapshot_download(repository, revision=commit, allow_patterns=[*files], ignore_patterns=but))
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{where} is gated: accept its terms at https://huggingface.co/{repository}, and set HF_TOKEN on every node"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{where} isn't on the hub, or is private; correct the name, or set HF_TOKEN on every node"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(
-            f"{repository} has no commit {commit}; copy one from https://huggingface.co/{repository}/commits"
-        ) from error
     except (OSError, HTTPError, RuntimeError) as error:  # the last is what its Xet transfer raises
-        if constants.is_offline_mode():
-            raise ModelError(
-                f"{where} is incomplete in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids downloads; run"
-                " `numina models check` once without HF_HUB_OFFLINE, or set HF_HUB_CACHE to the folder that has it"
-            ) from error
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ModelError(
-            f"{where} can't be downloaded ({problem}); check the network and try again: downloaded files are kept"
-        ) from error
+        raise hub_error(error, repository, commit) from error

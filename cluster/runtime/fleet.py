@@ -21,6 +21,7 @@ from ray.exceptions import RayError
 
 from cluster.evaluation.verdicts import placed
 from cluster.job.acceptance import Acceptance
+from cluster.job.checks import check_combination
 from cluster.job.joining import joined, reachable
 from cluster.job.judge import judge_config
 from cluster.observability.metrics import endpoints, is_free
@@ -36,9 +37,11 @@ from cluster.workers.rank import GangSpec
 from cluster.workers.tasks import Output
 from numina.errors import GangError, MachineError
 from pipelines.models.registry import place_free
+from pipelines.models.small import small
 
 if TYPE_CHECKING:
     from cluster.job.prepared import PreparedJob
+    from pipelines.base import GenerationConfig
 
 CORES_SEEN_SECONDS = 10.0  # how long the cluster's number of cores is taken for known: asking costs a millisecond
 
@@ -54,6 +57,7 @@ class Fleet:
         self.waiting: dict[ObjectRef, Gang] = {}  # steps of starts and ends
         self.stood = False  # whether any gang has
         self.false_starts: Counter[str] = Counter()  # gang → starts that failed since it last stood
+        self._held_back: list[tuple[str, GangSpec]] = []  # gangs that wait for another one's preflight
         self._spare, self._spare_until = 0.0, 0.0  # cores that gangs and encoders leave, and until when that holds
 
     @property
@@ -87,8 +91,14 @@ class Fleet:
             planned_gib=planned_gib(self.prepared),
             **shared,
         )
-        for number in range(job.parallel.gangs):
-            self._start(Gang(f"gang-{number}", spec))
+        names = [f"gang-{number}" for number in range(job.parallel.gangs)]
+        if (clip := preflight_clip(self.prepared)) is not None:
+            always = cluster.preflight == "always"
+            self._start(Gang(names.pop(0), replace(spec, preflight=clip, preflight_always=always)))
+            self._held_back = [(name, spec) for name in names]
+        else:
+            for name in names:
+                self._start(Gang(name, spec))
         if self.prepared.encodes_apart:
             encoder = EncoderSpec(cpus=cluster.encoder_cpus, gpus=cluster.encoder_gpus, **shared)
             for number in range(cluster.encoders):
@@ -140,6 +150,8 @@ class Fleet:
                 f" {ROOT} here is {code_digest()}; install the same version of numina on all nodes"
             )
         gang.heard(reference, answer)
+        if gang.spec.tests and (gang.state is GangState.STANDING or (isinstance(answer, Arrival) and not answer.rank)):
+            self._pass(gang, answer)
         if gang.state is GangState.STANDING:
             self.stood = True
             del self.false_starts[gang.name]
@@ -181,7 +193,23 @@ class Fleet:
         """Ends all, and waits until their processes are gone."""
         end_gangs(self.all)
 
+    def _pass(self, gang: Gang, answer: Arrival | dict[str, float]) -> None:
+        """Once a preflight has passed, now or before, the other gangs start; a gang in this one's place needs none."""
+        assert isinstance(gang.spec, GangSpec), "no other process has a preflight"
+        if isinstance(answer, Arrival):
+            if not answer.passed:
+                return
+            _log(gang).info("a preflight of this code, model and machine has passed before")
+        else:
+            _log(gang).info("the preflight has passed")
+        gang.spec = replace(gang.spec, preflight=None)
+        held, self._held_back = self._held_back, []
+        for name, spec in held:
+            self._start(Gang(name, spec))
+
     def _start(self, gang: Gang) -> None:
+        if waits := gang.roomless():
+            _log(gang).warning("%s", waits)
         self._peers(gang)[gang.name] = gang
         self.waiting |= dict.fromkeys(gang.start(), gang)
 
@@ -238,6 +266,18 @@ def ray_cluster(prepared: PreparedJob, address: str | None = None) -> Iterator[N
         log = logging.getLogger(__name__)
         log.info("metrics at %s", ", ".join(endpoints()) or "no port: see Ray's logs of its metrics agent")
         yield
+
+
+def preflight_clip(prepared: PreparedJob) -> GenerationConfig | None:
+    """The small clip that is made before the fleet starts; None where none is asked for."""
+    job = prepared.job
+    if job.cluster.preflight == "never" or (job.cluster.preflight == "auto" and prepared.device != "cuda"):
+        return None
+
+    def fits(generation: GenerationConfig) -> None:
+        check_combination(replace(job, generation=generation), prepared.model, prepared.device)
+
+    return small(job.generation, prepared.model, fits)
 
 
 def reserved_cpus(prepared: PreparedJob) -> int:

@@ -1,6 +1,6 @@
 """A gang: processes that start together, work together and end together, as Ray actors in one placement group.
 
-    placing ─► loading ─► (compiling) ─► standing ─► ending          a lost process takes its gang with it
+    placing ─► loading ─► (compiling) ─► (preflight) ─► standing ─► ending      a lost process takes its gang with it
 
 All ranks get the same calls in the same order; rank 0 answers. Nothing here waits: starting and ending give references
 to wait for, and the driver has other gangs to serve.
@@ -35,6 +35,7 @@ class GangState(StrEnum):
     PLACING = "placing"
     LOADING = "loading"
     COMPILING = "compiling"
+    TESTING = "preflight"
     STANDING = "standing"
     ENDING = "ending"
 
@@ -50,6 +51,7 @@ class Gang:
         self.seconds: dict[str, float] = {}  # what the start took, by name: the slowest rank's
         self.bundles = bundles(spec, node_sizes())
         self._began = time.monotonic()
+        self._tests_since = 0.0  # when its preflight began
         self._awaited: dict[ObjectRef, GangState] = {}  # what its start or end waits for, and the state until then
         self._pulses: list[tuple[ObjectRef, float]] = []  # per rank: the question, and when it was asked
         self._place: PlacementGroup = placement_group(self.bundles, strategy="PACK")
@@ -72,11 +74,13 @@ class Gang:
         """Starts all ranks. Once every reference was handed to `heard`, the gang stands."""
         arrivals = [rank.arrive.remote() for rank in self.ranks]
         loads = [rank.load.remote(arrivals[0]) for rank in self.ranks]
-        last = [rank.warm_up.remote() for rank in self.ranks]
+        warm = [rank.warm_up.remote() for rank in self.ranks]
+        last = [rank.preflight.remote(arrivals[0]) for rank in self.ranks] if self.spec.tests else []
         self._awaited = (
             dict.fromkeys(arrivals, GangState.PLACING)
             | dict.fromkeys(loads, GangState.LOADING)
-            | dict.fromkeys(last, GangState.COMPILING if self.spec.compiles else GangState.LOADING)
+            | dict.fromkeys(warm, GangState.COMPILING if self.spec.compiles else GangState.LOADING)
+            | dict.fromkeys(last, GangState.TESTING)
         )
         return list(self._awaited)
 
@@ -88,7 +92,10 @@ class Gang:
         else:
             self.seconds |= {name: max(took, self.seconds.get(name, 0.0)) for name, took in answer.items()}
         if self._awaited:
-            self.state = next(iter(self._awaited.values()))
+            state = next(iter(self._awaited.values()))
+            if state is GangState.TESTING is not self.state:
+                self._tests_since = time.monotonic()
+            self.state = state
         else:
             self.state = GangState.STANDING
             self._pulses = [(rank.pulse.remote(), time.monotonic()) for rank in self.ranks]
@@ -101,6 +108,8 @@ class Gang:
     @property
     def overdue(self) -> bool:
         """Whether its start, or its end, takes longer than it may."""
+        if self.state is GangState.TESTING and time.monotonic() - self._tests_since > self.spec.step_timeout:
+            return True
         limits = {GangState.STANDING: float("inf"), GangState.ENDING: self.spec.end_timeout}
         return self.age > limits.get(self.state, self.spec.start_timeout)
 
@@ -158,6 +167,12 @@ class Gang:
 
     def lateness(self) -> str:
         """What an overdue gang waits for, in numbers."""
+        if self.state is GangState.TESTING:
+            return (
+                f"{self.name}'s preflight, one small clip, wasn't done after"
+                f" {time.monotonic() - self._tests_since:.0f} s; `numina doctor` shows whether GPUs compute and reach"
+                " each other, cluster.step_timeout gives it longer"
+            )
         if self.state is not GangState.PLACING:
             return f"{self.name} was still {self.state} after {self.age:.0f} s; cluster.start_timeout gives it longer"
         free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
@@ -167,6 +182,18 @@ class Gang:
             f" {amounts(self.bundles[0])}, each on one node; the cluster's largest node has {amounts(largest)}, and"
             f" {amounts(free)} are free in all; use fewer ranks (parallel.ulysses, ring, cfg) or gangs"
             " (parallel.gangs)"
+        )
+
+    def roomless(self) -> str | None:
+        """For what it waits where no node of the cluster, however idle, has room for it."""
+        sizes = node_sizes()
+        if any(all(node.get(name, 0) >= amount for name, amount in self.bundles[0].items()) for node in sizes):
+            return None
+        largest = max(sizes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+        return (
+            f"{self.name} waits for a node with {amounts(self.bundles[0])}; the cluster's largest has"
+            f" {amounts({name: amount for name, amount in largest.items() if amount})}. Was Ray started where its GPUs"
+            " can be seen? `numina doctor --on-cluster` shows every node"
         )
 
 

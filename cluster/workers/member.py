@@ -50,6 +50,11 @@ class Spec(ABC):
     def compiles(self) -> bool:
         return False
 
+    @property
+    def tests(self) -> bool:
+        """Whether a preflight is a part of its start."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class AloneSpec(Spec):
@@ -85,6 +90,7 @@ class Arrival:
     port: int | None
     code: str  # `code_digest` of what it runs
     code_place: str  # and where that lies
+    passed: bool = False  # whether a preflight of its gang has passed on this machine, or none is asked for
 
 
 class Member(ABC):
@@ -104,7 +110,12 @@ class Member(ABC):
             self.meeting = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience)
             port = self.meeting.port
         pid, node = os.getpid(), ray.get_runtime_context().get_node_id()
-        return Arrival(self.rank, node, pid, process_started(pid), host, port, code_digest(), str(ROOT))
+        code = code_digest(), str(ROOT)
+        return Arrival(self.rank, node, pid, process_started(pid), host, port, *code, self.passed())
+
+    def passed(self) -> bool:
+        """Whether no preflight is needed here."""
+        return True
 
     @abstractmethod
     def load(self, first: Arrival) -> dict[str, float]:
@@ -112,6 +123,10 @@ class Member(ABC):
 
     def warm_up(self) -> dict[str, float]:
         """The last thing before work; what it took, in seconds by name."""
+        return {}
+
+    def preflight(self, first: Arrival) -> dict[str, float]:
+        """One small clip, unless the `first` process says that it has passed; what it took, in seconds by name."""
         return {}
 
     def drop(self, keys: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -16,17 +16,20 @@ import torch.distributed as dist
 from cluster.observability import logs
 from numina.config import MethodConfig
 from numina.errors import ClipError, InputError
-from pipelines.base import Text
+from pipelines.base import GenerationConfig, Text
 from pipelines.checkpoints.lora import LoraConfig
 from pipelines.models.registry import load_model, resolve_device
 from pipelines.parallel.group import join_group
+from pipelines.parallel.libraries import XFUSER, require
 from pipelines.parallel.shard import MemoryConfig, ParallelConfig, limit_collectives
+from pipelines.parallel.support import resolve_engine
 from pipelines.sampling.clip import Clip, Identified, Request
 
 if TYPE_CHECKING:
     from numina.guidance import GuidancePlan
     from pipelines.sampling.generate import ClipGenerator
 from cluster.workers.member import Arrival, Member, ModelSpec, text_on
+from cluster.workers.passed import has_passed, note_passed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,8 @@ class GangSpec(ModelSpec):
     cpus_per_rank: int
     keep_latents: bool = False  # clips come with them: some MB more to fetch from the gang's node
     loras: tuple[LoraConfig, ...] = ()
+    preflight: GenerationConfig | None = None  # of a small clip that is made before the gang stands
+    preflight_always: bool = False  # also where it has passed before
     planned_gib: float | None = None  # of a rank's GPU, at most, by the planner; None on CPUs
 
     @property
@@ -62,6 +67,10 @@ class GangSpec(ModelSpec):
     @property
     def compiles(self) -> bool:
         return self.parallel.compile
+
+    @property
+    def tests(self) -> bool:
+        return self.preflight is not None
 
 
 class Rank(Member):
@@ -87,6 +96,8 @@ class Rank(Member):
             patience = timedelta(seconds=spec.start_timeout)
             meeting = self.meeting or dist.TCPStore(first.host, first.port, is_master=False, timeout=patience)
             join_group(meeting, spec.device, self.rank, spec.ranks, patience)
+        if resolve_engine(spec.parallel.engine, spec.device, spec.parallel.sequence_ranks) == "xfuser":
+            require(XFUSER)  # before minutes of loading
         model = load_model(
             spec.model_path,
             dtype=spec.dtype,
@@ -111,6 +122,25 @@ class Rank(Member):
         if spec.ranks > 1:
             limit_collectives(timedelta(seconds=spec.step_timeout))
         return seconds
+
+    def passed(self) -> bool:
+        return self.spec.preflight is None or (not self.spec.preflight_always and has_passed(self.spec))
+
+    def preflight(self, first: Arrival) -> dict[str, float]:
+        from pipelines.sampling.preflight import preflight
+
+        spec, began = self.spec, time.perf_counter()
+        if first.passed or spec.preflight is None:
+            return {}
+        method = next(filter(None, spec.methods), None)
+        # Compiled blocks would have a graph of this clip's size, too.
+        eager = torch.compiler.set_stance("force_eager") if spec.compiles else nullcontext()
+        with eager, size_told(spec.planned_gib):
+            encodes = spec.memory.text_encoder == "gang"
+            preflight(self._ready.model, self._ready.shard, spec.preflight, method, encodes=encodes)
+        if self.rank == 0:
+            note_passed(spec)
+        return {"preflight": time.perf_counter() - began}
 
     @ray.method(num_returns=2)
     def identify(

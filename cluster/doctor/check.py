@@ -62,6 +62,7 @@ class Check:
     place: str
     when: Callable[[Needs], bool] = lambda needs: True  # whether a job needs it
     seconds: float = 10.0  # that it may take
+    late: State = State.FAILS  # what it means that it takes longer
     everywhere: bool = True  # on every node of a cluster; else where the driver runs
 
 
@@ -102,7 +103,7 @@ def examine(checks: dict[str, Check], needs: Needs) -> list[Result]:
         late = [receiver for receiver, (name, _, began) in running.items() if _over(asked[name], began)]
         for receiver in [own for own in running if own in ready] or late:
             name, process, began = running.pop(receiver)
-            finding = _received(receiver, process, asked[name].seconds)
+            finding = _received(receiver, process, asked[name])
             took = time.monotonic() - began
             found[name] = Result(
                 name=name,
@@ -118,7 +119,7 @@ def _over(check: Check, began: float) -> bool:
     return time.monotonic() - began >= check.seconds
 
 
-def _received(receiver: Connection, process: Any, seconds: float) -> Finding:
+def _received(receiver: Connection, process: Any, check: Check) -> Finding:
     """What a check's process sent; or that it crashed, or hangs. Afterwards it is gone."""
     try:
         finding: Finding | None = receiver.recv() if receiver.poll() else None
@@ -134,7 +135,10 @@ def _received(receiver: Connection, process: Any, seconds: float) -> Finding:
     if finding is not None:
         return finding
     if hangs:
-        return fails(f"the check gave no answer within {seconds:.0f} s", "see what it looks at by hand: it hangs")
+        said = f"the check gave no answer within {check.seconds:.0f} s"
+        return Finding(
+            state=check.late, found=said, remedy="see whether this machine is busy, or what the check needs hangs"
+        )
     code = process.exitcode or 0
     how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
     return fails(f"the check's process crashed ({how})", "a library of it was built for another machine: install anew")

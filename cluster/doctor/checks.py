@@ -1,6 +1,6 @@
 """The one place to register a check: its name, in the table's order, and a function in a file of its kind."""
 
-from cluster.doctor.check import Check
+from cluster.doctor.check import Check, State
 
 TORCH = {"torch": Check(place="cluster.doctor.gpus:torch_build", seconds=60.0)}  # before any other: they import it
 
@@ -28,7 +28,8 @@ CHECKS = {
     "prompts": Check(place="cluster.doctor.places:prompts", when=lambda needs: bool(needs.prompts), everywhere=False),
     "output": Check(place="cluster.doctor.places:output", when=lambda needs: bool(needs.output)),
     "ports": Check(place="cluster.doctor.rays:ports"),
-    "Ray": Check(place="cluster.doctor.rays:ray_cluster", seconds=14.0, everywhere=False),
+    # A job waits longer for a Ray that starts on a busy machine.
+    "Ray": Check(place="cluster.doctor.rays:ray_cluster", seconds=14.0, late=State.WARNING, everywhere=False),
     "model": Check(place="cluster.doctor.models:model", when=lambda needs: needs.model is not None),
     "judge": Check(place="cluster.doctor.models:judge", when=lambda needs: needs.judge is not None),
     "hub": Check(place="cluster.doctor.models:hub", when=lambda needs: not needs.job),

@@ -28,6 +28,7 @@ PRIVATE = "numina-"  # begins the name of the folder of a job's own Ray
 CONNECT_SECONDS = 5.0  # for a port to answer
 PROBE_SECONDS = 10.0  # for a Ray head to say what it is; with CONNECT_SECONDS at most 15
 SOCKET_BYTES = 107  # the longest path of a Unix socket
+FOLDER_BYTES = 32 * 2**20  # free where Ray's folder is: without room for its logs it doesn't start, nor say why
 BELOW_FOLDER = 64  # bytes of the longest socket's path below Ray's folder
 
 OPEN_FILES = 65536  # that are asked for
@@ -223,12 +224,16 @@ def socket_folder() -> str:
     for place in [*asked, "/tmp", "/var/tmp", "/dev/shm"]:
         if len(os.fsencode(os.path.abspath(place))) <= longest:
             try:
-                return tempfile.mkdtemp(prefix=PRIVATE, dir=os.path.abspath(place))
+                folder = tempfile.mkdtemp(prefix=PRIVATE, dir=os.path.abspath(place))
             except OSError:
                 continue
+            if shutil.disk_usage(folder).free >= FOLDER_BYTES:
+                return folder
+            os.rmdir(folder)
     raise ConfigError(
-        f"TMPDIR is {os.environ.get('TMPDIR')!r}, but Ray needs a folder that can be written and whose path has at most"
-        f" {longest} bytes, and /tmp, /var/tmp and /dev/shm are none either; set RAY_TMPDIR to one"
+        f"TMPDIR is {os.environ.get('TMPDIR')!r}, but Ray needs a folder that can be written, has"
+        f" {FOLDER_BYTES // 2**20} MiB free, and whose path has at most {longest} bytes, and /tmp, /var/tmp and"
+        " /dev/shm are none either; set RAY_TMPDIR to one"
     )
 
 

@@ -47,9 +47,10 @@ def check_output(place: str, *, single_writer: bool = False) -> Files:
         else:
             check_promise(files)
     except StorageError as error:
-        problem = str(error).partition("; the job stops")[0]
+        cause, shown = error.__cause__, without_secrets(place)
+        why = cause.strerror if isinstance(cause, OSError) and cause.strerror else without_secrets(str(cause))
         raise OutputError(
-            f"output {without_secrets(place)!r} can't be used: {problem}; free some space, or give another"
+            f"output {shown!r} can't be written: {why}, in {files.root!r}; free some space there, or give another"
         ) from error
     return files
 

@@ -29,7 +29,7 @@ def hub_error(error: BaseException, repository: str, revision: str | None) -> Mo
                 f"{where} doesn't fit the disk of {constants.HF_HUB_CACHE} ({cause.strerror}); free some space there,"
                 " or set HF_HUB_CACHE to a folder on a larger disk: downloaded files are kept"
             )
-        if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOENT):
             return ModelError(
                 f"{where} can't be written to {cause.filename or constants.HF_HUB_CACHE} ({cause.strerror}); set"
                 " HF_HOME, or HF_HUB_CACHE, to a folder that can be written"

@@ -30,7 +30,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     "cluster": {
         "cli": {"api", "runtime", "report", "export", "planner", "doctor"},
         "api": {"job", "dataset"},
-        "doctor": {"observability"},
+        "doctor": {"workers"},
         "runtime": {"workers", "planner"},
         "workers": {"evaluation", "observability"},
         "report": {"evaluation", "observability"},

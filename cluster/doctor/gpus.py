@@ -27,6 +27,8 @@ def gpus(needs: Needs) -> Finding:
     try:
         check_gpu()
     except MachineError as error:
+        if needs.node_gpus == 0:
+            return ok(f"none, and Ray counts none on this node: no gang comes here ({error.problem})")
         return trouble(error, State.FAILS if needs.needs_gpu else State.WARNING)
     found = []
     for index in range(torch.cuda.device_count()):

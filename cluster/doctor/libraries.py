@@ -10,15 +10,15 @@ from pipelines.parallel.support import resolve_engine
 def xfuser(needs: Needs) -> Finding:
     """Needed where ranks on GPUs share a clip's tokens."""
     engine = resolve_engine(needs.engine, needs.device, needs.sequence_ranks)
-    return _library(XFUSER, needed=needs.job and engine == "xfuser")
+    return _library(XFUSER, needed=needs.job and engine == "xfuser" and needs.needs_gpu)
 
 
 def deepspeed(needs: Needs) -> Finding:
-    return _library(DEEPSPEED, needed=needs.shard != "none")
+    return _library(DEEPSPEED, needed=needs.shard != "none" and needs.node_gpus != 0)
 
 
 def torchao(needs: Needs) -> Finding:
-    return _library(TORCHAO, needed=needs.dtype == "float8")
+    return _library(TORCHAO, needed=needs.dtype == "float8" and needs.needs_gpu)
 
 
 def flash_3(needs: Needs) -> Finding:

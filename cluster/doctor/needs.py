@@ -34,11 +34,13 @@ class Needs:
     judge: str | None = None  # that verifies clips: a shipped one's name, or a YAML file
     judge_settings: dict[str, Any] = field(default_factory=dict)
     node_gpus: float | None = None  # that Ray counts on this node, where it was asked
+    output_mark: str | None = None  # a file that a node sees if it has the driver's output
+    code: str | None = None  # `code_digest` of the driver's
 
     @property
     def needs_gpu(self) -> bool:
-        """Whether the job can't run without one."""
-        return self.device == "cuda"
+        """Whether the job can't run without one: here, or anywhere where no node was asked."""
+        return (self.device == "cuda" and self.node_gpus != 0) or bool(self.node_gpus)
 
     @property
     def may_use_gpu(self) -> bool:

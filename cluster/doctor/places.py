@@ -75,6 +75,11 @@ def prompts(needs: Needs) -> Finding:
 def output(needs: Needs) -> Finding:
     """Through the store's own files: create-if-absent, a rate, and room."""
     assert needs.output is not None
+    if needs.output_mark and not Path(needs.output_mark).exists():
+        return fails(
+            f"{needs.output} isn't on the disk here that the job's driver has there",
+            "give a folder that all nodes share, or an object store such as s3://bucket/folder",
+        )
     files = check_output(needs.output, single_writer=needs.single_writer)
     probe, content = f"{TEMPORARY}probe-{uuid.uuid4().hex}", os.urandom(PROBE_BYTES)
     began = time.perf_counter()

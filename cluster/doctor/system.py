@@ -11,6 +11,7 @@ from pathlib import Path
 from cluster.doctor.check import Finding, fails, ok, trouble, warning
 from cluster.doctor.needs import Needs
 from cluster.storage.destination import check_output
+from cluster.workers.code import ROOT, code_digest
 from numina.errors import MachineError, NuminaError
 
 SKEW_WARNS, SKEW_FAILS = 60.0, 900.0  # seconds; S3 refuses requests that are 15 minutes off
@@ -22,6 +23,11 @@ def python(needs: Needs) -> Finding:
     """The interpreter, and whether installed packages are those that numina was tested with."""
     from packaging.requirements import Requirement
 
+    if needs.code not in (None, code_digest()):
+        return fails(
+            f"{ROOT} has other code ({code_digest()}) than the driver ({needs.code})",
+            "install the same version of numina on all nodes",
+        )
     here = f"Python {sys.version_info[0]}.{sys.version_info[1]}.{sys.version_info[2]}"
     try:
         asked = [Requirement(text) for text in requires("numina-video") or []]

@@ -6,7 +6,7 @@ TORCH = {"torch": Check(place="cluster.doctor.gpus:torch_build", seconds=60.0)} 
 
 CHECKS = {
     "python": Check(place="cluster.doctor.system:python"),
-    "GPUs": Check(place="cluster.doctor.gpus:gpus", when=lambda needs: needs.may_use_gpu),
+    "GPUs": Check(place="cluster.doctor.gpus:gpus", when=lambda needs: needs.may_use_gpu, seconds=20.0),
     "xfuser": Check(place="cluster.doctor.libraries:xfuser", when=lambda needs: needs.may_use_gpu),
     "deepspeed": Check(
         place="cluster.doctor.libraries:deepspeed", when=lambda needs: not needs.job or needs.shard != "none"
@@ -17,7 +17,7 @@ CHECKS = {
     "FlashAttention-3": Check(place="cluster.doctor.libraries:flash_3", when=lambda needs: needs.may_use_gpu),
     "between ranks": Check(
         place="cluster.doctor.collectives:all_reduce",
-        seconds=14.0,
+        seconds=25.0,  # the first start of NCCL between eight GPUs takes long
         when=lambda needs: needs.ranks > 1 or needs.may_use_gpu,
     ),
     "/dev/shm": Check(place="cluster.doctor.places:shared_memory"),

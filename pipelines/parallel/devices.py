@@ -6,6 +6,7 @@ A process that fails by one of these says it in the words that `numina doctor` h
 import logging
 import os
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -24,13 +25,14 @@ def gpus_installed() -> int:
 
 def check_gpu() -> None:
     """Raises MachineError where torch can't compute on a GPU here."""
+    with warnings.catch_warnings(action="ignore"):  # of the driver: the error says it
+        if torch.cuda.is_available():
+            return
     try:
-        torch.cuda.init()
-        count = torch.cuda.device_count()
+        torch.cuda.init()  # says why
     except (RuntimeError, AssertionError) as error:
         raise gpu_trouble(str(error)) from error
-    if not count:
-        raise gpu_trouble("No CUDA GPUs are available")
+    raise gpu_trouble("No CUDA GPUs are available")
 
 
 def gpu_usable() -> bool:

@@ -39,7 +39,7 @@ def _try_group(device: str, ranks: int, reach: float) -> None:
 
     def add_up() -> None:
         try:
-            if device.startswith("cuda"):
+            if torch.device(device).index is not None:  # a thread begins with the first GPU
                 torch.cuda.set_device(device)
             one = torch.ones(1, device=device)
             dist.all_reduce(one)

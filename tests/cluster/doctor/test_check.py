@@ -86,6 +86,6 @@ def test_a_check_that_nobody_needs_is_left_out() -> None:
     assert len(examine(checks, Needs(device="cuda"))) == 1
 
 
-def test_no_check_may_take_longer_than_doctor_promises() -> None:
-    """15 seconds for all: they run side by side."""
-    assert max(check.seconds for check in CHECKS.values()) < 15
+def test_a_hang_is_told_within_half_a_minute() -> None:
+    """Checks run side by side."""
+    assert max(check.seconds for check in CHECKS.values()) < 30

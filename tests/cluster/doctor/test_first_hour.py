@@ -153,14 +153,6 @@ def test_no_gpu_in_a_ray_worker(tiny_job: Job) -> None:
         head.shutdown()
 
 
-def test_a_job_that_no_node_has_room_for_is_told_at_once(joining_job: Job, caplog: pytest.LogCaptureFixture) -> None:
-    """A node may join, so it waits; but it says for what."""
-    job = joining_job(*ONE_GPU, "cluster.start_timeout=3")
-    with pytest.raises(GangError, match="found no place within"):
-        run_job(prepare(job))
-    assert re.search(r"gang-0 waits for a node with 1 CPU, 1 GPU; the cluster's largest has 4 CPU", caplog.text)
-
-
 # --- libraries ---
 
 

@@ -28,8 +28,9 @@ LAZY = {"xfuser", "deepspeed"}  # can't be imported on every machine
 # Each room of a package, from the top, and the rooms right below it; what those may import, it may too.
 ROOMS: dict[str, dict[str, set[str]]] = {
     "cluster": {
-        "cli": {"api", "runtime", "report", "export", "planner"},
+        "cli": {"api", "runtime", "report", "export", "planner", "doctor"},
         "api": {"job", "dataset"},
+        "doctor": {"workers"},
         "runtime": {"workers", "planner"},
         "workers": {"evaluation", "observability"},
         "report": {"evaluation", "observability"},

@@ -14,6 +14,7 @@ from pipelines.models.published import UNREAD
 
 if TYPE_CHECKING:
     from cluster.dataset.garbage import Collected
+    from cluster.doctor.check import Result
     from cluster.evaluation.outcomes import Outcome
     from cluster.evaluation.summary import JudgeSummary
     from cluster.planner import Candidate, Planner
@@ -230,3 +231,45 @@ def garbage_table(collected: "Collected", done: str) -> Table:
         table.add_row(kind, str(files), f"{collected.bytes[kind] / 2**20:.1f}")
     table.add_row("in all", str(sum(collected.files.values())), f"{sum(collected.bytes.values()) / 2**20:.1f}")
     return table
+
+
+def node_table(nodes: Mapping[str, Sequence["Result"]]) -> Table:
+    """Of the checks on a cluster's nodes, those that aren't good on all; nodes that say alike share a line."""
+    from cluster.doctor.nodes import differing
+
+    table = _check_columns(f"{len(nodes)} nodes: checks that aren't ok on all of them")
+    for name, lines in differing(nodes).items():
+        alike: dict[tuple[str, str], list[str]] = {}
+        for node, line in lines.items():
+            alike.setdefault((line.state, line.remedy), []).append(node)
+        for (state, remedy), owners in alike.items():
+            found = f"{', '.join(owners)}: {lines[owners[0]].found}"
+            table.add_row(escape(name), _state(state), _with_remedy(found, remedy))
+    if not table.row_count:
+        table.add_row("all", _state("ok"), "")
+    return table
+
+
+def check_table(results: Sequence["Result"]) -> Table:
+    """What `numina doctor` found, each line with its remedy."""
+    table = _check_columns(None)
+    for result in results:
+        table.add_row(escape(result.name), _state(result.state), _with_remedy(result.found, result.remedy))
+    return table
+
+
+def _check_columns(title: str | None) -> Table:
+    table = Table(title=title, title_justify="left", box=None, header_style="", pad_edge=False)
+    table.add_column("check", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("what is here, and what to do", overflow="fold")
+    return table
+
+
+def _state(state: str) -> str:
+    colours = {"ok": "green", "warning": "yellow", "fails": "bold red"}
+    return f"[{colours[state]}]{state}[/]"
+
+
+def _with_remedy(found: str, remedy: str) -> str:
+    return escape(found) + (f"\n→ {escape(remedy)}" if remedy else "")

@@ -89,6 +89,9 @@ class ClusterConfig:
     start_timeout: float = 600.0  # [s] for a gang to start: placement, loading and compiling the model
     # [s] that a rank may be silent, or keep the other ranks waiting, before its gang counts as lost
     step_timeout: float = 120.0
+    # one small clip of few steps on one gang before the others start: auto (on GPUs, once per code, model and machine),
+    # always (at every start, on CPUs too) or never
+    preflight: Literal["auto", "always", "never"] = "auto"
     end_timeout: float = 10.0  # [s] to wait for a lost gang's processes to end and free their GPU memory
     metrics_port: int = 0  # port on which a local Ray serves Prometheus metrics; 0: a free port, given in the log
     encoders: int = 1  # [processes] that encode prompts, if memory.text_encoder=apart

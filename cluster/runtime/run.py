@@ -23,6 +23,7 @@ from cluster.runtime.drain import Drain
 from cluster.runtime.driver import Driver
 from cluster.runtime.fleet import ray_cluster
 from cluster.runtime.look import Look
+from cluster.storage.destination import check_output
 from cluster.workers.row import code_version
 from cluster.workers.tasks import Output
 from numina.errors import InputError, JobError
@@ -42,7 +43,8 @@ def run_job(prepared: PreparedJob, report: Callable[[JobProgress], None] = lambd
     """
     job, progress = prepared.job, JobProgress()
     store = Output.of(prepared).store()
-    store.check_run(prepared.identity())
+    if store.check_run(prepared.identity()) is None:
+        check_output(job.output, single_writer=job.single_writer)
     with Drain(job.cluster.grace) as drain, Look(partial(_left, prepared, store), lambda: drain.asked) as look:
         while not look.finds_work(LOOK_SECONDS):
             progress.checked = look.checked

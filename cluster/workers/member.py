@@ -57,6 +57,11 @@ class Spec(ABC):
         """Whether anything is a hub's, which a node may have to download."""
         return False
 
+    @property
+    def tests(self) -> bool:
+        """Whether a preflight is a part of its start."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class AloneSpec(Spec):
@@ -96,6 +101,7 @@ class Arrival:
     port: int | None
     code: str  # `code_digest` of what it runs
     code_place: str  # and where that lies
+    passed: bool = False  # whether a preflight of its gang has passed on this machine, or none is asked for
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,12 @@ class Member(ABC):
             self.meeting = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience)
             port = self.meeting.port
         pid, node = os.getpid(), ray.get_runtime_context().get_node_id()
-        return Arrival(self.rank, node, pid, process_started(pid), host, port, code_digest(), str(ROOT))
+        code = code_digest(), str(ROOT)
+        return Arrival(self.rank, node, pid, process_started(pid), host, port, *code, self.passed())
+
+    def passed(self) -> bool:
+        """Whether no preflight is needed here."""
+        return True
 
     def fetch(self) -> dict[str, float]:
         """Downloads what this node lacks of the weights; what it took, in seconds by name. No clock runs meanwhile."""
@@ -146,6 +157,10 @@ class Member(ABC):
     def runs(self) -> Running:
         """What it works with, once it is ready."""
         return Running()
+
+    def preflight(self, first: Arrival) -> dict[str, float]:
+        """One small clip, unless the `first` process says that it has passed; what it took, in seconds by name."""
+        return {}
 
     def drop(self, keys: Sequence[str]) -> None:
         """Forgets what it holds of these clips."""

@@ -22,6 +22,7 @@ from pipelines.attention.cross import Rotary
 from pipelines.attention.kernels import FLASH_3, HALF, FlashSelfAttention, flash3_lacks, show_flash3_to_xdit
 from pipelines.base import Project, Seams, VideoModel
 from pipelines.parallel.config import ParallelConfig
+from pipelines.parallel.libraries import XFUSER, require
 from pipelines.parallel.shard import Shard
 from pipelines.parallel.support import resolve_engine
 from pipelines.private.diffusers import attention_backend, enable_parallelism
@@ -177,16 +178,12 @@ class UspSelfAttention:
 def _xfuser_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMesh, split: TokenSplit) -> None:
     if flash3_lacks(model.device, model.transformer.dtype) is None:
         show_flash3_to_xdit()
-    try:
-        from xfuser import xFuserArgs
-        from xfuser.core import distributed as xdit
-        from xfuser.core.distributed import runtime_state
-        from xfuser.model_executor.layers.usp import USP
-    except ImportError as error:
-        raise ConfigError(
-            f"parallel.engine=xfuser can't be imported here ({error}); it needs an NVIDIA GPU and"
-            " `pip install numina-video[gpu]`; or use parallel.engine=diffusers"
-        ) from error
+    require(XFUSER)
+    from xfuser import xFuserArgs
+    from xfuser.core import distributed as xdit
+    from xfuser.core.distributed import runtime_state
+    from xfuser.model_executor.layers.usp import USP
+
     for handler in logging.getLogger("xfuser").handlers:
         handler.setLevel(logging.ERROR)  # it warns of the backend that it chose
     if not xdit.model_parallel_is_initialized():

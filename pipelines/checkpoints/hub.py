@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numina.errors import ConfigError, ModelError
+from pipelines.checkpoints.hub_errors import hub_error
 
 if TYPE_CHECKING:
     from huggingface_hub import DryRunFileInfo
@@ -214,40 +215,9 @@ def _check_disk(repository: str, missing: Sequence[DryRunFileInfo]) -> None:
 @contextmanager
 def _told(repository: str, commit: str | None) -> Iterator[None]:
     """Raises what huggingface_hub raises as ModelError, with what to do about it."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-        RevisionResolutionError,
-    )
+    from huggingface_hub.errors import HTTPError, RevisionResolutionError
 
-    where = f"{repository} at {commit}" if commit else repository
-    command = f"`hf download {repository}{f' --revision {commit}' if commit else ''}`"
     try:
         yield
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{where} is gated: accept its terms at https://huggingface.co/{repository}, and set HF_TOKEN on every node"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{where} isn't on the hub, or is private; correct the name, or set HF_TOKEN on every node"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(
-            f"{repository} has no commit {commit}; copy one from https://huggingface.co/{repository}/commits"
-        ) from error
     except (OSError, HTTPError, RuntimeError, RevisionResolutionError) as error:  # Xet's transfer raises RuntimeErrors
-        snapshot = cache_folder(repository) / (f"snapshots/{commit}" if commit else "refs/main")
-        if constants.is_offline_mode():
-            raise ModelError(
-                f"{where} is incomplete in the cache, {snapshot}, and HF_HUB_OFFLINE forbids downloads; run {command}"
-                " where there is a network and copy the cache here, or set HF_HUB_CACHE to the folder that has it"
-            ) from error
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ModelError(
-            f"{where} can't be downloaded ({problem}), and isn't whole in {snapshot}; check the network and try again:"
-            f" downloaded files are kept. {command} fetches it, too"
-        ) from error
+        raise hub_error(error, repository, commit, cache_folder(repository)) from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from numina.errors import ConfigError, ModelError
+from numina.errors import ModelError
 from pipelines.base import ModelFacts, TextEncoder, VideoModel
 from pipelines.checkpoints.embedded import EMBEDDED
 from pipelines.checkpoints.files import SMALL_FILES, numbers
@@ -21,6 +21,7 @@ from pipelines.checkpoints.lora import LoraConfig, fuse, with_loras
 from pipelines.models.families import FAMILIES, check_family, inspect
 from pipelines.models.published import published_facts, published_names
 from pipelines.parallel.config import MemoryConfig
+from pipelines.parallel.devices import check_gpu, gpu_usable
 
 if TYPE_CHECKING:
     import torch
@@ -163,13 +164,11 @@ def _named(facts: ModelFacts, path: str, loras: Sequence[LoraConfig]) -> ModelFa
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is the GPU where there is one. Raises ConfigError where a GPU is asked for and there is none."""
-    import torch
-
+    """`auto` is the GPU where there is one. Raises MachineError where a GPU is asked for and none can be used."""
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("model.device is cuda, but torch sees no GPU here; use model.device=cpu or auto")
+        return "cuda" if gpu_usable() else "cpu"
+    if device == "cuda":
+        check_gpu()
     return device
 
 

@@ -15,7 +15,8 @@ from numina.config import MethodConfig
 from numina.correct import correct
 from pipelines.attention.engines import attention_kernel, parallelize
 from pipelines.attention.joint import GuidedJointAttention, project
-from pipelines.parallel.shard import ALONE, ParallelConfig
+from pipelines.parallel.config import ParallelConfig
+from pipelines.parallel.shard import ALONE
 from pipelines.sampling import denoise
 from pipelines.sampling.warmup import compile_blocks
 from pipelines.video.mp4 import decode_mp4, encode_mp4

@@ -19,7 +19,7 @@ from threading import Thread
 from typing import Any
 
 COMMIT, OTHER, LATER = "0123456789abcdef0123456789abcdef01234567", "f" * 40, "e" * 40
-GATED_401, GATED_403, HUGE = "gated/model", "forbidden/model", "huge/model"
+GATED_401, GATED_403, DENIED, HUGE = "gated/model", "forbidden/model", "denied/model", "huge/model"
 HUGE_BYTES = 10**16  # more than any disk has
 
 
@@ -70,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         path = self.path.partition("?")[0]
-        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
+        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree|auth-check)(?:/([^/]+))?)?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         found = api or file
         if found is None:  # what huggingface_hub asks beside
@@ -78,7 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         repository, commits = found[1], self.hub.repositories.get(found[1])
         revision = (found[3] if api else found[2]) or "main"
-        if repository in (GATED_401, GATED_403):
+        if repository == DENIED:  # a token that isn't one
+            self.refuse(401, "")
+        elif repository in (GATED_401, GATED_403):
             self.refuse(401 if repository == GATED_401 else 403, "GatedRepo")
         elif commits is None:
             self.refuse(404, "RepoNotFound")
@@ -86,6 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(404, "RevisionNotFound")
         elif file:
             self.send_file(commits[commit], commit, file[3], body)
+        elif api and api[2] == "auth-check":
+            self.send_json({}, commit)
         elif api and api[2] == "tree":
             files = [one for one in sorted(commits[commit].rglob("*")) if one.is_file()]
             self.send_json([self.entry(repository, commits[commit], one) for one in files], commit)

@@ -9,9 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import ray
@@ -31,7 +29,7 @@ from pipelines.parallel import devices
 from pipelines.parallel.group import reach_trouble
 from pipelines.parallel.libraries import XFUSER, require
 from tests.cluster.conftest import TINY
-from tests.pipelines.checkpoints.test_hub import COMMIT, Hub
+from tests.hub import COMMIT, Hub, serving
 
 Job = Callable[..., JobConfig]
 
@@ -361,32 +359,12 @@ def test_a_clock_a_day_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 # --- the hub ---
 
 
-class ClosedHub(Hub):
-    """Some of its repositories need a token that it takes for good."""
-
-    def answer(self, body: bool) -> None:
-        words = self.path.partition("?")[0].strip("/").split("/")
-        if "denied" in words:
-            self.refuse(401, "")
-        elif words[:2] == ["api", "models"] and len(words) == 5 and words[4] == "auth-check":
-            gated = words[2] == "gated"
-            self.refuse(403, "GatedRepo") if gated else self.send(b"{}")
-        elif len(words) < 4:
-            self.send(b"")
-        elif words[:2] == ["api", "models"] and len(words) == 6 and words[4] == "revision":
-            self.send(f'{{"id": "{words[2]}/{words[3]}", "sha": "{COMMIT}", "siblings": []}}'.encode())
-        else:
-            super().answer(body)
-
-
 @pytest.fixture(scope="module")
-def hub(tiny_checkpoint: Path) -> Iterator[str]:
-    """Its address."""
-    ClosedHub.repositories = {"some/model": tiny_checkpoint}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), ClosedHub)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+def hub(tiny_checkpoint: Path) -> Iterator[Hub]:
+    served = Hub()
+    served.add("some/model", COMMIT, tiny_checkpoint)
+    with serving(served):
+        yield served
 
 
 ASK = """
@@ -405,10 +383,10 @@ print(line.state, line.found, line.remedy, sep="; ")
 """
 
 
-def ask(hub: str, repository: str, cache: Path, *, before: tuple[str, ...] = (), **environment: str) -> list[str]:
+def ask(hub: Hub, repository: str, cache: Path, *, before: tuple[str, ...] = (), **environment: str) -> list[str]:
     """What the run says of a hub id, then what doctor does."""
-    given = {"HF_ENDPOINT": hub, "HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1"}
-    done, _ = python("-c", ASK, repository, COMMIT, before=before, **given, **environment)
+    given = hub.environment(cache) | environment
+    done, _ = python("-c", ASK, repository, COMMIT, before=before, **given)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -420,7 +398,7 @@ def ask(hub: str, repository: str, cache: Path, *, before: tuple[str, ...] = (),
         ("denied/model", r"the hub refuses denied/model at \w+ .HTTP 401.; set HF_TOKEN to a valid token"),
     ],
 )
-def test_a_hub_that_wants_a_token(hub: str, tmp_path: Path, repository: str, told: str) -> None:
+def test_a_hub_that_wants_a_token(hub: Hub, tmp_path: Path, repository: str, told: str) -> None:
     """Gated, or a token that isn't one."""
     run, checked = ask(hub, repository, tmp_path)
     assert re.search(told, run)
@@ -428,16 +406,16 @@ def test_a_hub_that_wants_a_token(hub: str, tmp_path: Path, repository: str, tol
     assert run.partition("; ")[0] in checked
 
 
-def test_an_interrupted_download_goes_on(hub: str, tmp_path: Path) -> None:
+def test_an_interrupted_download_goes_on(hub: Hub, tmp_path: Path) -> None:
     """It says that what is there is kept; the same again is whole, and then the hub isn't needed."""
-    ClosedHub.breaks = {"scheduler/scheduler_config.json"}
+    hub.drops = {"scheduler/scheduler_config.json"}
     interrupted, _ = ask(hub, "some/model", tmp_path / "cache", HF_HUB_DOWNLOAD_TIMEOUT="2")
     assert interrupted == "some/model" or re.search("can't be downloaded .*downloaded files are kept", interrupted)
     assert ask(hub, "some/model", tmp_path / "cache")[0] == "some/model"
-    run, checked = ask("http://127.0.0.1:9", "some/model", tmp_path / "cache")
+    run, checked = ask(Hub("http://127.0.0.1:9"), "some/model", tmp_path / "cache")
     assert run == "some/model"
     assert checked.startswith("ok; some/model is complete in ")
-    run, checked = ask("http://127.0.0.1:9", "some/model", tmp_path / "empty")
+    run, checked = ask(Hub("http://127.0.0.1:9"), "some/model", tmp_path / "empty")
     assert "can't be downloaded" in run
     assert checked.startswith("fails; ")
     assert "check the network" in checked
@@ -449,12 +427,12 @@ def test_an_interrupted_download_goes_on(hub: str, tmp_path: Path) -> None:
     [
         (
             "size=256k",
-            r"doesn't fit the disk of .* \(No space left on device\); free some space there, or",
+            r"needs .* GB more in .*, but its disk has .* GB free; free some, or set HF_HUB_CACHE",
         ),
         ("ro", "can't be written to .*Read-only file system.; set HF_HOME, or HF_HUB_CACHE"),
     ],
 )
-def test_a_disk_that_takes_no_download(hub: str, tmp_path: Path, options: str, told: str) -> None:
-    """Full while it downloads, or never to be written."""
+def test_a_disk_that_takes_no_download(hub: Hub, tmp_path: Path, options: str, told: str) -> None:
+    """Too small, or never to be written."""
     run, _ = ask(hub, "some/model", tmp_path, before=on_a_disk(options, tmp_path))
     assert re.search(told, run)

@@ -53,7 +53,6 @@ class TimeModel:
         self.decoder_dtype = self.family.vae_dtype or ("bfloat16" if prepared.dtype == FLOAT8 else prepared.dtype)
         self.methods = list(prepared.job.methods.values())
         self.tokens = prepared.model.grid(prepared.job.generation).tokens
-        self.times = prepared.model.times(prepared.job.generation)
         self.branches = 2 if self.generation.guidance_scale > 1 else 1
 
     def of(self, setup: Setup) -> Cost | None:
@@ -80,10 +79,11 @@ class TimeModel:
         if method is None:
             plain = forwards(cache, range(steps), steps, passes=passes)
             return plain, plain
-        kept = method.identify.schedule(self.times)
-        place = kept.index(method.identify.capture_step(self.times))
-        identify = identify_forwards(method.identify, self.times, steps, passes=passes)
-        biased = sum(intensity(time, method.guide) > 0 for time in self.times)  # a cache begins anew after it
+        times = self.model.times(self.generation, method.schedule_by)
+        kept = method.identify.schedule(times)
+        place = kept.index(method.identify.capture_step(times))
+        identify = identify_forwards(method.identify, times, steps, passes=passes)
+        biased = sum(intensity(time, method.guide) > 0 for time in times)  # a cache begins anew after it
         guide = sum(forwards(cache, part, steps, passes=passes) for part in (range(biased), range(biased, steps)))
         return identify + forwards(cache, kept[place + 1 :], steps, passes=passes), identify + guide
 

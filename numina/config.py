@@ -152,10 +152,13 @@ class GuideConfig:
     until: float = 1.0  # [share of the schedule: schedule_by] up to which steps are guided (published: all)
     # [tokens] from an edit, beyond which the clip is held to the plain one up to t*; null: nowhere (ours)
     anchor: int | None = None
+    # [confidence, 0 to 1] of the reading of a noun, below which a clip that needs edits of it is left as it is; 0:
+    # guide always (ours)
+    confidence: float = 0.0
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "remove", "add", "keep", "elsewhere", "other", "strength")
-        _share(self, "until")
+        _share(self, "until", "confidence")
         if self.anchor is not None:
             _at_least(self, 0, "anchor")
             _at_most(self, LONGEST, "anchor")
@@ -197,6 +200,8 @@ class MethodConfig:
         del named["preset"]
         if self.schedule_by == "noise":
             del named["schedule_by"]
+        if self.guide.confidence == 0:
+            del named["guide"]["confidence"]
         if self.guide.overwrite == "head":
             named["guide"]["overwrite"] = "head, never below the own score"
         if self.identify.source != "fused":

@@ -242,11 +242,11 @@ def _there_and_back(
 
     The second product reads B along its rows, too: half as long again the other way.
     """
-    image, back = torch.empty_like(block), 0.0
+    image, back = torch.empty_like(block), torch.zeros_like(block.mT)
     rows = max(BLOCK, CACHED // (4 * centred.shape[0] * centred.shape[1]))
     for part, own in zip(centred.split(rows, dim=1), image.split(rows, dim=1), strict=True):
         own.copy_(part @ block)
-        back = back + own.mT @ part
+        back += own.mT @ part
     return image, back.mT
 
 

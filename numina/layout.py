@@ -45,6 +45,8 @@ class Layout:
 
     labels: Int16[np.ndarray, "nouns frames H W"]
     tracked: bool = False
+    # how far each noun's reading can be trusted, from 0 to 1; None where the source doesn't tell
+    confidence: Float[np.ndarray, " nouns"] | None = None
 
     def instances(self, noun: int) -> Int[np.ndarray, " instances"]:
         """Labels of a noun's instances over the clip, ascending."""

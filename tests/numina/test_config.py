@@ -56,6 +56,8 @@ def test_names_of_outputs_stay():
     named = load("closed").named()
     assert not {"schedule_by", "preset"} & set(named)
     assert not {"affinity", "evidence"} & set(named["identify"])
+    assert "confidence" not in named["guide"]
+    assert load("closed", "guide.confidence=0.5").named()["guide"]["confidence"] == 0.5
     digest = hashlib.blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=8).hexdigest()
     assert digest == "6ecc263b93bb8fff"
 

@@ -23,8 +23,8 @@ def show_strategies(store: Store) -> None:
                 say(f"CountAcc {own.strategy} − {other}: {difference_text(difference)}")
         for band in judge.readings:
             say(
-                f"confidence {band.least:g} to {band.most:g}: {band.right:.3f} of {band.nouns} identified counts are the"
-                f" plain clip's, by {judge.judge}"
+                f"confidence {band.least:g} to {band.most:g}: {band.right:.3f} of {band.nouns} identified counts are"
+                f" the plain clip's, by {judge.judge}"
             )
     if summary.plain:
         say(f"{summary.plain} of {summary.rows} clips are of prompts that ask for no count, and in no CountAcc")

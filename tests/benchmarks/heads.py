@@ -56,15 +56,15 @@ def cpu_seconds(ways: list[Callable[[], object]], repeats: int) -> list[float]:
 def errors(q: Tensor, k: Tensor, grid: tuple[int, int]) -> tuple[float, float]:
     """The largest error of ours and of the plain way, whose signs are free, in the first frame."""
     ours, svd = score_heads(q[:1], k[:1], grid, CONFIG)[1][0], plain(q[:1], k[:1], grid)[0]
-    worst = [0.0, 0.0]
+    worst = [float("nan")] * 2  # where no map is that clear
     for head in range(q.shape[1]):
         exact, gap = exact_components(frame_attention(q[0, head : head + 1], k[0, head : head + 1])[0])
         if gap < 0.02:  # of variances
             continue
-        worst[0] = max(worst[0], (ours[head].flatten(0, 1) - exact).abs().max().item())
+        worst[0] = max((ours[head].flatten(0, 1) - exact).abs().max().item(), worst[0])
         own = svd[head].flatten(0, 1)
         either = torch.minimum((own - exact).abs().amax(dim=0), (1 - own - exact).abs().amax(dim=0))
-        worst[1] = max(worst[1], either.max().item())
+        worst[1] = max(either.max().item(), worst[1])
     return worst[0], worst[1]
 
 

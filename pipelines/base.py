@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from numina.config import ScheduleBy
 from numina.errors import ConfigError
 from numina.schedule import schedule_times
 from pipelines.parallel.support import check_cache
@@ -157,9 +158,11 @@ class ModelFacts:
                 " support; use stride 1"
             )
 
-    def times(self, generation: GenerationConfig) -> tuple[float, ...]:
-        """When each step comes, by its noise level: a share of the model's native schedule (`numina.schedule`)."""
-        return schedule_times(generation.steps, self.flow_shift(generation), self.native_shift(generation))
+    def times(self, generation: GenerationConfig, by: ScheduleBy = "noise") -> tuple[float, ...]:
+        """When each step comes: a share of the model's native schedule, or of the steps (`numina.schedule`)."""
+        shift = self.flow_shift(generation)
+        native = shift if by == "index" else self.native_shift(generation)
+        return schedule_times(generation.steps, shift, native)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -165,11 +165,17 @@ def count_table(
             columns.append(_detected(row, verdicts))
             if name in identifying:
                 seen = row["identified"] if row else None
-                columns.append([str(noun["count"]) for noun in seen] if seen else ["–"])
+                sure = (row and row["confidences"]) or [None] * len(seen or [])
+                columns.append(list(map(_identified, seen, sure)) if seen else ["–"])
         table.add_row(*map("\n".join, columns), end_section=True)
     if len(samples) > PROMPTS_SHOWN:
         table.caption = f"the first {PROMPTS_SHOWN} of {len(samples)}; `numina report` shows all"
     return table
+
+
+def _identified(noun: Mapping[str, Any], confidence: float | None) -> str:
+    """A noun's identified count and, where the reading tells it, its confidence."""
+    return str(noun["count"]) if confidence is None else f"{noun['count']} ({confidence:.2f})"
 
 
 def _detected(row: Mapping[str, Any] | None, verdicts: Mapping[str, Mapping[str, Any]]) -> list[str]:

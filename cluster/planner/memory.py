@@ -97,7 +97,7 @@ class MemoryModel:
         self.decoder_bytes = BYTES[self.family.vae_dtype or prepared.dtype]
         self.tokens = prepared.model.grid(prepared.job.generation).tokens
         self.joint = prepared.model.joint
-        self.times = prepared.model.times(prepared.job.generation)
+        self.model = prepared.model
 
     def of(self, setup: Setup) -> Memory:
         """What every rank holds, in GiB; the first one collects pixels too, but as bytes and on the CPU."""
@@ -143,7 +143,7 @@ class MemoryModel:
         """Latents of the clips in flight, one in each batch; anchored, those of every step of identification."""
         latents = self.tokens * self.sizes.latent_numbers * BYTES["float32"]
         kept = [
-            method.identify.capture_step(self.times) + 1
+            method.identify.capture_step(self.model.times(self.generation, method.schedule_by)) + 1
             for method in self.job.methods.values()
             if method and method.guide.anchor is not None
         ]

@@ -60,7 +60,6 @@ class TimeModel:
         self.job, self.demand = prepared.job, demand
         self.trials = prepared.trials
         self.tokens = prepared.model.grid(prepared.job.generation).tokens
-        self.times = prepared.model.times(prepared.job.generation)
         self.branches = 2 if self.generation.guidance_scale > 1 else 1
 
     def of(self, setup: Setup) -> Cost | None:
@@ -127,10 +126,11 @@ class TimeModel:
         if method is None:
             plain = forwards(cache, range(steps), steps, passes=passes)
             return plain, plain
-        kept = method.identify.schedule(self.times)
-        place = kept.index(method.identify.capture_step(self.times))
-        identify = identify_forwards(method.identify, self.times, steps, passes=passes)
-        biased = sum(intensity(time, method.guide) > 0 for time in self.times)  # a cache begins anew after it
+        times = self.model.times(self.generation, method.schedule_by)
+        kept = method.identify.schedule(times)
+        place = kept.index(method.identify.capture_step(times))
+        identify = identify_forwards(method.identify, times, steps, passes=passes)
+        biased = sum(intensity(time, method.guide) > 0 for time in times)  # a cache begins anew after it
         guide = sum(forwards(cache, part, steps, passes=passes) for part in (range(biased), range(biased, steps)))
         return identify + forwards(cache, kept[place + 1 :], steps, passes=passes), identify + guide
 

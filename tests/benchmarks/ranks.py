@@ -66,7 +66,7 @@ def look_on(
 ) -> ClipCapture:
     """What identification sees at step t*, with the heads that it chose."""
     identify = job.method.identify
-    reference = identify.capture_step(model.facts.times(job.generation))
+    reference = identify.capture_step(model.facts.times(job.generation, job.method.schedule_by))
     seen = ClipCapture(model, job.generation, shard, [spans], identify)
     denoise.advance(
         model,

@@ -6,7 +6,8 @@ OUT ?= out/demo
 ARGS ?=
 # A machine without an NVIDIA GPU takes PyTorch's CPU build (its local version sorts above PyPI's CUDA build). Its index
 # is asked for torch alone: pip asks every index that it is given for every package.
-TORCH_INDEX := $(shell nvidia-smi -L >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
+GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+TORCH_INDEX := $(if $(GPU),,--extra-index-url https://download.pytorch.org/whl/cpu)
 
 # What one of two pytest processes runs, while another one runs the rest: most tests keep one core busy.
 LIBRARIES := tests/numina tests/pipelines
@@ -20,16 +21,16 @@ define side_by_side
 	if test $$first = 0 && test $$others = 0; then echo "$@: passed"; else echo "$@: FAILED"; exit 1; fi
 endef
 
-.PHONY: install demo test test-system faults fuzz lint settings lock clean
+.PHONY: install demo test test-system faults fuzz lint settings lock lock-gpu clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.lock pyproject.toml
+$(VENV)/.installed: requirements.lock requirements-gpu.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "numina needs Python 3.11 or newer; name one: make install PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --no-deps --retries 1 --timeout 20 $(TORCH_INDEX) "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/python -m pip install -r requirements.lock
+	$(BIN)/python -m pip install -r requirements.lock $(if $(GPU),-r requirements-gpu.lock)
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -73,6 +74,14 @@ settings: install
 # The pins that `install` uses. torch is pinned without its build: which one is taken depends on the machine.
 lock: install
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > requirements.lock
+
+# What a machine with an NVIDIA GPU gets beside them: the extra `gpu` and CUDA's libraries. Resolved without installing.
+lock-gpu: install
+	$(BIN)/python -m pip install uv
+	$(BIN)/uv pip compile pyproject.toml --extra gpu --constraint requirements.lock --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --quiet \
+	  $$(sed 's/==.*//; s/^/--no-emit-package /' requirements.lock) --output-file requirements-gpu.lock.new
+	mv requirements-gpu.lock.new requirements-gpu.lock
 
 clean:
 	rm -rf out $(VENV)

@@ -69,6 +69,8 @@ ROW_SCHEMA = pa.schema(
         ("gpu_name", pa.string()),  # null on CPUs; this and what follows is null in older rows
         ("torch_version", pa.string()),
         ("attention_kernel", pa.string()),  # of self-attention, by its engine's name for it
+        ("confidences", pa.list_(pa.float64())),  # of each target's identified count; null where the reading tells none
+        ("left_alone", pa.string()),  # why a clip whose counts are wrong wasn't guided; null where it was, or is right
     ]
 )
 """The columns of every row; the prompt set's own columns follow them. A missing one is null, unless REQUIRED."""

@@ -17,7 +17,6 @@ from numina.guidance import GuidancePlan
 from numina.private.torch import mark_dynamic
 from numina.regions import Region
 
-HIDDEN = -1e4  # a score that no softmax shows; not −∞, of which a kernel's tile of masked columns may make NaN
 SPARSE = 1 / 3  # share of rows up to which computing them again is cheaper than a mask over all (facts.md)
 TAIL_STEP = 16  # tail columns come in multiples of this: a prompt's nouns seldom have more tokens
 NOUN_STEP = 4  # references are padded to those of a multiple of this many nouns
@@ -71,34 +70,24 @@ class Copies:
         means = queries.unflatten(2, key.shape[2:])
         return torch.einsum("brhd,behd->bhre", means, self._tail(key).float()) / key.shape[-1] ** 0.5
 
-    def apply(
-        self, chosen: Tensor, key: Tensor, value: Tensor, means: Tensor, delta: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mask, keys and values with which plain attention of the ``chosen`` queries [B, R, N, D] is the guided one."""
+    def mask(self, chosen: Tensor, key: Tensor, means: Tensor, delta: Tensor) -> Tensor:
+        """The mask [B, N or 1, R, T] with which plain attention of the ``chosen`` queries [B, R, N, D] is guided.
+
+        Per head a copy's score becomes its reference's mean score m, strengthened by δ, or stays its own where that is
+        higher: what is added is never below 0. A negative m becomes m/δ: m·δ, as published, pushes it the wrong way,
+        down while δ > 1 should strengthen. So a larger δ is never a smaller score.
+        """
         biased = self.strengths * delta
         if self.per_head:
-            return self._stand_ins(key, value, means, delta, biased)
+            strengthened = torch.where(means >= 0, means * delta, means / delta)
+            given = nnf.pad(strengthened, (0, 0, 0, 1)).gather(2, self.source.expand(-1, means.shape[1], -1, -1))
+            own = torch.einsum("brhd,behd->bhre", chosen, self._tail(key)).float() / key.shape[3] ** 0.5
+            return _before_tail(torch.where(self.copied, (given - own).clamp_min(0.0), biased), key)
         mean = (means.mean(dim=1) * self.tokens).sum(dim=-1)  # m, one for a reference
         given = nnf.pad(mean * delta, (0, 1)).gather(1, self.source.flatten(1)).view_as(self.source)
         own = chosen.flatten(2) @ self._tail(key).flatten(2).mT  # over all heads' channels: their sum
         own_mean = own.float().unsqueeze(1) / (key.shape[2] * key.shape[3] ** 0.5)
-        return _before_tail(torch.where(self.copied, given - own_mean, biased), key), key, value
-
-    def _stand_ins(
-        self, key: Tensor, value: Tensor, means: Tensor, delta: Tensor, biased: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Hides overwritten columns and appends E others, whose key is 0: they score what the mask says, per head.
-
-        A negative mean m becomes m/δ: m·δ, as published, pushes it the wrong way, down while δ > 1 should strengthen.
-        So a larger δ is always a larger score.
-        """
-        weighted = torch.where(means >= 0, means * delta, means / delta)
-        weighted = nnf.pad(weighted, (0, 0, 0, 1), value=HIDDEN)  # for what copies nothing
-        text, tail = key.shape[1], self.source.shape[-1]
-        mask = key.new_zeros(*means.shape[:2], self.source.shape[2], text + tail)
-        mask[..., text - tail : text] = biased.masked_fill(self.copied, HIDDEN)
-        mask[..., text:] = weighted.gather(2, self.source.expand(-1, means.shape[1], -1, -1))
-        return mask, nnf.pad(key, (0, 0, 0, 0, 0, tail)), torch.cat([value, self._tail(value)], dim=1)
+        return _before_tail(torch.where(self.copied, given - own_mean, biased), key)
 
     def _tail(self, text: Tensor) -> Tensor:
         return text[:, -self.source.shape[-1] :]
@@ -200,7 +189,7 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def _before_tail(values: Tensor, key: Tensor) -> Tensor:
-    """A mask [B, 1, rows, T] of its tail columns [B, 1, rows, E], for ``key`` [B, T, N, D]."""
+    """A mask [B, 1 or N, rows, T] of its tail columns [B, 1 or N, rows, E], for ``key`` [B, T, N, D]."""
     return nnf.pad(values.to(key.dtype), (key.shape[1] - values.shape[-1], 0))
 
 

@@ -20,6 +20,7 @@ Cache = Literal["none", "taylorseer", "magcache", "first_block", "cfg_cache"]  #
 LONGEST, LARGEST = 1000, 1_000_000  # tokens across and in a frame, beyond any clip's
 
 FUSED_ONLY = ("affinity", "evidence")  # settings of identification
+ScheduleBy = Literal["noise", "index"]  # what a share of the schedule is: a noise level, or a number of steps
 TokenSet = Literal["noun", "phrase", "first"]  # all mentions of the noun, with their modifiers, or the first mention
 
 
@@ -27,7 +28,7 @@ TokenSet = Literal["noun", "phrase", "first"]  # all mentions of the noun, with 
 class IdentifyConfig:
     """Where attention is read and how it becomes instances (arXiv 2604.08546 §3.2)."""
 
-    step: float = 0.4  # [share of the native schedule] t*, where attention is read (published: step 20 of 50)
+    step: float = 0.4  # [share of the schedule: schedule_by] t*, where attention is read (published: step 20 of 50)
     # [steps] up to t*, run every stride-th step (published: 1); above 1 the plain clip changes a little
     stride: int = 1
     block: float = 0.5  # [share of the depth] l*, the first block that is read (published: block 15 of 30)
@@ -138,7 +139,8 @@ class GuideConfig:
     elsewhere: float = 0.0
     # [strength, × δ] o, subtracted from the other nouns' scores where an instance is added (ours; published: none)
     other: float = 0.0
-    # copies take the mean score of their reference: per head (published), global (released code), or none (ours)
+    # copies take the mean score of their reference: per head, if above their own (published; the limit is ours), global
+    # (released code, no limit), or none (ours)
     overwrite: Literal["none", "head", "global"] = "head"
     # text tokens whose scores are biased: the noun (published), its whole phrase, or its first mention (released code)
     tokens: TokenSet = "noun"
@@ -147,13 +149,16 @@ class GuideConfig:
     unit: Literal["score", "deviation"] = "score"
     # [score or deviation] δ of the constant schedule (ours; the tanh schedule starts at this value)
     strength: float = 1.75
-    until: float = 1.0  # [share of the native schedule] up to which steps are guided (published: all)
+    until: float = 1.0  # [share of the schedule: schedule_by] up to which steps are guided (published: all)
     # [tokens] from an edit, beyond which the clip is held to the plain one up to t*; null: nowhere (ours)
     anchor: int | None = None
+    # [confidence, 0 to 1] of the reading of a noun, below which a clip that needs edits of it is left as it is; 0:
+    # guide always (ours)
+    confidence: float = 0.0
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "remove", "add", "keep", "elsewhere", "other", "strength")
-        _share(self, "until")
+        _share(self, "until", "confidence")
         if self.anchor is not None:
             _at_least(self, 0, "anchor")
             _at_most(self, LONGEST, "anchor")
@@ -168,6 +173,9 @@ class MethodConfig:
     # [tokens] of the frame that lengths and areas are given for; they scale with the clip's (1560: 30 × 52 at 480p);
     # 0: never
     grid: int = 1560
+    # what a share of the schedule is, for t* and δ: index, a number of steps (published); noise, the noise level that
+    # the model's native schedule has there, whatever the flow shift (ours)
+    schedule_by: ScheduleBy = "index"
     identify: IdentifyConfig = field(default_factory=IdentifyConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     guide: GuideConfig = field(default_factory=GuideConfig)
@@ -175,6 +183,7 @@ class MethodConfig:
     def __post_init__(self) -> None:
         _at_least(self, 0, "grid")
         _at_most(self, LARGEST, "grid")
+        _one_of_its_choices(self)
         if self.guide.anchor is not None and self.identify.stride > 1:
             raise ConfigError(
                 f"method.guide.anchor = {self.guide.anchor} holds clips to the plain one at every step, but"
@@ -184,10 +193,17 @@ class MethodConfig:
     def named(self) -> dict[str, Any]:
         """The settings that decide what comes out, for names of outputs: without the preset, which is a label.
 
-        A source's own settings that came after the first outputs are left out under other sources: names stay.
+        Settings that came after the first outputs are left out where they change nothing: names stay. A rule that has
+        changed since has another name.
         """
         named = asdict(self)
         del named["preset"]
+        if self.schedule_by == "noise":
+            del named["schedule_by"]
+        if self.guide.confidence == 0:
+            del named["guide"]["confidence"]
+        if self.guide.overwrite == "head":
+            named["guide"]["overwrite"] = "head, never below the own score"
         if self.identify.source != "fused":
             for name in FUSED_ONLY:
                 del named["identify"][name]

@@ -47,6 +47,18 @@ class DamageError(NuminaError):
     """A file of an output or of a prompt set can't be read back: it is torn, or something else has changed it."""
 
 
+class MachineError(NuminaError):
+    """A machine lacks what a job needs: a driver, a GPU, a library's build, a way to other ranks, a place to write."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"{problem}; {remedy}")
+        self.problem = problem
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.problem, self.remedy)
+
+
 class ClipError(NuminaError):
     """One clip failed: it has numbers that aren't finite or one flat colour in each frame, or it can't be written."""
 

@@ -6,7 +6,8 @@ own rows and its own kernel need. All rules apply before the softmax, to the con
     region of the row, for a noun        score of the noun's tokens
     removed                              − s·δ
     added, nothing to copy from          + k·δ
-    added copy                           the reference's mean score m, weighted by δ (or + k·δ without ``overwrite``)
+    added copy                           the reference's mean score m, weighted by δ, or its own where that is higher
+                                         (``overwrite`` global: never its own; none: + k·δ)
     kept, reference                      + κ·δ
     none                                 − β·δ
     any, where another noun is added     − o·δ, on top of the above

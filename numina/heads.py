@@ -3,11 +3,11 @@
 Legend: F frames, N heads, H W the token grid of a frame, n = H·W, D head size. q and k are taken after norm and rotary
 embedding. Everything here works on the conditional pass and only reads: it never changes what a block computes.
 
-All heads of all frames are worked on together, in chunks whose temporaries fit a given memory; nothing here waits for
-the GPU. Scores and softmax are float32, of exact products where q and k are in half precision. Such a map, once
-centred, is kept in float16 and multiplied on tensor cores, summed in float32; what that moves in an image is far less
-than the rounding of q and k does. Of float32 q and k all is float32, as exact as the process lets it be (TF32 is off
-unless it turned it on).
+All heads of all frames are worked on together, in chunks whose temporaries fit a given memory, or a CPU's caches;
+nothing here waits for the GPU. Scores and softmax are float32, of exact products where q and k are in half precision.
+On a GPU such a map, once centred, is kept in float16 and multiplied on tensor cores, summed in float32; what that moves
+in an image is far less than the rounding of q and k does. On a CPU, and of float32 q and k, all is float32, as exact as
+the process lets it be (TF32 is off unless it turned it on).
 """
 
 import math
@@ -28,7 +28,10 @@ NO_HEAD = -1  # the head "chosen" where all heads are averaged
 BLOCK = 16  # columns of the start block
 DEGREE = 5  # times that the map and its transpose are applied to it
 SMOOTH = 12  # columns of the start block that are low spatial frequencies; the others are random
-
+# On a CPU, chosen with tests/benchmarks/heads.py.
+EARLY = 3  # degree at which most maps' axes have settled
+SETTLED = 3e-4  # bound on the sine of the angle between an axis and the exact one
+CACHED = 2 << 20  # bytes of maps, or of one map's rows, that are worked on together
 
 # A centred map in float16 is held this many times: its largest element, below 1, still fits, and the smallest has room.
 HALF_SCALE = 2.0**15
@@ -59,7 +62,7 @@ def _product(
     """a b, summed in float32; b is taken in the precision of a."""
     if a.dtype == torch.float32:
         return a @ b.float()
-    if not a.is_cuda:
+    if not a.is_cuda:  # in tests alone
         return a.float() @ b.to(a.dtype).float()
     return torch.bmm(a, b.to(a.dtype), out_dtype=torch.float32)
 
@@ -86,11 +89,14 @@ def score_heads(
     heads, tokens, dim = q.shape[1:]
     maps = torch.arange(q.shape[0] * heads, device=q.device)
     start = _start_block(grid).to(q.device, non_blocking=True)
+    half = q.is_cuda and q.dtype != torch.float32 and not _small(tokens)
     at_once = max(1, memory // 8 // _attention_bytes(tokens, dim))
-    size = max(1, (memory - at_once * _attention_bytes(tokens, dim)) // _map_bytes(tokens, q))
+    size = max(1, (memory - at_once * _attention_bytes(tokens, dim)) // _map_bytes(tokens, half))
+    if not q.is_cuda:
+        size = min(size, max(1, CACHED // (4 * tokens**2)))
     components = torch.cat(
         [
-            _principal_components(*_centred_maps(q, k, some // heads, some % heads, at_once), start)
+            _principal_components(*_centred_maps(q, k, some // heads, some % heads, at_once, half), start)
             for some in maps.split(size)
         ]
     ).unflatten(1, grid)
@@ -110,10 +116,15 @@ def _attention_bytes(tokens: int, dim: int) -> int:
     return 8 * tokens**2 + 12 * tokens * dim
 
 
-def _map_bytes(tokens: int, q: Tensor) -> int:
+def _small(tokens: int) -> bool:
+    """Whether a map is solved in full, and nothing is gained by less precision."""
+    return tokens <= BLOCK * (DEGREE + 1)
+
+
+def _map_bytes(tokens: int, half: bool) -> int:
     """Bytes of temporaries that one centred map takes: itself, the Krylov space, its Gram matrices."""
     width = min(tokens, BLOCK * (DEGREE + 1))
-    element = 4 if q.dtype == torch.float32 else 2 if q.is_cuda else 6  # a CPU multiplies a float32 copy
+    element = 2 if half else 4
     exact = 8 * tokens * width if tokens == width else 0  # a small map is copied to float64 whole
     return element * tokens**2 + exact + tokens * (24 * width + 48 * BLOCK) + 48 * width**2
 
@@ -124,16 +135,19 @@ def _centred_maps(
     frame: Int[Tensor, " maps"],
     head: Int[Tensor, " maps"],
     at_once: int,
+    half: bool,
 ) -> tuple[Float[Tensor, "maps n n"], Float[Tensor, "maps 1 1"]]:
-    """Maps less the mean of their rows, in float32 or `HALF_SCALE` times in float16, and the noise that is in them.
+    """Maps less the mean of their rows, in float32 or, ``half``, `HALF_SCALE` times in float16, and their noise.
 
     Centred before anything is rounded and not in each product: rounding is then relative to what is left, which may be
     little. Of rows that are all alike float32 leaves noise in proportion to their mean.
     """
     n = q.shape[2]
-    small = n <= BLOCK * (DEGREE + 1)  # solved in full: nothing is gained by less precision
-    half = q.dtype != torch.float32 and not small
     scale = HALF_SCALE if half else 1.0
+    if at_once >= len(frame) and not half:
+        attention = frame_attention(q[frame, head], k[frame, head])
+        mean = attention.mean(dim=1, keepdim=True)
+        return attention.sub_(mean), 1e-5 * mean.amax(dim=2, keepdim=True)
     centred = torch.empty(len(frame), n, n, dtype=torch.float16 if half else torch.float32, device=q.device)
     means = torch.empty(len(frame), 1, n, dtype=torch.float32, device=q.device)
     for first in range(0, len(frame), at_once):
@@ -168,12 +182,72 @@ def _coordinates(centred: Float[Tensor, "maps n n"], start: Float[Tensor, "n blo
     They are the leading eigenvectors of (B Q)ᵀ(B Q), were Q orthonormal, the best that so many products with B can give
     (Rayleigh–Ritz; Musco and Musco, arXiv 1504.05477). Small maps are solved in full.
     """
-    if centred.shape[1] <= BLOCK * (DEGREE + 1):
+    if _small(centred.shape[1]):
         rows = centred.double()
         return rows @ _leading_axes(rows.mT @ rows)
+    if centred.is_cuda or centred.dtype == torch.float16:
+        return _full_coordinates(centred, start)
+    return _settled_coordinates(centred, start)
+
+
+def _full_coordinates(centred: Float[Tensor, "maps n n"], start: Float[Tensor, "n block"]) -> Float[Tensor, "maps n 3"]:
+    """B·axes from the whole Krylov space, without waiting for any number."""
     basis, images = (x.double() for x in _krylov(centred, start))
     straight = _orthonormaliser(basis, 1e-4)  # nearly orthonormal isn't enough where variances are close
     return images @ (straight @ _leading_axes(straight.mT @ (images.mT @ images) @ straight))
+
+
+def _settled_coordinates(
+    centred: Float[Tensor, "maps n n"], start: Float[Tensor, "n block"]
+) -> Float[Tensor, "maps n 3"]:
+    """B·axes on a CPU, which may look at a number: the space grows to `DEGREE` only where axes haven't settled by
+    `EARLY`.
+
+    An axis v of variance λ is near an exact one where |BᵀB v − λ v| is small against the gap to the next variance
+    (Davis and Kahan's sin θ). Within the space that residual is 0; what leads out of it, the next block has.
+    """
+    coordinates = torch.empty(*centred.shape[:2], 3, dtype=torch.float64)
+    left = torch.arange(len(centred))
+    basis = images = centred[..., :0]
+    block = start.expand(len(centred), -1, -1)
+    for degree in range(DEGREE + 1):
+        for _ in range(2 if degree else 1):
+            block = torch.linalg.qr(block - basis @ (basis.mT @ block))[0]
+        basis = torch.cat([basis, block], dim=2)
+        image, block = _there_and_back(centred, block)
+        images = torch.cat([images, image], dim=2)
+        if degree not in (EARLY, DEGREE):
+            continue
+        wide = images.double()
+        # LAPACK refuses what isn't finite. The image of such a map is no number all the same.
+        variances, axes = torch.linalg.eigh((wide.mT @ wide).nan_to_num(0.0, 0.0, 0.0))
+        variances, axes = variances[:, -4:].flip(1), axes[..., -3:].flip(2)
+        coordinates[left] = wide @ axes
+        out = block @ axes[:, -BLOCK:].float()
+        out = out - basis @ (basis.mT @ out)
+        gaps = variances[:, :3] - variances[:, 1:]
+        gaps = torch.minimum(gaps, nnf.pad(gaps[:, :2], (1, 0), value=math.inf))
+        open_ = (out.square().sum(dim=1) > (SETTLED * gaps).square()).any(dim=1)
+        if not open_.any():
+            break
+        if not open_.all():
+            left, centred, basis, images, block = (x[open_] for x in (left, centred, basis, images, block))
+    return coordinates
+
+
+def _there_and_back(
+    centred: Float[Tensor, "maps n n"], block: Float[Tensor, "maps n block"]
+) -> tuple[Float[Tensor, "maps n block"], Float[Tensor, "maps n block"]]:
+    """B·block and BᵀB·block, some rows of B after the other: they are still in the caches when they are needed again.
+
+    The second product reads B along its rows, too: half as long again the other way.
+    """
+    image, back = torch.empty_like(block), torch.zeros_like(block.mT)
+    rows = max(BLOCK, CACHED // (4 * centred.shape[0] * centred.shape[1]))
+    for part, own in zip(centred.split(rows, dim=1), image.split(rows, dim=1), strict=True):
+        own.copy_(part @ block)
+        back += own.mT @ part
+    return image, back.mT
 
 
 def _start_block(grid: tuple[int, int]) -> Float[Tensor, "n block"]:

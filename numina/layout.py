@@ -45,6 +45,8 @@ class Layout:
 
     labels: Int16[np.ndarray, "nouns frames H W"]
     tracked: bool = False
+    # how far each noun's reading can be trusted, from 0 to 1; None where the source doesn't tell
+    confidence: Float[np.ndarray, " nouns"] | None = None
 
     def instances(self, noun: int) -> Int[np.ndarray, " instances"]:
         """Labels of a noun's instances over the clip, ascending."""
@@ -81,7 +83,8 @@ def identify_layout(capture: Capture, config: IdentifyConfig) -> Layout:
     if config.source == "fused":
         if capture.coordinates is None or capture.peaks is None:
             raise ValueError("source = fused reads self-attention, but the capture has none: capture it, or use peaks")
-        return Layout(fused_labels(capture.responses, capture.peaks, capture.coordinates, config), tracked=True)
+        labels, confidence = fused_labels(capture.responses, capture.peaks, capture.coordinates, config)
+        return Layout(labels, tracked=True, confidence=confidence)
     if config.source == "peaks":
         labels = _peaks(_relative(_present(capture.responses, config)), config)
     elif capture.components is None:

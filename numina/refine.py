@@ -9,6 +9,7 @@ bounding box; a *template* is a small mask, the bounding box of what is to be ad
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float, Int8, Int16
@@ -61,7 +62,7 @@ def refine(layout: Layout, counts: Sequence[int], config: RefineConfig) -> Refin
     previous: dict[tuple[int, int], Place] = {}
     for block in blocks:
         _refine_block(labels[:, block], regions[:, block], counts, previous, config)
-    refined = Layout(labels=labels, tracked=layout.tracked)
+    refined = replace(layout, labels=labels)
     lacking = np.asarray(counts)[:, None] - refined.counts()
     return Refinement(refined, regions, tuple(lacking.max(axis=1).tolist()))
 

@@ -8,6 +8,7 @@ of h × w tokens.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Int8, Int16
@@ -40,7 +41,7 @@ def refine_released(layout: Layout, counts: Sequence[int], config: RefineConfig)
         places: list[Place] = []
         for frame in range(labels.shape[1]):
             places = _refine_frame(labels[noun, frame], regions[noun, frame], count, places, config)
-    refined = Layout(labels=labels, tracked=False)
+    refined = replace(layout, labels=labels, tracked=False)
     lacking = np.asarray(counts)[:, None] - refined.counts()
     return Refinement(refined, regions, tuple(lacking.max(axis=1).tolist()))
 

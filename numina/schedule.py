@@ -1,13 +1,14 @@
 """When a denoising step comes: its noise level, as a share of the model's native schedule.
 
-Settings such as t* are shares of a schedule. A share is a noise level, not an index: 8 steps, 30 or 50, and a sampler
-of another flow shift than the model's native one, are read and guided at the same noise.
+Settings such as t* are shares of a schedule. With ``schedule_by`` "noise" a share is a noise level: 8 steps, 30 or 50,
+and a sampler of another flow shift than the model's native one, are read and guided at the same noise. With "index" it
+is a number of steps, as published: step 20 of 50, and in proportion of any other number, whatever the flow shift.
 
     s = 1 − i/steps                     time left, before the shift
     σ = a·s / (1 + (a − 1)·s)           noise level under flow shift a (arXiv 2403.03206 §5.3.2)
     time = 1 − s', s' of σ under the native shift
 
-At the native shift, and where a sampler has no shift, step i of n is at time i/n.
+By index, at the native shift, and where a sampler has no shift, step i of n is at time i/n.
 """
 
 import math

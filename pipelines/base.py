@@ -4,25 +4,28 @@ Names: B clips of a batch, F latent frames, H W token grid of a frame, N heads, 
 channels.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import torch
-from torch import Tensor
-
+from numina.config import ScheduleBy
 from numina.errors import ConfigError
 from numina.schedule import schedule_times
 from pipelines.parallel.support import check_cache
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # settings and facts are read where torch, seconds to import, isn't needed
+    import torch
+    from torch import Tensor
+
     from numina.bias import ShardGuidance
     from pipelines.parallel.shard import Shard
 
 Attention = Any  # diffusers' attention module
 Processor = Callable[..., Any]  # what computes it
-Project = Callable[..., tuple[Tensor, Tensor, Tensor]]  # an attention and hidden states → queries, keys, values
-See = Callable[[Tensor, Tensor], None]  # is shown queries [B, n, N, D] and keys [B, n or T, N, D], rotated
+Project = Callable[..., "tuple[Tensor, Tensor, Tensor]"]  # an attention and hidden states → queries, keys, values
+See = Callable[["Tensor", "Tensor"], None]  # is shown queries [B, n, N, D] and keys [B, n or T, N, D], rotated
 
 MOST_PIXELS = 8192  # of a side
 MOST_FRAMES = 10_001
@@ -155,9 +158,11 @@ class ModelFacts:
                 " support; use stride 1"
             )
 
-    def times(self, generation: GenerationConfig) -> tuple[float, ...]:
-        """When each step comes, by its noise level: a share of the model's native schedule (`numina.schedule`)."""
-        return schedule_times(generation.steps, self.flow_shift(generation), self.native_shift(generation))
+    def times(self, generation: GenerationConfig, by: ScheduleBy = "noise") -> tuple[float, ...]:
+        """When each step comes: a share of the model's native schedule, or of the steps (`numina.schedule`)."""
+        shift = self.flow_shift(generation)
+        native = shift if by == "index" else self.native_shift(generation)
+        return schedule_times(generation.steps, shift, native)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +256,7 @@ class VideoModel(TextEncoder, Protocol):
         """Attention processors with which a block's forward computes what it did, and shows its queries with the text's
         keys and, where asked, with the clip's own."""
 
-    def guided(self, guidance: "ShardGuidance", shard: "Shard") -> Mapping[Attention, Processor]:
+    def guided(self, guidance: ShardGuidance, shard: Shard) -> Mapping[Attention, Processor]:
         """Attention processors with which all blocks' forwards are guided, on this rank's rows."""
 
     def split_decoder(self, group: Any) -> None:

@@ -17,7 +17,6 @@ PAGES = [
     *(ROOT / f"{name}/README.md" for name in ("cluster", "configs", "numina", "pipelines", "slurm")),
 ]
 README_WORDS = 1200  # at most: it is read whole, the others are looked up
-NEEDS_WEIGHTS = "/models/"
 
 
 def blocks(language: str) -> list[str]:
@@ -47,14 +46,6 @@ def test_the_two_commands_are_the_makefiles() -> None:
         assert command in ci
 
 
-@pytest.mark.parametrize("line", [line for line in BASH if NEEDS_WEIGHTS in line])
-def test_cluster_commands_name_real_configs_and_keys(line: str) -> None:
-    """Commands that need Wan's weights: their config is shipped and every override is a known key."""
-    words = shlex.split(line)
-    assert words[0] == ".venv/bin/numina"
-    load_job(words[words.index("--config") + 1], [word for word in words if "=" in word])
-
-
 def test_cluster_scripts_and_settings_are_real() -> None:
     """What is submitted to a scheduler runs in the system's tests, in small; here its scripts, configs and keys."""
     lines = commands("sh")
@@ -71,7 +62,7 @@ def test_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Every other command, as it stands, in one folder, one after the other; in this process, which has imported all
     that each would import anew."""
     monkeypatch.chdir(tmp_path)
-    lines = [line for line in BASH if not line.startswith("make ") and NEEDS_WEIGHTS not in line]
+    lines = [line for line in BASH if not line.startswith("make ")]
     assert len(lines) >= 15
     for line in lines:
         done = CliRunner().invoke(app, shlex.split(line)[1:], catch_exceptions=False)

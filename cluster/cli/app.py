@@ -25,6 +25,7 @@ VERBS = {  # by the panels of `numina --help`
         "plan": "cluster.cli.plan:plan",
         "prompts": "cluster.cli.prompts:prompts",
         "models": "cluster.cli.models:models",
+        "doctor": "cluster.cli.doctor:doctor",
     },
     "Run": {
         "run": "cluster.cli.run:run",

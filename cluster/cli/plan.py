@@ -1,4 +1,4 @@
-"""`numina plan`: how a job would run on a cluster."""
+"""`numina plan`: how a job would run on a cluster, and what it would cost."""
 
 from typing import Annotated, Literal
 
@@ -24,24 +24,51 @@ def plan(
     objective: Annotated[
         Literal["throughput", "latency"], typer.Option(help="Most clips per hour, or the shortest time for one clip.")
     ] = "throughput",
+    clips: Annotated[
+        int | None, typer.Option(help="Number of clips to plan for; without it and a prompt set, for one clip.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="Price of a GPU-hour, in any currency.")] = None,
+    accuracy: Annotated[
+        float | None,
+        typer.Option(help="Share of clips that the judge of verified strategies accepts; else that of the output."),
+    ] = None,
 ) -> None:
-    """Show what a job needs, and the best way to run it on a cluster; needs no GPU.
+    """Show what a job needs, the best way to run it on a cluster, and what it costs; needs no GPU and no weights.
 
     With --gpus, values of parallel.* and memory.* on the command line are kept; those in the job's YAML are not.
     """
-    from cluster.cli.tables import candidate_table, facts_table, print_configured
-    from cluster.job.config import load_job
-    from cluster.job.prepared import prepare
-    from cluster.planner import DEFAULT_GPU, Planner, load_gpu, prepare_for_gpus, reasons, wishes_of
+    from cluster.cli.tables import bill_table, candidate_table, facts_table, print_configured
+    from cluster.job.config import load_job, names_prompts
+    from cluster.planner import (
+        DEFAULT_GPU,
+        Demand,
+        Planner,
+        check_for_gpus,
+        check_known,
+        load_gpu,
+        reasons,
+        wishes_of,
+    )
 
-    job, table = load_job(config, overrides or []), load_gpu(gpu or DEFAULT_GPU)
+    overrides = overrides or []
+    job, table = load_job(config, overrides), load_gpu(gpu or DEFAULT_GPU)
+    if gpus is None and (nodes != 1 or objective != "throughput"):
+        raise InputError("--nodes and --objective need the number of GPUs; add e.g. --gpus 8")
+    checked = check_known(job) if gpus is None else check_for_gpus(job)
+    if clips is None and (job.model.path == "testbed" or names_prompts(config, overrides)):
+        from cluster.job.prepared import with_prompts
+
+        clips = with_prompts(checked, judge=False).asked
+    if accuracy is None and job.verifies:
+        from cluster.evaluation.accepted import accepted_share
+
+        accuracy = accepted_share(job)
+    demand = Demand(videos=clips, accuracy=accuracy, price=price)
+    planner = Planner(checked, table, demand)
     if gpus is None:
-        if nodes != 1 or objective != "throughput":
-            raise InputError("--nodes and --objective need the number of GPUs; add e.g. --gpus 8")
-        print_configured(Planner(prepare(job), table), refuse=gpu is not None)
+        print_configured(planner, refuse=gpu is not None)
         return
-    planner = Planner(prepare_for_gpus(job), table)
-    found = planner.candidates(gpus, nodes=nodes, objective=objective, wishes=wishes_of(job, overrides or []))
+    found = planner.candidates(gpus, nodes=nodes, objective=objective, wishes=wishes_of(job, overrides))
     where = f"{gpus} × {table.name}, {table.memory_gib:g} GiB each, on {nodes} node{'s' if nodes > 1 else ''}"
     tokens = f"{planner.memory.tokens} per clip"
     console.print(facts_table(planner, {"tokens": tokens, "GPUs": where, "objective": objective}))
@@ -50,6 +77,8 @@ def plan(
     say()
     for place, candidate in enumerate(found[:CANDIDATES_SHOWN], start=1):
         say(f"{place}: {candidate.setup.overrides(job) or 'as configured'}")
+    say()
+    console.print(bill_table(planner, found[0], gpus))
     say("\nwhy 1:")
     for reason in reasons(planner, found, gpus, objective):
         say(f"  {reason}")

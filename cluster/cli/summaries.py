@@ -21,6 +21,11 @@ def show_strategies(store: Store) -> None:
         for own in judge.strategies:
             for other, difference in own.against.items():
                 say(f"CountAcc {own.strategy} − {other}: {difference_text(difference)}")
+        for band in judge.readings:
+            say(
+                f"confidence {band.least:g} to {band.most:g}: {band.right:.3f} of {band.nouns} identified counts are"
+                f" the plain clip's, by {judge.judge}"
+            )
     if summary.plain:
         say(f"{summary.plain} of {summary.rows} clips are of prompts that ask for no count, and in no CountAcc")
     for pair, share in summary.agreement.items():

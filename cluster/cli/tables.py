@@ -10,13 +10,16 @@ from rich.table import Table
 from cluster.cli.terminal import console, say
 from cluster.observability.logs import redact
 from numina.errors import InputError
+from pipelines.models.published import UNREAD
 
 if TYPE_CHECKING:
     from cluster.dataset.garbage import Collected
+    from cluster.doctor.check import Result
     from cluster.evaluation.outcomes import Outcome
     from cluster.evaluation.summary import JudgeSummary
     from cluster.planner import Candidate, Planner
     from numina.metrics import Difference, Interval
+    from pipelines.base import ModelFacts
 
 PROMPTS_SHOWN = 20
 
@@ -39,12 +42,13 @@ def print_configured(planner: "Planner", refuse: bool) -> None:
     if planner.prepared.device == "cuda":
         gpu = f"{planner.gpu.memory_gib:g} of {planner.gpu.name}"
         rows["memory"] = f"{memory.peak:.1f} GiB at most on every GPU, while {memory.phase}; {gpu}"
-    if size.hours is None:
+    if size.candidate.cost is None:
         rows["time"] = "not measured for this model and shape; try limit=2 first"
-    else:
-        rows["total"] = f"{size.hours:.1f} h for all videos, at most"
     console.print(facts_table(planner, rows))
-    if size.hours is not None:
+    if size.candidate.cost is not None:
+        say()
+        console.print(bill_table(planner, size.candidate, setup.gangs * setup.ranks))
+        say()
         for reason in time_reasons(planner, size.candidate):
             say(reason)
     if refusal:
@@ -59,10 +63,39 @@ def facts_table(planner: "Planner", rows: dict[str, str]) -> Table:
             "model": f"{model.name} ({model.depth} blocks, {model.heads} heads)",
             "device": f"{prepared.device}, {prepared.dtype}",
             "clip": f"{generation.height}×{generation.width}, {generation.num_frames} frames",
-            "videos": str(prepared.asked),
+            **({} if planner.demand.videos is None else {"videos": str(planner.demand.videos)}),
+            "checkpoint": f"{planner.disk.checkpoint / 1e9:.1f} GB on every node, {_read_where(model)}",
             **rows,
         }
     )
+
+
+def _read_where(model: "ModelFacts") -> str:
+    return "as published (it isn't here)" if model.revision == UNREAD else "as it is here"
+
+
+def bill_table(planner: "Planner", candidate: "Candidate", gpus: int) -> Table:
+    """What a clip takes, and all that are asked for, on so many GPUs: a range where some counts are right at once."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    priced = planner.demand.price is not None
+    for column in ("time", "GPU-hours", "disk", *(["price"] if priced else [])):
+        table.add_column(column, justify="right")
+    cost, asked = candidate.cost, planner.demand.videos
+    for videos in [1, *([asked] if asked and asked > 1 else [])]:
+        bill = planner.bill(candidate, gpus, videos)
+        if bill is None or cost is None:
+            continue
+        alone = f"{cost.seconds_if_right:.0f} to {cost.seconds:.0f} s".replace(f"{cost.seconds:.0f} to ", "")
+        disk = (bill.disk_gb * 1000).shown(".2g", " MB") if bill.disk_gb.most < 1 else bill.disk_gb.shown(",.1f", " GB")
+        table.add_row(
+            "a clip" if videos == 1 else f"{videos:,} clips",
+            alone if videos == 1 else bill.hours.shown(",.1f", " h"),
+            bill.gpu_hours.shown(",.1f" if bill.gpu_hours.most >= 10 else ".3f"),
+            disk,
+            *([bill.price.shown(",.2f")] if bill.price else []),
+        )
+    return table
 
 
 def two_columns(rows: Mapping[str, str]) -> Table:
@@ -132,11 +165,17 @@ def count_table(
             columns.append(_detected(row, verdicts))
             if name in identifying:
                 seen = row["identified"] if row else None
-                columns.append([str(noun["count"]) for noun in seen] if seen else ["–"])
+                sure = (row and row["confidences"]) or [None] * len(seen or [])
+                columns.append(list(map(_identified, seen, sure)) if seen else ["–"])
         table.add_row(*map("\n".join, columns), end_section=True)
     if len(samples) > PROMPTS_SHOWN:
         table.caption = f"the first {PROMPTS_SHOWN} of {len(samples)}; `numina report` shows all"
     return table
+
+
+def _identified(noun: Mapping[str, Any], confidence: float | None) -> str:
+    """A noun's identified count and, where the reading tells it, its confidence."""
+    return str(noun["count"]) if confidence is None else f"{noun['count']} ({confidence:.2f})"
 
 
 def _detected(row: Mapping[str, Any] | None, verdicts: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -198,3 +237,45 @@ def garbage_table(collected: "Collected", done: str) -> Table:
         table.add_row(kind, str(files), f"{collected.bytes[kind] / 2**20:.1f}")
     table.add_row("in all", str(sum(collected.files.values())), f"{sum(collected.bytes.values()) / 2**20:.1f}")
     return table
+
+
+def node_table(nodes: Mapping[str, Sequence["Result"]]) -> Table:
+    """Of the checks on a cluster's nodes, those that aren't good on all; nodes that say alike share a line."""
+    from cluster.doctor.nodes import differing
+
+    table = _check_columns(f"{len(nodes)} nodes: checks that aren't ok on all of them")
+    for name, lines in differing(nodes).items():
+        alike: dict[tuple[str, str], list[str]] = {}
+        for node, line in lines.items():
+            alike.setdefault((line.state, line.remedy), []).append(node)
+        for (state, remedy), owners in alike.items():
+            found = f"{', '.join(owners)}: {lines[owners[0]].found}"
+            table.add_row(escape(name), _state(state), _with_remedy(found, remedy))
+    if not table.row_count:
+        table.add_row("all", _state("ok"), "")
+    return table
+
+
+def check_table(results: Sequence["Result"]) -> Table:
+    """What `numina doctor` found, each line with its remedy."""
+    table = _check_columns(None)
+    for result in results:
+        table.add_row(escape(result.name), _state(result.state), _with_remedy(result.found, result.remedy))
+    return table
+
+
+def _check_columns(title: str | None) -> Table:
+    table = Table(title=title, title_justify="left", box=None, header_style="", pad_edge=False)
+    table.add_column("check", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("what is here, and what to do", overflow="fold")
+    return table
+
+
+def _state(state: str) -> str:
+    colours = {"ok": "green", "warning": "yellow", "fails": "bold red"}
+    return f"[{colours[state]}]{state}[/]"
+
+
+def _with_remedy(found: str, remedy: str) -> str:
+    return escape(found) + (f"\n→ {escape(remedy)}" if remedy else "")

@@ -106,21 +106,28 @@ class Store:
     # --- the run ---
 
     def open_run(
-        self, config: Mapping[str, Any], *, asked: int | None = None, info: Mapping[str, Any] | None = None
+        self,
+        config: Mapping[str, Any],
+        *,
+        asked: int | None = None,
+        info: Mapping[str, Any] | None = None,
+        hub: Mapping[str, str] | None = None,
     ) -> None:
         """Start or resume a job. `config` is what enters the keys: the first run writes it, a later one must agree.
 
-        `asked` (rows that the job wants in all) and `info` (anything: degrees, versions) are recorded for this start
-        only. Raises OutputError as `check_run` does.
+        `hub` has the commits of its hub ids, which `hub_commits` gives to later starts. `asked` (rows that the job
+        wants in all) and `info` (anything: degrees, versions) are recorded for this start only. Raises OutputError as
+        `check_run` does.
         """
         begun = self.check_run(config) is not None
         if not self._single_writer:
             check_promise(self.files)
         if not begun:
-            self.files.create("run.json", _json({"format": FORMAT, "config": config}))
+            pins = {"hub": hub} if hub else {}
+            self.files.create("run.json", _json({"format": FORMAT, "config": config, **pins}))
             self.check_run(config)
         started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        record = {"started": started, "asked": asked, "info": info or {}}
+        record = {"started": started, "asked": asked, "info": info or {}, "hub": hub or {}}
         self.files.create(f"runs/{started}-{self.owner[:8]}.json", _json(record))
 
     def check_run(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -139,6 +146,21 @@ class Store:
 
     def run_config(self) -> dict[str, Any] | None:
         """What enters the keys of this output, as its first run wrote it; None before that."""
+        run = self._run_json()
+        if run is None:
+            return None
+        config: dict[str, Any] = run["config"]
+        return config
+
+    def hub_commits(self) -> dict[str, str]:
+        """The commit of every hub id that the output's jobs had, that of the first start that had it."""
+        run = self._run_json()
+        found: dict[str, str] = {}
+        for record in [run, *self.runs()] if run else []:
+            found = {**record.get("hub", {}), **found}
+        return found
+
+    def _run_json(self) -> dict[str, Any] | None:
         try:
             run = json.loads(self.files.read("run.json"))
         except FileNotFoundError:
@@ -151,8 +173,7 @@ class Store:
                 f"{self.root}/run.json has format {found!r}, this version reads {FORMAT!r}: "
                 "use the version that wrote it, or another output"
             )
-        config: dict[str, Any] = run["config"]
-        return config
+        return run
 
     def _refuse_foreign(self) -> None:
         entries = sorted(entry for entry in self.files.names() if entry != "lost+found")

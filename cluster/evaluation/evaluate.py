@@ -13,6 +13,7 @@ import ray
 
 from cluster.dataset.store import Store
 from cluster.evaluation.verdicts import Row, check_settings, judge_rows
+from cluster.job.pinning import pinned_judge
 from cluster.rows import python_rows
 from numina.errors import GangError, InputError, OutputError
 from pipelines.judges import Judge, JudgeConfig, load_judge
@@ -44,6 +45,7 @@ def evaluate(
     rows = python_rows(store.rows())
     if not rows:
         raise OutputError(f"output {store.root!r} holds no rows to judge: give a folder that `numina run` wrote to")
+    config = pinned_judge(config, store.hub_commits())
     judge = load_judge(config)
     known = {verdict["key"]: verdict for verdict in store.evaluations(config.name).to_pylist()}
     check_settings(store, judge, list(known.values()))

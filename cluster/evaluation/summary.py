@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from cluster.dataset.segments import parquet_bytes
 from cluster.evaluation.outcomes import Outcome, outcomes, strategies_of
+from cluster.evaluation.readings import Band, reading_bands
 from cluster.evaluation.verdicts import Row
 from cluster.job.acceptance import Acceptance
 from cluster.rows import python_rows
@@ -87,6 +88,7 @@ class JudgeSummary:
     settings: str | None
     strategies: Sequence[StrategySummary]
     problems: Sequence[tuple[str, str]]  # file names of what could not be judged, with the reason
+    readings: Sequence[Band] = ()  # how often identified counts are those of the plain clip, by confidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,7 @@ def summarize(store: Store) -> Summary:
                 settings=next((row["settings"] for row in own.values()), None),
                 strategies=_strategies({name: some for name, some in per_strategy.items() if some}, own, looks),
                 problems=[(row["file_name"], own[row["key"]]["problem"]) for row in rows if _problem(own, row)],
+                readings=reading_bands(rows, own),
             )
         )
     return Summary(

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from cluster.job.config import JobConfig
 from cluster.job.judge import judge_config
-from cluster.prompts.row import PromptRow
 from numina.errors import ConfigError
 from pipelines.base import ModelFacts
 from pipelines.judges import inspect_judge, nouns_check
 from pipelines.models.families import FAMILIES
 from pipelines.parallel.support import Wish, check_cache, check_support
 
+if TYPE_CHECKING:
+    from cluster.prompts.row import PromptRow
 
-def check_judge(job: JobConfig, rows: Iterable[PromptRow]) -> None:
-    """Raises an InputError where the judge of verified clips isn't there, or can't know a noun."""
+
+def check_judge(job: JobConfig, rows: Iterable[PromptRow], *, weights: bool = True) -> None:
+    """Raises an InputError where the judge of verified clips can't know a noun, or lacks its `weights`, if asked."""
     judge = judge_config(job.verify.judge, job.judge)
-    inspect_judge(judge)
+    if weights:
+        inspect_judge(judge)
     if check := nouns_check(judge):
         for row in rows:
             if row.targets:

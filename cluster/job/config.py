@@ -46,7 +46,7 @@ from numina.errors import ConfigError
 from pipelines.base import GenerationConfig
 from pipelines.checkpoints.lora import LoraConfig
 from pipelines.judges.base import JudgeConfig
-from pipelines.parallel.shard import MemoryConfig, ParallelConfig
+from pipelines.parallel.config import MemoryConfig, ParallelConfig
 
 ALGORITHM_VERSION = 3  # raised when the same configuration would give other pixels; part of every row's key
 DEFAULT_PRESET = "closed"
@@ -60,7 +60,8 @@ class ModelConfig:
 
     # a folder in diffusers' layout, a hub id OWNER/NAME, or an embedded counting model: testbed (flat shapes) or scenes
     path: str = "testbed"
-    revision: str | None = None  # the commit of a hub id: 40 hex digits; null for a local folder
+    # the commit of a hub id, 40 hex digits; null: the newest one when the job starts, which its output keeps
+    revision: str | None = None
     # LoRAs that are fused into the transformer's weights when the model is loaded
     loras: list[LoraConfig] = field(default_factory=list)
     # of weights and activations: auto (bfloat16 on GPUs, float32 on CPUs), float32, bfloat16, float16, or float8 (the
@@ -89,6 +90,9 @@ class ClusterConfig:
     start_timeout: float = 600.0  # [s] for a gang to start: placement, loading and compiling the model
     # [s] that a rank may be silent, or keep the other ranks waiting, before its gang counts as lost
     step_timeout: float = 120.0
+    # one small clip of few steps on one gang before the others start: auto (on GPUs, once per code, model and machine),
+    # always (at every start, on CPUs too) or never
+    preflight: Literal["auto", "always", "never"] = "auto"
     end_timeout: float = 10.0  # [s] to wait for a lost gang's processes to end and free their GPU memory
     metrics_port: int = 0  # port on which a local Ray serves Prometheus metrics; 0: a free port, given in the log
     encoders: int = 1  # [processes] that encode prompts, if memory.text_encoder=apart
@@ -256,6 +260,12 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) ->
         raise ConfigError(f"{where}{str(error).splitlines()[0]}") from error
     assert isinstance(job, JobConfig)
     return job
+
+
+def names_prompts(config: str | Path | None, overrides: Sequence[str]) -> bool:
+    """Whether a job's file or its command line names a prompt set."""
+    given = {override.partition("=")[0] for override in overrides}
+    return "prompts" in given or (config is not None and "prompts" in load_yaml(config, JobConfig))
 
 
 def _needed(key: str) -> str:

@@ -7,6 +7,7 @@ particular TMPDIR, and `auto` doesn't find it. Workers import numina from where 
 import json
 import logging
 import os
+import resource
 import secrets
 import shutil
 import socket
@@ -21,13 +22,18 @@ from typing import Any
 import ray
 
 from cluster.private.ray import load_token, token_loader
-from numina.errors import ConfigError, GangError
+from numina.errors import ConfigError, GangError, MachineError
 
 PRIVATE = "numina-"  # begins the name of the folder of a job's own Ray
 CONNECT_SECONDS = 5.0  # for a port to answer
 PROBE_SECONDS = 10.0  # for a Ray head to say what it is; with CONNECT_SECONDS at most 15
 SOCKET_BYTES = 107  # the longest path of a Unix socket
+FOLDER_BYTES = 32 * 2**20  # free where Ray's folder is: without room for its logs it doesn't start, nor say why
 BELOW_FOLDER = 64  # bytes of the longest socket's path below Ray's folder
+
+OPEN_FILES = 65536  # that are asked for
+OPEN_FILES_NEEDED = 128  # by Ray for a job of one gang; by 64 it is killed, and says nothing of files
+OPEN_FILES_REMEDY = "raise the limit: `ulimit -n 65536`, LimitNOFILE, or --ulimit nofile=65536 of a container"
 
 _PROBE = """
 import sys
@@ -63,6 +69,22 @@ def reachable(address: str, setting: str = "cluster.address") -> str:
         ) from error
     _check_versions(setting, place, _metadata(setting, place))
     return place
+
+
+def allow_open_files() -> None:
+    """Takes as many open files as this process may have: Ray's processes, which inherit that, need many.
+
+    Raises MachineError where these are too few.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < OPEN_FILES_NEEDED:
+        raise MachineError(
+            f"a process may have {most} open files here, and Ray needs {OPEN_FILES_NEEDED}",
+            OPEN_FILES_REMEDY,
+        )
 
 
 def _metadata(setting: str, place: str) -> dict[str, str]:
@@ -150,8 +172,10 @@ def joined(address: str, **local: Any) -> Iterator[None]:
     """The Ray at an address that was `reachable`, joined and left again; `local` starts one with these options of
     `ray.init`, and ends it.
 
-    Raises GangError if it can't be joined, ConfigError if there is no place for a local one.
+    Raises GangError if it can't be joined, MachineError if none can be started here, ConfigError if there is no place
+    for its sockets.
     """
+    allow_open_files()
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address != "local":
         try:
@@ -170,13 +194,27 @@ def joined(address: str, **local: Any) -> Iterator[None]:
     try:
         with _own_token():
             try:
-                with _beside_the_code():
-                    ray.init(address="local", _temp_dir=folder, **options, **local)
+                _start(folder, **options, **local)
                 yield
             finally:
                 ray.shutdown()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: str, **options: Any) -> None:
+    """Raises MachineError where Ray can't, with what it needs: its own messages are about its parts."""
+    try:
+        with _beside_the_code():
+            ray.init(address="local", _temp_dir=folder, **options)
+    except Exception as error:
+        free = shutil.disk_usage(folder).free / 2**20
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise MachineError(
+            f"no Ray can be started here ({said}); {folder} has {free:.0f} MiB free",
+            "free some space there or set RAY_TMPDIR to another folder, and see that memory, processes (`ulimit -u`)"
+            " and open files aren't at their limits",
+        ) from error
 
 
 def socket_folder() -> str:
@@ -186,12 +224,16 @@ def socket_folder() -> str:
     for place in [*asked, "/tmp", "/var/tmp", "/dev/shm"]:
         if len(os.fsencode(os.path.abspath(place))) <= longest:
             try:
-                return tempfile.mkdtemp(prefix=PRIVATE, dir=os.path.abspath(place))
+                folder = tempfile.mkdtemp(prefix=PRIVATE, dir=os.path.abspath(place))
             except OSError:
                 continue
+            if shutil.disk_usage(folder).free >= FOLDER_BYTES:
+                return folder
+            os.rmdir(folder)
     raise ConfigError(
-        f"TMPDIR is {os.environ.get('TMPDIR')!r}, but Ray needs a folder that can be written and whose path has at most"
-        f" {longest} bytes, and /tmp, /var/tmp and /dev/shm are none either; set RAY_TMPDIR to one"
+        f"TMPDIR is {os.environ.get('TMPDIR')!r}, but Ray needs a folder that can be written, has"
+        f" {FOLDER_BYTES // 2**20} MiB free, and whose path has at most {longest} bytes, and /tmp, /var/tmp and"
+        " /dev/shm are none either; set RAY_TMPDIR to one"
     )
 
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from cluster.job.checks import check_combination, check_judge, check_submitted
+from cluster.job.checked import CheckedJob, check_job
+from cluster.job.checks import check_judge, check_submitted
 from cluster.job.config import ALGORITHM_VERSION, JobConfig
 from cluster.job.long_prompts import LongPrompts
-from cluster.job.strategy import Trial, stronger
+from cluster.job.pinning import pinned
+from cluster.job.strategy import stronger
 from cluster.job.tasks import ClipTask
 from cluster.prompts.check import require_prompts
 from cluster.prompts.problems import describe_problems
 from cluster.prompts.promptset import PromptSet, open_prompts
 from cluster.prompts.row import PromptRow, TargetReading
 from numina.errors import PromptSetError
-from pipelines.base import ModelFacts
-from pipelines.models.registry import inspect_model, resolve_device, resolve_dtype
-from pipelines.parallel.support import resolve_engine
+from pipelines.models.published import UNREAD
+from pipelines.models.registry import inspect_model
 from pipelines.testbed import DEMO_PROMPTS
 
 if TYPE_CHECKING:
@@ -29,25 +29,10 @@ FIRST_ROWS = 1000  # of a prompt set, checked before anything else is looked at
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreparedJob:
+class PreparedJob(CheckedJob):
     """A job whose settings and first rows were checked; `worklist.open_worklist` checks the others."""
 
-    job: JobConfig
-    model: ModelFacts
-    device: str
-    dtype: str
     prompts: PromptSet
-
-    @property
-    def engine(self) -> str:
-        """The engine that `parallel.engine` stands for on the job's device."""
-        parallel = self.job.parallel
-        return resolve_engine(parallel.engine, self.device, parallel.sequence_ranks)
-
-    @property
-    def encodes_apart(self) -> bool:
-        """Whether prompts are encoded by processes of their own."""
-        return self.job.memory.text_encoder == "apart"
 
     @property
     def asked(self) -> int:
@@ -59,11 +44,6 @@ class PreparedJob:
         """How targets are taken from prompts."""
         articles = self.job.targets_from == "numerals+articles"
         return TargetReading(articles=articles, doubtful=self.job.targets_doubtful)
-
-    @cached_property
-    def trials(self) -> list[Trial]:
-        """What is asked for of every sample from the start. A verified one counts once, whatever its attempts are."""
-        return self.job.trials(self.dtype)
 
     @property
     def rules(self) -> str:
@@ -89,26 +69,29 @@ class PreparedJob:
 def prepare(job: JobConfig) -> PreparedJob:
     """Checks model, shapes, degrees, the prompt set's files and columns, and its first rows whole.
 
+    A hub's checkpoint is downloaded, if need be, and its commit is settled.
+
     Raises an InputError before any GPU is taken.
     """
     check_submitted(job)
-    model = inspect_model(job.model.path, job.model.revision, job.model.loras)
-    device: str = job.model.device
-    if device == "auto" and job.cluster.address != "local":
-        device = "cuda"  # the driver may stand on a head node without a GPU
-    elif job.cluster.address == "local":
-        device = resolve_device(device)
-    check_combination(job, model, device)
-    path, dtype = prompt_path(job.prompts), resolve_dtype(job.model.dtype, device)
+    job = pinned(job)
+    return with_prompts(check_job(job, inspect_model(job.model.path, job.model.revision, job.model.loras)))
+
+
+def with_prompts(checked: CheckedJob, *, judge: bool = True) -> PreparedJob:
+    """A checked job with its prompt set: files, columns and first rows are checked, and the judge of verified clips, if
+    its weights are to be there. What takes the tokenizer of a model that isn't here isn't."""
+    job = checked.job
+    path = prompt_path(job.prompts)
     prompts = open_prompts(path, limit=job.limit)
-    prepared = PreparedJob(job=job, model=model, device=device, dtype=dtype, prompts=prompts)
+    prepared = PreparedJob(job=job, model=checked.model, device=checked.device, dtype=checked.dtype, prompts=prompts)
     first = min(FIRST_ROWS, job.limit or FIRST_ROWS)
     if job.prompts_bad == "refuse":
         require_prompts(path, job.max_count, limit=first, reading=prepared.reading)
     rows = list(open_prompts(path, limit=first).parse(job.max_count, prepared.reading, bad=job.prompts_bad))
     if job.verifies:
-        check_judge(job, rows)
-    if job.prompts_bad == "refuse":
+        check_judge(job, rows, weights=judge)
+    if job.prompts_bad == "refuse" and checked.model.revision != UNREAD:
         _check_lengths(prepared, rows)
     return prepared
 

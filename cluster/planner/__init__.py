@@ -12,27 +12,33 @@ from cluster.planner.choice import (
     Estimate,
     Objective,
     Planner,
+    check_for_gpus,
+    check_known,
     estimate,
     planned_gib,
-    prepare_for_gpus,
     wishes_of,
 )
+from cluster.planner.demand import Bill, Demand, Range
 from cluster.planner.measured import DEFAULT_GPU, Gpu, load_gpu
 from cluster.planner.reasons import reasons, time_reasons
 from cluster.planner.setup import Setup
 
 __all__ = [
     "DEFAULT_GPU",
+    "Bill",
     "Candidate",
+    "Demand",
     "Estimate",
     "Gpu",
     "Objective",
     "Planner",
+    "Range",
     "Setup",
+    "check_for_gpus",
+    "check_known",
     "estimate",
     "load_gpu",
     "planned_gib",
-    "prepare_for_gpus",
     "reasons",
     "time_reasons",
     "wishes_of",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from cluster.job.checked import check_job
 from cluster.job.config import JobConfig, config_folder, load_job
-from cluster.job.prepared import prepare
 from cluster.planner import planned_gib
 from numina.errors import ConfigError
 from pipelines.base import GenerationConfig, ModelFacts
@@ -47,10 +47,10 @@ def parts_of(model: ModelFacts) -> dict[str, tuple[str, int, int]]:
     return found
 
 
-def would_run_as(model: ModelFacts, revision: str | None = None) -> dict[str, str]:
+def would_run_as(model: ModelFacts) -> dict[str, str]:
     """The clip, degrees and memory that it would have, under the shipped config that was written for it, if any."""
     config = shipped_config(model)
-    job = _job(config, model, revision) if config else None
+    job = _job(config, model) if config else None
     rows = {} if config is None else {"config": f"{config}, to start from: numina plan --config {config} …"}
     generation = job.generation if job else GenerationConfig()
     clip = f"{generation.height}×{generation.width}, {generation.num_frames} frames"
@@ -65,7 +65,7 @@ def would_run_as(model: ModelFacts, revision: str | None = None) -> dict[str, st
         else [ranks for ranks in range(1, model.heads + 1) if model.heads % ranks == 0]
     )
     rows["parallel.ulysses"] = ", ".join(map(str, degrees))
-    if job and (gib := planned_gib(prepare(job))):
+    if job and (gib := planned_gib(check_job(job, model))):
         each = "the GPU" if job.parallel.ranks == 1 else f"each of a gang's {job.parallel.ranks} GPUs"
         rows["memory"] = f"{gib:.1f} GiB at most on {each}, by numina plan"
     return rows
@@ -77,13 +77,12 @@ def shipped_config(model: ModelFacts) -> str | None:
     return name if name and (config_folder() / f"{name}.yaml").is_file() else None
 
 
-def _job(config: str, model: ModelFacts, revision: str | None) -> JobConfig:
+def _job(config: str, model: ModelFacts) -> JobConfig:
     """A job of a shipped config on GPUs, wherever this runs."""
-    job = load_job(config, ["model.path=testbed", "prompts=testbed:demo"])
-    path = model.name if revision else model.path
+    job = load_job(config)
     return replace(
         job,
-        model=replace(job.model, path=path, revision=revision, device="cuda"),
+        model=replace(job.model, path=model.path, revision=None, device="cuda"),
         cluster=replace(job.cluster, address="auto"),
     )
 

@@ -4,18 +4,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, lcm, log
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from cluster.job.checked import CheckedJob, check_job
 from cluster.job.checks import check_combination
 from cluster.job.config import JobConfig
-from cluster.job.prepared import PreparedJob, prepare
+from cluster.planner.demand import GB, Bill, Demand, DiskModel, Range
 from cluster.planner.measured import DEFAULT_GPU, Gpu, load_gpu
 from cluster.planner.memory import Memory, MemoryModel, read_sizes
 from cluster.planner.setup import SETTINGS, Setup, as_overrides, settings_of, splits
 from cluster.planner.timing import Cost, TimeModel
 from numina.errors import ConfigError
-from pipelines.parallel.shard import MemoryConfig, Place
+from pipelines.models.registry import known_model
+from pipelines.parallel.config import MemoryConfig, Place
 from pipelines.parallel.support import SHARDINGS, resolve_engine
+
+if TYPE_CHECKING:
+    from cluster.job.prepared import PreparedJob
 
 Objective = Literal["throughput", "latency"]
 
@@ -39,7 +44,7 @@ class Estimate:
     """The job as it is configured."""
 
     tokens: int
-    videos: int
+    videos: int | None  # None: no prompt set was named
     weights_gib: float  # of the whole transformer in the job's dtype
     candidate: Candidate
 
@@ -47,24 +52,29 @@ class Estimate:
     def hours(self) -> float | None:
         """Until all videos are made, at most."""
         rate = self.candidate.clips_per_hour
-        return self.videos / rate if rate else None
+        return self.videos / rate if rate and self.videos is not None else None
 
 
-def estimate(prepared: PreparedJob, gpu: str = DEFAULT_GPU) -> Estimate:
-    """The job's size, memory and time as configured; no time on CPUs, where nothing was measured."""
-    return Planner(prepared, load_gpu(gpu)).estimate()
+def estimate(prepared: "PreparedJob", gpu: str = DEFAULT_GPU) -> Estimate:
+    """A job with its prompt set as configured; no time on CPUs, where nothing was measured."""
+    return Planner(prepared, load_gpu(gpu), Demand(videos=prepared.asked)).estimate()
 
 
-def planned_gib(prepared: PreparedJob) -> float | None:
+def planned_gib(checked: CheckedJob) -> float | None:
     """The most that every GPU of the job as configured must hold; None on CPUs."""
-    return estimate(prepared).candidate.memory.peak if prepared.device == "cuda" else None
+    if checked.device != "cuda":
+        return None
+    return Planner(checked, load_gpu(DEFAULT_GPU)).estimate().candidate.memory.peak
 
 
-def prepare_for_gpus(job: JobConfig) -> PreparedJob:
-    """Checks model, shape and prompts of a job that is to be planned: its own degrees and device don't count.
+def check_known(job: JobConfig) -> CheckedJob:
+    """A job that is to be planned as it is configured, on its model as far as that is known: of the hub, nothing is
+    downloaded. Raises an InputError."""
+    return check_job(job, known_model(job.model.path, job.model.revision))
 
-    Raises an InputError, as `prepare` does.
-    """
+
+def check_for_gpus(job: JobConfig) -> CheckedJob:
+    """The same of a job that is to be planned for a cluster: its own degrees and device don't count."""
     if job.model.device == "cpu":
         raise ConfigError("model.device is cpu, and --gpus plans for GPUs; add model.device=auto")
     anywhere = replace(
@@ -74,7 +84,7 @@ def prepare_for_gpus(job: JobConfig) -> PreparedJob:
         parallel=replace(job.parallel, cfg=1, ulysses=1, ring=1, gangs=1, batch=1, compile=False),
         memory=MemoryConfig(),
     )
-    return replace(prepare(anywhere), job=job)
+    return replace(check_known(anywhere), job=job)
 
 
 def wishes_of(job: JobConfig, overrides: Sequence[str]) -> dict[str, Any]:
@@ -86,11 +96,13 @@ def wishes_of(job: JobConfig, overrides: Sequence[str]) -> dict[str, Any]:
 class Planner:
     """Memory, time and choice for one job on one kind of GPU."""
 
-    def __init__(self, prepared: PreparedJob, gpu: Gpu):
+    def __init__(self, prepared: CheckedJob, gpu: Gpu, demand: Demand = Demand()):  # noqa: B008 - frozen
         self.prepared, self.job, self.model, self.gpu = prepared, prepared.job, prepared.model, gpu
+        self.demand = demand
         sizes = read_sizes(prepared.model)
         self.memory = MemoryModel(prepared, sizes, gpu)
-        self.time = TimeModel(prepared, sizes, gpu)
+        self.time = TimeModel(prepared, sizes, gpu, demand)
+        self.disk = DiskModel(prepared, sizes)
 
     @property
     def configured(self) -> Setup:
@@ -101,7 +113,7 @@ class Planner:
         """The job as it is configured."""
         return Estimate(
             tokens=self.memory.tokens,
-            videos=self.prepared.asked,
+            videos=self.demand.videos,
             weights_gib=self.memory.weights,
             candidate=self.candidate(self.configured),
         )
@@ -114,8 +126,20 @@ class Planner:
             engine=resolve_engine(self.job.parallel.engine, self.prepared.device, setup.sequence_ranks),
             memory=self.memory.of(setup),
             cost=cost,
-            clips_per_hour=setup.gangs * setup.batch * 3600 / cost.seconds if cost else None,
+            clips_per_hour=self.time.clips_per_hour(setup, cost) if cost else None,
         )
+
+    def bill(self, candidate: Candidate, gpus: int, videos: int) -> Bill | None:
+        """What so many videos take on so many GPUs, idle ones included; None where there is no time."""
+        cost = candidate.cost
+        if cost is None or candidate.clips_per_hour is None:
+            return None
+        most = videos / candidate.clips_per_hour
+        hours = Range(least=most * cost.seconds_if_right / cost.seconds, most=most)
+        made = Range(least=self.time.clips_made[0], most=self.time.clips_made[1])
+        price = None if self.demand.price is None else hours * (gpus * self.demand.price)
+        disk = made * (videos * (self.disk.video + self.disk.latents) / GB)
+        return Bill(videos=videos, hours=hours, gpu_hours=hours * gpus, disk_gb=disk, price=price)
 
     def fits(self, candidate: Candidate) -> bool:
         """Whether its memory is there."""
@@ -194,8 +218,7 @@ class Planner:
         As the runtime places them: a gang on one node if it fits there, else a branch, else a group of Ulysses ranks.
         """
         here = gpus // nodes
-        apart = setup.text_encoder == "apart"
-        taken = ceil(self.job.cluster.encoders * self.job.cluster.encoder_gpus) if apart else 0
+        taken = ceil(self._beside(setup))
         unit = next((unit for unit in (setup.ranks, setup.sequence_ranks, setup.ulysses) if unit <= here), None)
         if unit is None:
             return replace(setup, gangs=0)
@@ -203,6 +226,12 @@ class Planner:
         room = units // (setup.ranks // unit)
         asked = room if gangs is None else gangs if gangs <= room else 0
         return replace(setup, gangs=asked, nodes=ceil(setup.ranks / unit / (here // unit)))
+
+    def _beside(self, setup: Setup) -> float:
+        """GPUs that encoders and judges take; shares of one GPU lie together."""
+        cluster, verify = self.job.cluster, self.job.verify
+        encoders = cluster.encoders * cluster.encoder_gpus if setup.text_encoder == "apart" else 0.0
+        return encoders + (verify.judges * verify.gpus if self.job.verifies else 0.0)
 
     # --- refusals ---
 
@@ -240,7 +269,7 @@ class Planner:
         """What of `generation` would have to change: the step cache, that weights may be sharded, or the size."""
         for changes in self._easier_clips():
             job = replace(self.job, generation=replace(self.job.generation, **changes))
-            found = Planner(replace(self.prepared, job=job), self.gpu)._fitting(gpus, nodes, objective, {})
+            found = Planner(replace(self.prepared, job=job), self.gpu, self.demand)._fitting(gpus, nodes, objective, {})
             if found:
                 clip = " ".join(f"generation.{name}={value}" for name, value in changes.items())
                 return f"{clip} with {_described(found[:1], wishes)}"

@@ -63,6 +63,14 @@ class EncodeRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgeRow:
+    """A judge of a kind at work on clips."""
+
+    kind: str
+    frames_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ForwardBlock:
     """`measured` says where: machine, versions, date."""
 
@@ -87,6 +95,14 @@ class EncodeBlock:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgeBlock:
+    """See ForwardBlock."""
+
+    measured: str = ""
+    rows: list[JudgeRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gpu:
     """A kind of GPU: one file."""
 
@@ -95,6 +111,7 @@ class Gpu:
     forward: ForwardBlock = field(default_factory=ForwardBlock)
     decode: DecodeBlock = field(default_factory=DecodeBlock)
     encode: EncodeBlock = field(default_factory=EncodeBlock)
+    judge: JudgeBlock = field(default_factory=JudgeBlock)
 
 
 def load_gpu(name: str) -> Gpu:

@@ -1,21 +1,18 @@
-"""What a rank's GPU must hold, from a checkpoint's configs and weight files' headers.
+"""What a rank's GPU must hold, from a checkpoint's configs and the sizes of its weights.
 
 Names: d width of the model, f of its feed-forward layers, n tokens of a clip, R ranks.
 """
 
-import re
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, log, prod
-from pathlib import Path
 
-from cluster.job.prepared import PreparedJob
+from cluster.job.checked import CheckedJob
 from cluster.planner.measured import EncodeRow, Gpu, default_gpu
 from cluster.planner.setup import Setup
 from pipelines.base import ModelFacts
-from pipelines.checkpoints.files import header_of, read_json, weight_files
 from pipelines.models.families import FAMILIES
+from pipelines.models.published import Part, contents_of
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 2}  # float8: read as bfloat16, then made less
@@ -25,14 +22,6 @@ SLACK = 1.05  # fragmentation: nothing is planned to the last byte
 # Kernels' workspace and the allocator's rounding on top: 14B at 480p peaks at 33 GiB, of which 26.6 are weights.
 WORKSPACE = 1.8
 STEP_STATES = 3  # times the latents that one more kept step takes: they, the sampler's prediction and its last sample
-
-
-@dataclass(frozen=True)
-class Part:
-    """Parameters of a part of a model, and of the most that ZeRO-3 gathers at once: a block, or embeddings."""
-
-    parameters: int
-    largest: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +41,14 @@ class Sizes:
 
 
 def read_sizes(model: ModelFacts) -> Sizes:
-    """From a checkpoint's configs and the headers of its weight files; no weight is read."""
-    folder = Path(model.path)
-    transformer, text, vae = (
-        read_json(folder / part / "config.json") for part in ("transformer", "text_encoder", "vae")
-    )
+    """From a checkpoint's configs and the headers of its weight files, or as published; no weight is read."""
+    contents = contents_of(model)
+    transformer, text, vae = (contents.configs[part] for part in ("transformer", "text_encoder", "vae"))
     width, family = model.heads * model.head_size, FAMILIES[model.family]
     return Sizes(
-        transformer=_part(folder / "transformer"),
-        text_encoder=_part(folder / "text_encoder"),
-        vae=_part(folder / "vae"),
+        transformer=contents.parts["transformer"],
+        text_encoder=contents.parts["text_encoder"],
+        vae=contents.parts["vae"],
         width=width,
         ffn=transformer.get("ffn_dim") or 4 * width,
         latent_numbers=transformer["in_channels"] * prod(family.patch(transformer)),
@@ -70,15 +57,6 @@ def read_sizes(model: ModelFacts) -> Sizes:
         text_tokens=family.text_tokens,
         decoder_width=family.decoder_width(vae),
     )
-
-
-def _part(folder: Path) -> Part:
-    blocks: Counter[str] = Counter()
-    for file in weight_files(folder):
-        for name, tensor in header_of(file).items():
-            numbered = re.match(r".*?\.\d+\.", name)
-            blocks[numbered[0] if numbered else name.rpartition(".")[0]] += prod(tensor["shape"])
-    return Part(blocks.total(), max(blocks.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +87,7 @@ class Memory:
 class MemoryModel:
     """Memory of one job's ranks."""
 
-    def __init__(self, prepared: PreparedJob, sizes: Sizes, gpu: Gpu):
+    def __init__(self, prepared: CheckedJob, sizes: Sizes, gpu: Gpu):
         self.job, self.sizes = prepared.job, sizes
         self.decode = gpu.decode.rows or default_gpu().decode.rows
         self.encode = gpu.encode.rows or default_gpu().encode.rows
@@ -119,7 +97,7 @@ class MemoryModel:
         self.decoder_bytes = BYTES[self.family.vae_dtype or prepared.dtype]
         self.tokens = prepared.model.grid(prepared.job.generation).tokens
         self.joint = prepared.model.joint
-        self.times = prepared.model.times(prepared.job.generation)
+        self.model = prepared.model
 
     def of(self, setup: Setup) -> Memory:
         """What every rank holds, in GiB; the first one collects pixels too, but as bytes and on the CPU."""
@@ -165,7 +143,7 @@ class MemoryModel:
         """Latents of the clips in flight, one in each batch; anchored, those of every step of identification."""
         latents = self.tokens * self.sizes.latent_numbers * BYTES["float32"]
         kept = [
-            method.identify.capture_step(self.times) + 1
+            method.identify.capture_step(self.model.times(self.generation, method.schedule_by)) + 1
             for method in self.job.methods.values()
             if method and method.guide.anchor is not None
         ]

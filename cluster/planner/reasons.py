@@ -32,6 +32,8 @@ def time_reasons(planner: Planner, best: Candidate) -> Iterator[str]:
         yield "not included: the cost of a ring's links and of gathering weights (never measured); real times are more"
     for name, timing in (("decode", cost.decode), ("text", cost.encode)):
         yield f"{name}: {timing.seconds:.2f} s, {timing.source}" if timing else f"{name}: not measured, left out"
+    if planner.job.verifies:
+        yield _judges(planner, cost)
     compiled = replace(best.setup, compile=True)
     if best.setup != compiled and planner.supported(compiled):
         faster = planner.time.forward(compiled)
@@ -40,16 +42,36 @@ def time_reasons(planner: Planner, best: Candidate) -> Iterator[str]:
             yield f"parallel.compile=true would save {saved:.0%} of a forward ({faster.source})"
 
 
+def _judges(planner: Planner, cost: Cost) -> str:
+    verify = planner.job.verify
+    where = f"{verify.judges} × {verify.gpus:g} GPU" if verify.gpus else f"{verify.judges} × {verify.cpus} CPU cores"
+    if cost.judge is None:
+        return f"judges on {where}: their speed was not measured; the gangs' counts, judges may be slower"
+    return f"judges on {where}: {cost.judge.seconds:.1f} s for a clip, {cost.judge.source}"
+
+
 def _clip(planner: Planner, batch: int, cost: Cost) -> str:
     clips = f"a batch of {batch} clips" if batch > 1 else "a clip"
-    if len(planner.time.methods) > 1:
-        clips += f" (mean of {len(planner.time.methods)} strategies)"
-    if not any(planner.time.methods):
+    trials = planner.time.trials
+    if len(trials) > 1:
+        clips += f" (mean of the {len(trials)} of a sample)"
+    if any(trial.verified for trial in trials):
+        clips += f", {_attempts(planner)}"
+    if cost.seconds == cost.seconds_if_right:
         return f"time: {cost.seconds:.0f} s for {clips}"
     return (
         f"time: at most {cost.seconds:.0f} s for {clips}, if all need a second pass;"
         f" {cost.seconds_if_right:.0f} s if counts are right at once"
     )
+
+
+def _attempts(planner: Planner) -> str:
+    """How many clips a verified sample is made of."""
+    demand, most = planner.demand, planner.job.verify.attempts
+    accepted = demand.accepted(most)
+    if accepted is None:
+        return f"1 to {most} attempts each (give --accuracy, the share that the judge accepts)"
+    return f"{demand.attempts(most)[0]:.2f} attempts each, {accepted:.0%} of samples accepted"
 
 
 def _gangs(found: Sequence[Candidate], gpus: int, objective: Objective) -> str:

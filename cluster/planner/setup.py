@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from cluster.job.config import JobConfig
-from pipelines.parallel.shard import Place
+from pipelines.parallel.config import Place
 from pipelines.parallel.support import Sharding
 
 SETTINGS = {  # what the planner chooses, by its name in a job

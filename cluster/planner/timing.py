@@ -5,9 +5,13 @@ Names: d width of the model, f of its feed-forward layers, n tokens of a clip, T
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import log
+from functools import cached_property
+from math import ceil, log
 
-from cluster.job.prepared import PreparedJob
+from cluster.job.checked import CheckedJob
+from cluster.job.judge import judge_config
+from cluster.job.strategy import Trial
+from cluster.planner.demand import Demand
 from cluster.planner.measured import Curve, ForwardRow, Gpu, between, forward_curve
 from cluster.planner.memory import Sizes, encodes
 from cluster.planner.setup import Setup
@@ -30,7 +34,8 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Seconds of a batch of clips in one gang: text, denoising and pixels; a mean over the job's strategies.
+    """Seconds of a batch of clips in one gang: text, denoising and pixels; a mean over the clips that the job's
+    strategies ask for, and of verified ones with the attempts after the first.
 
     mp4 files are written on CPUs, layouts found there, and guidance's own 1 to 2 % aren't counted.
     """
@@ -40,20 +45,21 @@ class Cost:
     forward: Timing  # of the batch, one branch; of both, where they are on different ranks
     decode: Timing | None  # None: not measured for this VAE on this GPU, and left out
     encode: Timing | None  # None: not measured for this text encoder on this GPU, and left out
+    judge: Timing | None = None  # of a clip, on a judge's own GPU; None: no judge, or not measured on this GPU
 
 
 class TimeModel:
     """Seconds of one job's clips on one kind of GPU."""
 
-    def __init__(self, prepared: PreparedJob, sizes: Sizes, gpu: Gpu):
+    def __init__(self, prepared: CheckedJob, sizes: Sizes, gpu: Gpu, demand: Demand = Demand()):  # noqa: B008 - frozen
         self.model, self.sizes, self.gpu = prepared.model, sizes, gpu
         self.generation = prepared.job.generation
         self.engine, self.dtype = prepared.job.parallel.engine, prepared.dtype
         self.family = FAMILIES[prepared.model.family]
         self.decoder_dtype = self.family.vae_dtype or ("bfloat16" if prepared.dtype == FLOAT8 else prepared.dtype)
-        self.methods = list(prepared.job.methods.values())
+        self.job, self.demand = prepared.job, demand
+        self.trials = prepared.trials
         self.tokens = prepared.model.grid(prepared.job.generation).tokens
-        self.times = prepared.model.times(prepared.job.generation)
         self.branches = 2 if self.generation.guidance_scale > 1 else 1
 
     def of(self, setup: Setup) -> Cost | None:
@@ -64,15 +70,55 @@ class TimeModel:
         decode, encode = self._decode(setup.ranks), self._encode(setup)
         around = sum(timing.seconds for timing in (decode, encode) if timing)
         passes = 1 if setup.cfg == 2 else self.branches
-        counts = [self._forwards(method, passes) for method in self.methods]
-        right, most = (sum(count) / len(counts) for count in zip(*counts, strict=True))
+        asked = list(zip(self._counts[passes], map(self._attempts, self.trials), strict=True))
+        least, most = (
+            sum(made[end] * (forward.seconds * counts[end] + setup.batch * around) for counts, made in asked)
+            / len(asked)
+            for end in (0, 1)
+        )
         return Cost(
-            seconds=forward.seconds * most + setup.batch * around,
-            seconds_if_right=forward.seconds * right + setup.batch * around,
+            seconds=most,
+            seconds_if_right=least,
             forward=forward,
             decode=decode,
             encode=encode,
+            judge=self._judge() if self.job.verifies else None,
         )
+
+    @cached_property
+    def _counts(self) -> dict[int, list[tuple[int, int]]]:
+        """Passes of a step → the forwards of each clip that is asked for."""
+        methods = [self.job.methods[trial.base] for trial in self.trials]
+        return {passes: [self._forwards(method, passes) for method in methods] for passes in {1, self.branches}}
+
+    def _attempts(self, trial: Trial) -> tuple[float, float]:
+        """Clips made for one that is asked for."""
+        return self.demand.attempts(self.job.verify.attempts) if trial.verified else (1.0, 1.0)
+
+    @property
+    def clips_made(self) -> tuple[float, float]:
+        """Clips made for each that is asked for, attempts included: a mean, at least and at most."""
+        made = [self._attempts(trial) for trial in self.trials]
+        return sum(least for least, _ in made) / len(made), sum(most for _, most in made) / len(made)
+
+    def clips_per_hour(self, setup: Setup, cost: Cost) -> float:
+        """Of all gangs; of the judges, where these are slower."""
+        rate = setup.gangs * setup.batch * 3600 / cost.seconds
+        judged = sum(self._attempts(trial)[1] for trial in self.trials if trial.verified) / len(self.trials)
+        if cost.judge is None or not judged:
+            return rate
+        return min(rate, self.job.verify.judges * 3600 / (cost.judge.seconds * judged))
+
+    def _judge(self) -> Timing | None:
+        """A clip's frames by the judge of verified ones, by a row of its kind; on a whole GPU, of which it may have a
+        share."""
+        judge = judge_config(self.job.verify.judge, self.job.judge)
+        row = next((row for row in self.gpu.judge.rows if row.kind == judge.kind), None)
+        if row is None:
+            return None
+        frames = ceil(self.generation.num_frames / judge.every)
+        shared = self.job.verify.gpus not in (0, 1)
+        return self._timing(1000 * frames / row.frames_per_second, ["a whole GPU"] if shared else [], at_least=shared)
 
     def _forwards(self, method: MethodConfig | None, passes: int) -> tuple[int, int]:
         """How many a clip takes whose counts are right, and one that is guided; the same for a plain one."""
@@ -80,10 +126,11 @@ class TimeModel:
         if method is None:
             plain = forwards(cache, range(steps), steps, passes=passes)
             return plain, plain
-        kept = method.identify.schedule(self.times)
-        place = kept.index(method.identify.capture_step(self.times))
-        identify = identify_forwards(method.identify, self.times, steps, passes=passes)
-        biased = sum(intensity(time, method.guide) > 0 for time in self.times)  # a cache begins anew after it
+        times = self.model.times(self.generation, method.schedule_by)
+        kept = method.identify.schedule(times)
+        place = kept.index(method.identify.capture_step(times))
+        identify = identify_forwards(method.identify, times, steps, passes=passes)
+        biased = sum(intensity(time, method.guide) > 0 for time in times)  # a cache begins anew after it
         guide = sum(forwards(cache, part, steps, passes=passes) for part in (range(biased), range(biased, steps)))
         return identify + forwards(cache, kept[place + 1 :], steps, passes=passes), identify + guide
 

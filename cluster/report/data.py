@@ -122,6 +122,8 @@ def _clip_data(clip: ShownClip, layout: Mapping[str, Any] | None, place: Place, 
         "cost": rank_seconds(row),
         "shortfall": sum(row["shortfall"] or []),
         "identified": [identified[noun]["count"] if noun in identified else None for noun in nouns],
+        "confidences": row["confidences"],
+        "left_alone": row["left_alone"],
         "verdicts": {
             judge: {
                 "accuracy": verdict.accuracy,

@@ -165,6 +165,7 @@ def _totals(clips: Sequence[ShownClip], groups: Sequence[Group], status: Status)
     """What stands in the page's head: label and value."""
     guided = sum(bool(clip.row["guided"]) for clip in clips)
     corrected = sum(clip.row["layout_file"] is not None for clip in clips)
+    left_alone = sum(clip.row["left_alone"] is not None for clip in clips)
     plain = sum(not clip.row["targets"] for clip in clips)
     asked = status.asked
     return [
@@ -172,6 +173,7 @@ def _totals(clips: Sequence[ShownClip], groups: Sequence[Group], status: Status)
         ("prompts", f"{len(groups):,}"),
         *([("without counts", f"{plain:,}")] if plain else []),
         ("guided", f"{guided:,} of {corrected:,}" if corrected else "0"),
+        *([("left alone", f"{left_alone:,}")] if left_alone else []),
         ("failed", f"{status.failed:,}"),
         ("rank time", duration(sum(rank_seconds(clip.row) for clip in clips))),
     ]

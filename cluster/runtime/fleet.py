@@ -21,12 +21,13 @@ from ray.exceptions import RayError
 
 from cluster.evaluation.verdicts import placed
 from cluster.job.acceptance import Acceptance
+from cluster.job.checks import check_combination
 from cluster.job.joining import joined, reachable
 from cluster.job.judge import judge_config
 from cluster.observability.metrics import endpoints, is_free
 from cluster.planner import planned_gib
 from cluster.private.ray import METRICS_PORT
-from cluster.runtime.faults import Handling, handling_of, reason
+from cluster.runtime.faults import Handling, cause_of, handling_of, reason
 from cluster.runtime.gang import Gang, GangState, end_gangs
 from cluster.workers.code import ROOT, code_digest
 from cluster.workers.encoder import EncoderSpec
@@ -34,11 +35,14 @@ from cluster.workers.judge import JudgeSpec
 from cluster.workers.member import Arrival
 from cluster.workers.rank import GangSpec
 from cluster.workers.tasks import Output
-from numina.errors import GangError
+from numina.errors import GangError, MachineError
+from pipelines.checkpoints.hub import LINE_SECONDS
 from pipelines.models.registry import place_free
+from pipelines.models.small import small
 
 if TYPE_CHECKING:
     from cluster.job.prepared import PreparedJob
+    from pipelines.base import GenerationConfig
 
 CORES_SEEN_SECONDS = 10.0  # how long the cluster's number of cores is taken for known: asking costs a millisecond
 
@@ -52,7 +56,11 @@ class Fleet:
         self.encoders: dict[str, Gang] = {}
         self.judges: dict[str, Gang] = {}
         self.waiting: dict[ObjectRef, Gang] = {}  # steps of starts and ends
+        self.stood = False  # whether any gang has
         self.false_starts: Counter[str] = Counter()  # gang → starts that failed since it last stood
+        self._told: dict[str, float] = {}  # gang → when its download was told of
+        self._said: list[str] = []  # of what gangs lack to be faster
+        self._held_back: list[tuple[str, GangSpec]] = []  # gangs that wait for another one's preflight
         self._spare, self._spare_until = 0.0, 0.0  # cores that gangs and encoders leave, and until when that holds
 
     @property
@@ -86,8 +94,14 @@ class Fleet:
             planned_gib=planned_gib(self.prepared),
             **shared,
         )
-        for number in range(job.parallel.gangs):
-            self._start(Gang(f"gang-{number}", spec))
+        names = [f"gang-{number}" for number in range(job.parallel.gangs)]
+        if (clip := preflight_clip(self.prepared)) is not None:
+            always = cluster.preflight == "always"
+            self._start(Gang(names.pop(0), replace(spec, preflight=clip, preflight_always=always)))
+            self._held_back = [(name, spec) for name in names]
+        else:
+            for name in names:
+                self._start(Gang(name, spec))
         if self.prepared.encodes_apart:
             encoder = EncoderSpec(cpus=cluster.encoder_cpus, gpus=cluster.encoder_gpus, **shared)
             for number in range(cluster.encoders):
@@ -110,7 +124,14 @@ class Fleet:
         them. Raises GangError when none is left."""
         for gang in self.all:
             if gang.silent:
-                yield gang, GangError(f"{gang.name} gave no sign of life for {gang.spec.step_timeout:.0f} s")
+                error = GangError(f"{gang.name} gave no sign of life for {gang.spec.step_timeout:.0f} s")
+                if gang.state is GangState.STANDING:
+                    yield gang, error
+                else:
+                    self._false_start(gang, error)
+            elif gang.download and time.monotonic() - self._told.get(gang.name, 0.0) >= LINE_SECONDS:
+                self._told[gang.name] = time.monotonic()
+                _log(gang).info("%s downloads %s", gang.name, gang.download)
             elif gang.state is GangState.ENDING and gang.overdue:
                 _log(gang).warning("%s: some of its processes still run after %.0f s", gang.name, gang.age)
                 self._begin_again(gang)
@@ -139,10 +160,18 @@ class Fleet:
                 f" {ROOT} here is {code_digest()}; install the same version of numina on all nodes"
             )
         gang.heard(reference, answer)
+        if gang.spec.tests and (gang.state is GangState.STANDING or (isinstance(answer, Arrival) and not answer.rank)):
+            self._pass(gang, answer)
         if gang.state is GangState.STANDING:
+            self.stood = True
             del self.false_starts[gang.name]
             took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in gang.seconds.items())
             _log(gang).info("%s is ready after %.1f s: %s", gang.name, gang.age, took)
+            if gang.running.what:
+                _log(gang).info("%s runs on %s", gang.name, gang.running.what)
+            for missing in [one for one in gang.running.faster if one not in self._said]:  # once a job
+                self._said.append(missing)
+                _log(gang).warning("clips could be faster: %s", missing)
 
     def replace(self, gang: Gang) -> None:
         """Ends a gang; when its processes are gone, a fresh one takes its place."""
@@ -179,7 +208,23 @@ class Fleet:
         """Ends all, and waits until their processes are gone."""
         end_gangs(self.all)
 
+    def _pass(self, gang: Gang, answer: Arrival | dict[str, float]) -> None:
+        """Once a preflight has passed, now or before, the other gangs start; a gang in this one's place needs none."""
+        assert isinstance(gang.spec, GangSpec), "no other process has a preflight"
+        if isinstance(answer, Arrival):
+            if not answer.passed:
+                return
+            _log(gang).info("a preflight of this code, model and machine has passed before")
+        else:
+            _log(gang).info("the preflight has passed")
+        gang.spec = replace(gang.spec, preflight=None)
+        held, self._held_back = self._held_back, []
+        for name, spec in held:
+            self._start(Gang(name, spec))
+
     def _start(self, gang: Gang) -> None:
+        if waits := gang.roomless():
+            _log(gang).warning("%s", waits)
         self._peers(gang)[gang.name] = gang
         self.waiting |= dict.fromkeys(gang.start(), gang)
 
@@ -190,11 +235,15 @@ class Fleet:
             self._start(gang.fresh())
 
     def _false_start(self, gang: Gang, error: BaseException) -> None:
-        """Another try with a fresh gang, unless the input is at fault; after the last one the job goes on without."""
+        """Another try with a fresh gang, unless the input is at fault; after the last one the job goes on without.
+
+        What a machine lacks before anything has worked here, another try wouldn't bring.
+        """
         self.false_starts[gang.name] += 1
         if handling_of(error) is Handling.REFUSED:
             raise GangError(f"{gang.name} could not start: {reason(error)}") from error
-        if self.false_starts[gang.name] >= self.prepared.job.cluster.attempts:
+        lacking = isinstance(cause_of(error), MachineError) and not self.stood
+        if lacking or self.false_starts[gang.name] >= self.prepared.job.cluster.attempts:
             self._give_up(gang, error)
         else:
             _log(gang).warning("%s could not start and is started again: %s", gang.name, reason(error))
@@ -232,6 +281,18 @@ def ray_cluster(prepared: PreparedJob, address: str | None = None) -> Iterator[N
         log = logging.getLogger(__name__)
         log.info("metrics at %s", ", ".join(endpoints()) or "no port: see Ray's logs of its metrics agent")
         yield
+
+
+def preflight_clip(prepared: PreparedJob) -> GenerationConfig | None:
+    """The small clip that is made before the fleet starts; None where none is asked for."""
+    job = prepared.job
+    if job.cluster.preflight == "never" or (job.cluster.preflight == "auto" and prepared.device != "cuda"):
+        return None
+
+    def fits(generation: GenerationConfig) -> None:
+        check_combination(replace(job, generation=generation), prepared.model, prepared.device)
+
+    return small(job.generation, prepared.model, fits)
 
 
 def reserved_cpus(prepared: PreparedJob) -> int:

@@ -1,6 +1,8 @@
 """A gang: processes that start together, work together and end together, as Ray actors in one placement group.
 
-    placing ─► loading ─► (compiling) ─► standing ─► ending          a lost process takes its gang with it
+    placing ─► downloading ─► loading ─► (compiling) ─► (preflight) ─► standing ─► ending
+
+A lost process takes its gang with it.
 
 All ranks get the same calls in the same order; rank 0 answers. Nothing here waits: starting and ending give references
 to wait for, and the driver has other gangs to serve.
@@ -19,12 +21,13 @@ from typing import Any
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from cluster.dataset.leases import process_started
 from cluster.runtime.placement import amounts, bundles, node_sizes
-from cluster.workers.member import Arrival, Spec
+from cluster.workers.member import Arrival, Running, Spec
 
 PULSE_SECONDS = 1.0  # between two questions for a sign of life
 
@@ -33,8 +36,10 @@ class GangState(StrEnum):
     """What a gang's processes are at, all together."""
 
     PLACING = "placing"
+    DOWNLOADING = "downloading"
     LOADING = "loading"
     COMPILING = "compiling"
+    TESTING = "preflight"
     STANDING = "standing"
     ENDING = "ending"
 
@@ -49,7 +54,10 @@ class Gang:
         self.arrivals: list[Arrival] = []
         self.seconds: dict[str, float] = {}  # what the start took, by name: the slowest rank's
         self.bundles = bundles(spec, node_sizes())
+        self.download = ""  # what a rank of it downloads, in words
+        self.running = Running()
         self._began = time.monotonic()
+        self._tests_since = 0.0  # when its preflight began
         self._awaited: dict[ObjectRef, GangState] = {}  # what its start or end waits for, and the state until then
         self._pulses: list[tuple[ObjectRef, float]] = []  # per rank: the question, and when it was asked
         self._place: PlacementGroup = placement_group(self.bundles, strategy="PACK")
@@ -71,12 +79,16 @@ class Gang:
     def start(self) -> list[ObjectRef]:
         """Starts all ranks. Once every reference was handed to `heard`, the gang stands."""
         arrivals = [rank.arrive.remote() for rank in self.ranks]
+        fetches = [rank.fetch.remote() for rank in self.ranks if self.spec.fetches]
         loads = [rank.load.remote(arrivals[0]) for rank in self.ranks]
-        last = [rank.warm_up.remote() for rank in self.ranks]
+        warm = [*(rank.warm_up.remote() for rank in self.ranks), self.ranks[0].runs.remote()]
+        last = [rank.preflight.remote(arrivals[0]) for rank in self.ranks] if self.spec.tests else []
         self._awaited = (
             dict.fromkeys(arrivals, GangState.PLACING)
+            | dict.fromkeys(fetches, GangState.DOWNLOADING)
             | dict.fromkeys(loads, GangState.LOADING)
-            | dict.fromkeys(last, GangState.COMPILING if self.spec.compiles else GangState.LOADING)
+            | dict.fromkeys(warm, GangState.COMPILING if self.spec.compiles else GangState.LOADING)
+            | dict.fromkeys(last, GangState.TESTING)
         )
         return list(self._awaited)
 
@@ -85,13 +97,22 @@ class Gang:
         del self._awaited[reference]
         if isinstance(answer, Arrival):
             self.arrivals.append(answer)
+        elif isinstance(answer, Running):
+            self.running = answer
         else:
             self.seconds |= {name: max(took, self.seconds.get(name, 0.0)) for name, took in answer.items()}
-        if self._awaited:
-            self.state = next(iter(self._awaited.values()))
-        else:
-            self.state = GangState.STANDING
-            self._pulses = [(rank.pulse.remote(), time.monotonic()) for rank in self.ranks]
+        before, self.state = self.state, next(iter(self._awaited.values()), GangState.STANDING)
+        if self.state is not before:
+            if self.state is GangState.TESTING:
+                self._tests_since = time.monotonic()
+            watched = self.ranks if self.state in (GangState.DOWNLOADING, GangState.STANDING) else []
+            self._pulses = [(rank.pulse.remote(), time.monotonic()) for rank in watched]
+            self.download = ""
+
+    @property
+    def doing(self) -> str:
+        """Its state, with how far a download is."""
+        return f"{self.state} {self.download}" if self.state is GangState.DOWNLOADING and self.download else self.state
 
     @property
     def age(self) -> float:
@@ -101,17 +122,23 @@ class Gang:
     @property
     def overdue(self) -> bool:
         """Whether its start, or its end, takes longer than it may."""
-        limits = {GangState.STANDING: float("inf"), GangState.ENDING: self.spec.end_timeout}
-        return self.age > limits.get(self.state, self.spec.start_timeout)
+        if self.state is GangState.TESTING and time.monotonic() - self._tests_since > self.spec.step_timeout:
+            return True
+        endless = dict.fromkeys((GangState.STANDING, GangState.DOWNLOADING), float("inf"))
+        limits = endless | {GangState.ENDING: self.spec.end_timeout}
+        waived = 0.0 if self.state is GangState.ENDING else self.seconds.get("download", 0.0)
+        return self.age - waived > limits.get(self.state, self.spec.start_timeout)
 
     @property
     def silent(self) -> bool:
-        """Whether a rank of a standing gang owes a sign of life for longer than a step may take."""
+        """Whether a rank that works or downloads owes a sign of life for longer than a step may take."""
         now = time.monotonic()
         for rank, (question, asked) in enumerate(self._pulses):
             if now - asked < PULSE_SECONDS:
                 continue
             if ray.wait([question], timeout=0)[0]:
+                with contextlib.suppress(RayError):  # a lost process is told of by what it was asked to do
+                    self.download = ray.get(question) or self.download
                 self._pulses[rank] = (self.ranks[rank].pulse.remote(), now)
             elif now - asked > self.spec.step_timeout:
                 return True
@@ -158,6 +185,12 @@ class Gang:
 
     def lateness(self) -> str:
         """What an overdue gang waits for, in numbers."""
+        if self.state is GangState.TESTING:
+            return (
+                f"{self.name}'s preflight, one small clip, wasn't done after"
+                f" {time.monotonic() - self._tests_since:.0f} s; `numina doctor` shows whether GPUs compute and reach"
+                " each other, cluster.step_timeout gives it longer"
+            )
         if self.state is not GangState.PLACING:
             return f"{self.name} was still {self.state} after {self.age:.0f} s; cluster.start_timeout gives it longer"
         free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
@@ -167,6 +200,18 @@ class Gang:
             f" {amounts(self.bundles[0])}, each on one node; the cluster's largest node has {amounts(largest)}, and"
             f" {amounts(free)} are free in all; use fewer ranks (parallel.ulysses, ring, cfg) or gangs"
             " (parallel.gangs)"
+        )
+
+    def roomless(self) -> str | None:
+        """For what it waits where no node of the cluster, however idle, has room for it."""
+        sizes = node_sizes()
+        if any(all(node.get(name, 0) >= amount for name, amount in self.bundles[0].items()) for node in sizes):
+            return None
+        largest = max(sizes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+        return (
+            f"{self.name} waits for a node with {amounts(self.bundles[0])}; the cluster's largest has"
+            f" {amounts({name: amount for name, amount in largest.items() if amount})}. Was Ray started where its GPUs"
+            " can be seen? `numina doctor --on-cluster` shows every node"
         )
 
 

@@ -144,7 +144,7 @@ class Queues:
             if flight.stage is not Stage.WRITE and flight.gang in stages:
                 stages[flight.gang].append(flight.stage)
         return {
-            gang.name: (" + ".join(doing) or "idle") if gang.state is GangState.STANDING else gang.state
+            gang.name: (" + ".join(doing) or "idle") if gang.state is GangState.STANDING else gang.doing
             for gang, doing in stages.items()
         }
 

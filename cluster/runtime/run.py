@@ -12,6 +12,7 @@ from cluster.dataset.store import Committed, Store
 from cluster.job.acceptance import Acceptance
 from cluster.job.joining import reachable
 from cluster.job.judge import judge_config
+from cluster.job.pinning import hub_commits
 from cluster.job.prepared import PreparedJob
 from cluster.job.strategy import strategy_record
 from cluster.job.worklist import Worklist, open_worklist
@@ -22,6 +23,7 @@ from cluster.runtime.drain import Drain
 from cluster.runtime.driver import Driver
 from cluster.runtime.fleet import ray_cluster
 from cluster.runtime.look import Look
+from cluster.storage.destination import check_output
 from cluster.workers.row import code_version
 from cluster.workers.tasks import Output
 from numina.errors import InputError, JobError
@@ -41,7 +43,8 @@ def run_job(prepared: PreparedJob, report: Callable[[JobProgress], None] = lambd
     """
     job, progress = prepared.job, JobProgress()
     store = Output.of(prepared).store()
-    store.check_run(prepared.identity())
+    if store.check_run(prepared.identity()) is None:
+        check_output(job.output, single_writer=job.single_writer)
     with Drain(job.cluster.grace) as drain, Look(partial(_left, prepared, store), lambda: drain.asked) as look:
         while not look.finds_work(LOOK_SECONDS):
             progress.checked = look.checked
@@ -84,7 +87,8 @@ def run_job(prepared: PreparedJob, report: Callable[[JobProgress], None] = lambd
 def _begin(prepared: PreparedJob, store: Store, worklist: Worklist, progress: JobProgress) -> None:
     """Opens the output once all rows were looked at, and says what they are."""
     rows, rejected = worklist.rows, _rejected_name(*prepared.job.part)
-    store.open_run(prepared.identity(), asked=worklist.asked, info=_run_record(prepared, worklist))
+    hub = {path: commit for path, commit in hub_commits(prepared.job).items() if commit}
+    store.open_run(prepared.identity(), asked=worklist.asked, info=_run_record(prepared, worklist), hub=hub)
     if worklist.rejected:
         store.files.replace(rejected, problem_lines(worklist.rejected))
     elif rejected in store.files.names():

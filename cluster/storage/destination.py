@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-from numina.errors import InputError
+from cluster.storage.open import check_promise, open_files
+from cluster.storage.protocol import Files, without_secrets
+from numina.errors import InputError, OutputError, StorageError
 
 
 def check_file(option: str, place: str | Path, ending: str) -> None:
@@ -29,6 +31,33 @@ def check_folder(option: str, place: str | Path) -> None:
     if os.path.lexists(place) and not Path(place).is_dir():
         raise InputError(f"{option} is {str(place)!r}, which is no folder; give an empty or a new folder")
     _check_parents(option, Path(place) / "file")
+
+
+def check_output(place: str, *, single_writer: bool = False) -> Files:
+    """Tries an output before any work: create-if-absent, unless there is a `single_writer`. Leaves nothing behind: a
+    folder that isn't there yet is tried in the nearest one above it. The files that were tried.
+
+    Raises OutputError where nothing can be written, or two writers could both make a file.
+    """
+    check_folder("output", place)
+    files = open_files(place if "://" in place else str(nearest(Path(place))), single_writer=single_writer)
+    try:
+        if single_writer:
+            files.clock()
+        else:
+            check_promise(files)
+    except StorageError as error:
+        cause, shown = error.__cause__, without_secrets(place)
+        why = cause.strerror if isinstance(cause, OSError) and cause.strerror else without_secrets(str(cause))
+        raise OutputError(
+            f"output {shown!r} can't be written: {why}, in {files.root!r}; free some space there, or give another"
+        ) from error
+    return files
+
+
+def nearest(place: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    return next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.is_dir())
 
 
 def _check_parents(option: str, place: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cluster.workers.member import AloneSpec, Arrival, Member, ModelSpec, text_on
 from pipelines.base import Text
+from pipelines.models.registry import ENCODER_PARTS, model_folder
 from pipelines.sampling.clip import Request
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ class Encoder(Member):
     spec: EncoderSpec
     encoder: TextEncoder | None = None
     unconditional: Tensor | None = None  # of the job's negative prompt, which most clips share
+
+    def download(self) -> None:
+        model_folder(self.spec.model_path, self.spec.model_revision, ENCODER_PARTS)
 
     def load(self, first: Arrival) -> dict[str, float]:
         from pipelines.models.registry import load_text_encoder

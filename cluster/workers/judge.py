@@ -14,7 +14,8 @@ from cluster.evaluation.verdicts import check_settings, judge_rows
 from cluster.job.acceptance import Acceptance, Chain, Ruling
 from cluster.workers.member import AloneSpec, Arrival, Member
 from cluster.workers.tasks import store_of
-from pipelines.judges import Judge, JudgeConfig, load_judge
+from pipelines.checkpoints.hub import is_repository
+from pipelines.judges import Judge, JudgeConfig, inspect_judge, load_judge
 
 if TYPE_CHECKING:
     from cluster.workers.tasks import Output
@@ -32,12 +33,19 @@ class JudgeSpec(AloneSpec):
     def actor(self) -> type[Member]:
         return JudgeActor
 
+    @property
+    def fetches(self) -> bool:
+        return is_repository(self.judge.path or "")
+
 
 class JudgeActor(Member):
     """One judge, and a hand on the output."""
 
     spec: JudgeSpec
     judge: Judge | None = None
+
+    def download(self) -> None:
+        inspect_judge(self.spec.judge)
 
     def load(self, first: Arrival) -> dict[str, float]:
         began = time.perf_counter()

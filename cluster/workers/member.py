@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from cluster.dataset.leases import process_started
 from cluster.observability import logs
 from cluster.workers.code import ROOT, code_digest
 from pipelines.base import GenerationConfig, Text
+from pipelines.checkpoints.hub import downloading, is_repository
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,16 @@ class Spec(ABC):
     def compiles(self) -> bool:
         return False
 
+    @property
+    def fetches(self) -> bool:
+        """Whether anything is a hub's, which a node may have to download."""
+        return False
+
+    @property
+    def tests(self) -> bool:
+        """Whether a preflight is a part of its start."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class AloneSpec(Spec):
@@ -72,6 +84,10 @@ class ModelSpec(Spec):
     dtype: str
     generation: GenerationConfig
 
+    @property
+    def fetches(self) -> bool:
+        return is_repository(self.model_path)
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -85,6 +101,15 @@ class Arrival:
     port: int | None
     code: str  # `code_digest` of what it runs
     code_place: str  # and where that lies
+    passed: bool = False  # whether a preflight of its gang has passed on this machine, or none is asked for
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a process works with, in words; and what would make it faster."""
+
+    what: str = ""
+    faster: tuple[str, ...] = ()
 
 
 class Member(ABC):
@@ -104,7 +129,22 @@ class Member(ABC):
             self.meeting = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience)
             port = self.meeting.port
         pid, node = os.getpid(), ray.get_runtime_context().get_node_id()
-        return Arrival(self.rank, node, pid, process_started(pid), host, port, code_digest(), str(ROOT))
+        code = code_digest(), str(ROOT)
+        return Arrival(self.rank, node, pid, process_started(pid), host, port, *code, self.passed())
+
+    def passed(self) -> bool:
+        """Whether no preflight is needed here."""
+        return True
+
+    def fetch(self) -> dict[str, float]:
+        """Downloads what this node lacks of the weights; what it took, in seconds by name. No clock runs meanwhile."""
+        began = time.perf_counter()
+        self.download()
+        return {"download": time.perf_counter() - began}
+
+    @abstractmethod
+    def download(self) -> None:
+        """Has the files of hub ids here."""
 
     @abstractmethod
     def load(self, first: Arrival) -> dict[str, float]:
@@ -114,15 +154,24 @@ class Member(ABC):
         """The last thing before work; what it took, in seconds by name."""
         return {}
 
+    def runs(self) -> Running:
+        """What it works with, once it is ready."""
+        return Running()
+
+    def preflight(self, first: Arrival) -> dict[str, float]:
+        """One small clip, unless the `first` process says that it has passed; what it took, in seconds by name."""
+        return {}
+
     def drop(self, keys: Sequence[str]) -> None:
         """Forgets what it holds of these clips."""
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # what is left after running out of memory is in pieces
 
     @ray.method(concurrency_group="pulse")
-    def pulse(self) -> bool:
-        """Answered by a thread of its own while others compute: only a process that is stopped or gone is silent."""
-        return True
+    def pulse(self) -> str:
+        """What is downloaded, if anything is. Answered by a thread of its own while others compute: only a process that
+        is stopped or gone is silent."""
+        return downloading()
 
 
 def text_on(device: torch.device, text: Text) -> Text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -16,16 +16,22 @@ import torch.distributed as dist
 from cluster.observability import logs
 from numina.config import MethodConfig
 from numina.errors import ClipError, InputError
-from pipelines.base import Text
-from pipelines.checkpoints.lora import LoraConfig
-from pipelines.models.registry import load_model
-from pipelines.parallel.shard import MemoryConfig, ParallelConfig, limit_collectives
+from pipelines.base import GenerationConfig, Text
+from pipelines.checkpoints.hub import is_repository
+from pipelines.checkpoints.lora import LoraConfig, lora_file
+from pipelines.models.registry import load_model, model_folder, resolve_device
+from pipelines.parallel.config import MemoryConfig, ParallelConfig
+from pipelines.parallel.group import join_group
+from pipelines.parallel.libraries import XFUSER, require
+from pipelines.parallel.shard import limit_collectives
+from pipelines.parallel.support import resolve_engine
 from pipelines.sampling.clip import Clip, Identified, Request
 
 if TYPE_CHECKING:
     from numina.guidance import GuidancePlan
     from pipelines.sampling.generate import ClipGenerator
-from cluster.workers.member import Arrival, Member, ModelSpec, text_on
+from cluster.workers.member import Arrival, Member, ModelSpec, Running, text_on
+from cluster.workers.passed import has_passed, note_passed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,8 @@ class GangSpec(ModelSpec):
     cpus_per_rank: int
     keep_latents: bool = False  # clips come with them: some MB more to fetch from the gang's node
     loras: tuple[LoraConfig, ...] = ()
+    preflight: GenerationConfig | None = None  # of a small clip that is made before the gang stands
+    preflight_always: bool = False  # also where it has passed before
     planned_gib: float | None = None  # of a rank's GPU, at most, by the planner; None on CPUs
 
     @property
@@ -62,6 +70,14 @@ class GangSpec(ModelSpec):
     def compiles(self) -> bool:
         return self.parallel.compile
 
+    @property
+    def fetches(self) -> bool:
+        return super().fetches or any(is_repository(lora.path) for lora in self.loras)
+
+    @property
+    def tests(self) -> bool:
+        return self.preflight is not None
+
 
 class Rank(Member):
     """One process of a gang that makes clips: its share of the model and of every clip.
@@ -72,6 +88,11 @@ class Rank(Member):
     spec: GangSpec
     generator: ClipGenerator | None = None
 
+    def download(self) -> None:
+        model_folder(self.spec.model_path, self.spec.model_revision)
+        for lora in self.spec.loras:
+            lora_file(lora)
+
     def load(self, first: Arrival) -> dict[str, float]:
         """Joins the process group and loads the model: one rank reads, the others receive."""
         from pipelines.attention.engines import parallelize
@@ -79,14 +100,15 @@ class Rank(Member):
         from pipelines.sampling.warmup import compile_blocks
 
         began, spec = time.perf_counter(), self.spec
-        if spec.device == "cpu":
+        if resolve_device(spec.device) == "cpu":
             torch.set_num_threads(spec.cpus_per_rank)
         if spec.ranks > 1:
             assert first.port is not None, "the first of several ranks holds a port"
             patience = timedelta(seconds=spec.start_timeout)
             meeting = self.meeting or dist.TCPStore(first.host, first.port, is_master=False, timeout=patience)
-            backend = "nccl" if spec.device == "cuda" else "gloo"
-            dist.init_process_group(backend, store=meeting, rank=self.rank, world_size=spec.ranks, timeout=patience)
+            join_group(meeting, spec.device, self.rank, spec.ranks, patience)
+        if resolve_engine(spec.parallel.engine, spec.device, spec.parallel.sequence_ranks) == "xfuser":
+            require(XFUSER)  # before minutes of loading
         model = load_model(
             spec.model_path,
             dtype=spec.dtype,
@@ -111,6 +133,40 @@ class Rank(Member):
         if spec.ranks > 1:
             limit_collectives(timedelta(seconds=spec.step_timeout))
         return seconds
+
+    def runs(self) -> Running:
+        """Engine and kernel as they were chosen here."""
+        from pipelines.attention.kernels import faster_kernel
+
+        if self.generator is None:
+            return Running()
+        ran, spec = self.generator.ran, self.spec
+        engine = resolve_engine(spec.parallel.engine, spec.device, spec.parallel.sequence_ranks)
+        blocks = "compiled" if spec.compiles else "eager"
+        place = ran.gpu_name or "a CPU"
+        what = f"{place}, torch {ran.torch_version}, engine {engine}, attention {ran.attention_kernel}, {blocks} blocks"
+        model = self._ready.model
+        faster = faster_kernel(model.device, model.transformer.dtype, ran.attention_kernel)
+        return Running(what, (faster,) if faster else ())
+
+    def passed(self) -> bool:
+        return self.spec.preflight is None or (not self.spec.preflight_always and has_passed(self.spec))
+
+    def preflight(self, first: Arrival) -> dict[str, float]:
+        from pipelines.sampling.preflight import preflight
+
+        spec, began = self.spec, time.perf_counter()
+        if first.passed or spec.preflight is None:
+            return {}
+        method = next(filter(None, spec.methods), None)
+        # Compiled blocks would have a graph of this clip's size, too.
+        eager = torch.compiler.set_stance("force_eager") if spec.compiles else nullcontext()
+        with eager, size_told(spec.planned_gib):
+            encodes = spec.memory.text_encoder == "gang"
+            preflight(self._ready.model, self._ready.shard, spec.preflight, method, encodes=encodes)
+        if self.rank == 0:
+            note_passed(spec)
+        return {"preflight": time.perf_counter() - began}
 
     @ray.method(num_returns=2)
     def identify(

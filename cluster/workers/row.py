@@ -64,6 +64,8 @@ def row_of(
         "identified": identified_counts(task, correction) if correction else None,
         "guided": refinement is not None,
         "shortfall": list(refinement.shortfall) if refinement else None,
+        "confidences": confidences(correction) if correction else None,
+        "left_alone": correction.left_alone if correction else None,
         "timings": clip.timings,
         "gpu_seconds": busy if prepared.device == "cuda" else None,
         "rank_seconds": busy,
@@ -75,11 +77,14 @@ def row_of(
 
 
 def layout_arrays(task: ClipTask, correction: Correction) -> dict[str, np.ndarray]:
-    """What a layout file holds: `labels` and, where corrected, `refined` int16 and `regions` int8 [nouns, F, H, W]."""
+    """What a layout file holds: `labels` and, where corrected, `refined` int16 and `regions` int8 [nouns, F, H, W];
+    `confidence` float64 [nouns], where the reading tells it."""
     arrays: dict[str, np.ndarray] = {
         "nouns": np.array([target.noun for target in task.row.targets]),
         "labels": correction.identified.labels,
     }
+    if correction.identified.confidence is not None:
+        arrays["confidence"] = correction.identified.confidence.astype(np.float64)
     if correction.refinement is not None:
         arrays["refined"] = correction.refinement.layout.labels
         arrays["regions"] = correction.refinement.regions
@@ -93,6 +98,12 @@ def identified_counts(task: ClipTask, correction: Correction) -> list[dict[str, 
         {"noun": target.noun, "frames": frames.tolist(), "count": int(count)}
         for target, frames, count in zip(task.row.targets, per_frame, per_clip, strict=True)
     ]
+
+
+def confidences(correction: Correction) -> list[float] | None:
+    """The row column of this name: in the order of the targets; None where the reading doesn't tell."""
+    found = correction.identified.confidence
+    return None if found is None else [float(own) for own in found]
 
 
 @cache

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Float32, Int16
+from jaxtyping import Bool, Float, Float32, Int16
 
 from numina.config import IdentifyConfig
 from numina.fused.links import link_pieces
@@ -14,7 +14,13 @@ LEAST_CONTRAST = 0.8  # standard deviations from its surroundings, below which a
 MOST_CONTRAST = 1.5  # times the typical contrast that count: at a frame's rim it may come out as anything
 SEEN = 0.3  # share of the frames in which an instance must be seen
 TYPICAL = 0.6  # quantile of the pieces' evidence that others are compared with
-DISTINCT = 0.35  # log-ratio by which a faint noun's instances must answer more to it than to any other
+SCRAP = (
+    0.25  # power of a track's area, as a share of the typical one, that its evidence is lowered by: ghosts are small
+)
+FLICKER = 1.7  # power of the share of frames in which it is seen
+DISTINCT = 0.33  # log-ratio by which a faint noun's instances must answer more to it than to any other
+SURE = 4.0  # of a margin, a log-ratio: on the embedded model 0.2 are right in two thirds of cases, 0.9 in 0.97 or more
+FAINTEST = 0.3  # of the strongest noun's peak, below which a noun isn't in the clip at all
 
 
 def fused_labels(
@@ -22,11 +28,13 @@ def fused_labels(
     peaks: Float[np.ndarray, " nouns"],
     coordinates: Float[np.ndarray, "frames H W r"],
     config: IdentifyConfig,
-) -> Int16[np.ndarray, "nouns frames H W"]:
-    """Instances as tracks, numbered per noun from 1; ``shares`` and ``peaks`` come from `normalised`.
+) -> tuple[Int16[np.ndarray, "nouns frames H W"], Float[np.ndarray, " nouns"]]:
+    """Instances as tracks, numbered per noun from 1, and each noun's confidence; ``shares`` and ``peaks`` come from
+    `normalised`.
 
-    A track is an instance if its evidence, response × contrast × √presence, reaches ``evidence`` of what is typical in
-    the clip, and it lasts for ``min_presence`` of the frames. It is of the noun that it answers to most.
+    A track that lasts for ``min_presence`` of the frames is an instance if its evidence, response × contrast × powers
+    of area and presence, reaches ``evidence`` of what is typical in the clip. It is of the noun that it answers to
+    most. A noun's confidence, from 0.5 to 1, is that of its closest decision: a track's distance from the threshold.
     """
     noise = ground(shares)[1][..., 0, 0]
     vectors = np.asarray(coordinates, dtype=np.float32)
@@ -36,29 +44,29 @@ def fused_labels(
         for piece in frame_pieces(frame, shares[:, frame], noise[:, frame], vectors[frame], config)
         if piece.contrast > LEAST_CONTRAST
     ]
-    tracks = _instances(link_pieces(pieces), shares.shape[1], config)
-    nouns = _nouns(tracks, peaks, config)
+    frames = shares.shape[1]
+    tracks = [track for track in link_pieces(pieces) if _lasts(track, frames, config.min_presence)]
     labels = np.zeros(shares.shape, dtype=np.int16)
-    for noun in range(len(labels)):
-        own = [track for track, meant in zip(tracks, nouns, strict=True) if meant == noun]
-        labels[noun] = labels_of(
-            [(number, piece) for number, track in enumerate(own, start=1) for piece in track], shares.shape[1:]
-        )
-    return labels
+    margins = np.full(len(shares), np.inf)
+    if not tracks:
+        return labels, _confidence(margins)
+    answers = np.maximum([np.mean([piece.responses for piece in track], axis=0) for track in tracks], 1e-6)
+    present = _present(answers, peaks, config)
+    answers = np.where(present, answers, 0.0)
+    evidence = answers.max(axis=1) * _substance(tracks, frames)
+    typical = np.quantile(np.repeat(evidence, list(map(len, tracks))), TYPICAL)
+    least = max(config.evidence * typical, 1e-12)
+    for noun in np.flatnonzero(present):
+        mine = answers.argmax(axis=1) == noun
+        margins[noun] = np.abs(np.log(np.maximum(evidence[mine], 1e-12) / least)).min(initial=np.inf)
+        own = np.flatnonzero(mine & (evidence >= least))
+        numbered = [(number, piece) for number, place in enumerate(own, start=1) for piece in tracks[place]]
+        labels[noun] = labels_of(numbered, shares.shape[1:])
+    return labels, _confidence(margins)
 
 
-def _instances(tracks: Sequence[list[Piece]], frames: int, config: IdentifyConfig) -> list[list[Piece]]:
-    tracks = [track for track in tracks if _lasts(track, frames, config.min_presence)]
-    contrasts = [piece.contrast for track in tracks for piece in track if np.isfinite(piece.contrast)]
-    usual = float(np.median(contrasts)) if contrasts else 1.0
-
-    def evidence(track: Sequence[Piece]) -> float:
-        seen = [piece.responses.max() * min(_finite(piece.contrast, usual) / usual, MOST_CONTRAST) for piece in track]
-        return float(np.mean(seen) * np.sqrt(len(track) / frames))
-
-    found = [evidence(track) for track in tracks]
-    typical = np.quantile(np.repeat(found, list(map(len, tracks))), TYPICAL) if tracks else 0.0
-    return [track for track, own in zip(tracks, found, strict=True) if own >= config.evidence * typical]
+def _confidence(margins: Float[np.ndarray, " nouns"]) -> Float[np.ndarray, " nouns"]:
+    return np.asarray(1 / (1 + np.exp(-SURE * margins)))
 
 
 def _lasts(track: Sequence[Piece], frames: int, least: float) -> bool:
@@ -70,19 +78,28 @@ def _lasts(track: Sequence[Piece], frames: int, least: float) -> bool:
     return there >= least * frames and len(track) >= SEEN * frames
 
 
+def _substance(tracks: Sequence[list[Piece]], frames: int) -> Float[np.ndarray, " tracks"]:
+    """How much of a thing each track is, whatever noun it answers to: contrast, area and presence."""
+    contrasts = [piece.contrast for track in tracks for piece in track if np.isfinite(piece.contrast)]
+    usual = float(np.median(contrasts)) if contrasts else 1.0
+    contrast = [np.mean([min(_finite(piece.contrast, usual) / usual, MOST_CONTRAST) for piece in t]) for t in tracks]
+    lengths = np.array(list(map(len, tracks)))
+    areas = np.array([np.mean([piece.area for piece in track]) for track in tracks])
+    share = np.minimum(areas / np.median(np.repeat(areas, lengths)), 1.0)
+    return np.asarray(contrast * share**SCRAP * (lengths / frames) ** FLICKER)
+
+
 def _finite(contrast: float, usual: float) -> float:
     """Without surroundings to compare with, a piece's contrast is the usual one."""
     return contrast if np.isfinite(contrast) else usual
 
 
-def _nouns(tracks: Sequence[list[Piece]], peaks: Float[np.ndarray, " nouns"], config: IdentifyConfig) -> list[int]:
-    """Each track's noun. A faint noun may only echo the others: it is there if its tracks answer to it distinctly."""
-    if not tracks:
-        return []
-    answers = np.maximum(np.stack([np.mean([piece.responses for piece in own], axis=0) for own in tracks]), 1e-6)
-    present = np.ones(len(peaks), dtype=bool)
-    for noun in np.flatnonzero(peaks < config.absence * peaks.max()):
-        others = np.where(np.arange(len(peaks)) == noun, 0.0, answers).max(axis=1)
-        lead = np.log(answers[:, noun] / np.maximum(others, 1e-6))
-        present[noun] = bool((lead > DISTINCT).any())
-    return [int(noun) for noun in np.where(present, answers, 0.0).argmax(axis=1)]
+def _present(
+    answers: Float[np.ndarray, "tracks nouns"], peaks: Float[np.ndarray, " nouns"], config: IdentifyConfig
+) -> Bool[np.ndarray, " nouns"]:
+    """Nouns that the clip shows. A faint one may only echo the others: then no track answers to it distinctly."""
+    present = peaks >= FAINTEST * peaks.max()
+    for noun in np.flatnonzero(present & (peaks < config.absence * peaks.max())):
+        others = np.delete(answers, noun, axis=1).max(axis=1)
+        present[noun] = bool((np.log(answers[:, noun] / others) > DISTINCT).any())
+    return np.asarray(present)

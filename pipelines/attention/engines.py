@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -20,8 +19,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from numina.errors import ConfigError
 from numina.private.torch import joined_axes
 from pipelines.attention.cross import Rotary
+from pipelines.attention.kernels import FLASH_3, HALF, FlashSelfAttention, flash3_lacks, show_flash3_to_xdit
 from pipelines.base import Project, Seams, VideoModel
-from pipelines.parallel.shard import ParallelConfig, Shard
+from pipelines.parallel.config import ParallelConfig
+from pipelines.parallel.libraries import XFUSER, require
+from pipelines.parallel.shard import Shard
 from pipelines.parallel.support import resolve_engine
 from pipelines.private.diffusers import attention_backend, enable_parallelism
 from pipelines.private.xfuser import set_runtime
@@ -34,8 +36,8 @@ def parallelize(model: VideoModel, config: ParallelConfig) -> Shard:
 
     Raises ConfigError where the group has another size than the config, or the engine isn't installed.
     """
-    if config.sequence_ranks == 1 and config.attention != "auto":
-        _choose_kernel(model, config.attention)
+    if config.sequence_ranks == 1:
+        _choose_own_kernel(model, config.attention)
     if config.ranks == 1:
         return Shard()
     if dist.get_world_size() != config.ranks:
@@ -56,6 +58,8 @@ def parallelize(model: VideoModel, config: ParallelConfig) -> Shard:
 def attention_kernel(model: VideoModel) -> str:
     """What computes a model's self-attention, after `parallelize`: the engine's own name for its kernel."""
     processor = model.blocks[0].attn1.processor
+    if isinstance(processor, FlashSelfAttention):
+        return FLASH_3
     if isinstance(processor, UspSelfAttention):
         return processor.kernel
     return attention_backend(processor)
@@ -98,6 +102,25 @@ class TokenSplit:
 
     def _gather(self, module: Any, inputs: Any, rows: Tensor) -> Tensor:
         return self.shard.gather_rows(rows, dim=1, tokens=self.tokens)
+
+
+# --- a whole sequence ---
+
+
+def _choose_own_kernel(model: VideoModel, name: str) -> None:
+    """FlashAttention-3 by name, and by itself where it can run and the family's attention can be replaced; else
+    diffusers' choice. Raises ConfigError for what can't run."""
+    if name not in ("auto", FLASH_3):
+        _choose_kernel(model, name)
+        return
+    joint = "a joint attention's kernel can't be replaced" if model.facts.joint else None
+    lacking = joint or flash3_lacks(model.device, model.transformer.dtype)
+    if lacking is None:
+        attention = FlashSelfAttention(model.seams.project)
+        for own in model.seams.attentions:
+            own.processor = attention
+    elif name == FLASH_3:
+        raise ConfigError(f"parallel.attention is {name!r}: {lacking}; use auto")
 
 
 # --- diffusers ---
@@ -153,16 +176,14 @@ class UspSelfAttention:
 
 
 def _xfuser_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMesh, split: TokenSplit) -> None:
-    try:
-        from xfuser import xFuserArgs
-        from xfuser.core import distributed as xdit
-        from xfuser.core.distributed import runtime_state
-        from xfuser.model_executor.layers.usp import USP
-    except ImportError as error:
-        raise ConfigError(
-            f"parallel.engine=xfuser can't be imported here ({error}); it needs an NVIDIA GPU and"
-            " `pip install numina-video[gpu]`; or use parallel.engine=diffusers"
-        ) from error
+    if flash3_lacks(model.device, model.transformer.dtype) is None:
+        show_flash3_to_xdit()
+    require(XFUSER)
+    from xfuser import xFuserArgs
+    from xfuser.core import distributed as xdit
+    from xfuser.core.distributed import runtime_state
+    from xfuser.model_executor.layers.usp import USP
+
     for handler in logging.getLogger("xfuser").handlers:
         handler.setLevel(logging.ERROR)  # it warns of the backend that it chose
     if not xdit.model_parallel_is_initialized():
@@ -173,7 +194,7 @@ def _xfuser_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMes
         # What `initialize_runtime_state` makes outside xDiT's own pipelines knows gangs of one rank only.
         degrees = {"ulysses_degree": config.ulysses, "ring_degree": config.ring, "use_cfg_parallel": config.cfg == 2}
         set_runtime(runtime_state, runtime_state.RuntimeState(xFuserArgs(**degrees).create_config()[0]))
-    _choose_xfuser_kernel(runtime_state.get_runtime_state(), config, model.transformer.dtype)
+    _choose_xfuser_kernel(runtime_state.get_runtime_state(), config, model)
     seams = model.seams
     kernel = runtime_state.get_runtime_state().attention_backend.name.lower()
     attention = UspSelfAttention(USP, seams.project, split, kernel)
@@ -181,17 +202,17 @@ def _xfuser_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMes
         own.processor = attention
 
 
-def _choose_xfuser_kernel(state: Any, config: ParallelConfig, dtype: torch.dtype) -> None:
-    """By name; else xDiT's own choice, for half precision alone. Raises ConfigError for what can't run."""
+def _choose_xfuser_kernel(state: Any, config: ParallelConfig, model: VideoModel) -> None:
+    """By name; else FlashAttention-3 where it can run, else cuDNN's. Raises ConfigError for what can't run."""
     name = config.attention
     if name == "auto":
-        if dtype != torch.float32:
-            return
-        if config.ring > 1:
+        half = model.transformer.dtype in HALF
+        if not half and config.ring > 1:
             raise ConfigError(
                 "model.dtype=float32 has no ring attention kernel in xfuser; use bfloat16, or parallel.ring=1"
             )
-        name = "sdpa"
+        flash = flash3_lacks(model.device, model.transformer.dtype) is None
+        name = (FLASH_3 if flash else "cudnn") if half else "sdpa"
     try:
         state.set_attention_backend(name)
     except (ValueError, RuntimeError, ImportError) as error:

@@ -142,7 +142,7 @@ class GuidedJointAttention:
             means = copies.mean_queries(query, self.shard.sum)
             chosen = take(query, copies.rows)
             scores = copies.mean_scores(means, key)
-            mask, key, value = copies.apply(chosen, key, value, scores, guidance.delta)
+            mask = copies.mask(chosen, key, scores, guidance.delta)
             yield copies.rows, _attend_rows(chosen, key, value, mask)
 
 

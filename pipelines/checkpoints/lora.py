@@ -11,8 +11,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from numina.errors import ConfigError, ModelError
 from pipelines.checkpoints.files import add_file, header_of
 from pipelines.checkpoints.hub import commit_of, fetch
@@ -27,7 +25,7 @@ class LoraConfig:
 
     path: str  # a safetensors file, a folder with one, or a hub id OWNER/NAME
     scale: float = 1.0  # [factor] on the LoRA's change; 1: as it was trained
-    revision: str | None = None  # the commit of a hub id: 40 hex digits; null for a local path
+    revision: str | None = None  # the commit of a hub id, 40 hex digits; null: as for model.revision
     # its name in the folder or repository; null: the only one, or pytorch_lora_weights.safetensors
     file: str | None = None
 
@@ -74,6 +72,7 @@ def fuse(pipeline: Any, lora: LoraConfig) -> None:
 
     The tensors' names may be other tools'; diffusers converts them. Raises ModelError where the LoRA isn't all used.
     """
+    import torch
     from peft.utils import get_peft_model_state_dict
 
     file = lora_file(lora)

@@ -10,19 +10,16 @@ from collections.abc import Sequence
 from torch import nn
 
 from numina.errors import ConfigError
+from pipelines.parallel.libraries import TORCHAO, require
 
 ALIGNED = 16  # what float8 kernels need both sides of a matrix to be a multiple of
 
 
 def quantize(blocks: Sequence[nn.Module]) -> None:
-    """In place. Raises ConfigError where torchao isn't installed, or the GPU has no float8."""
-    try:
-        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
-    except ImportError as error:
-        raise ConfigError(
-            f"model.dtype=float8 needs torchao, which can't be imported here ({error}); `pip install"
-            " numina-video[gpu]`, or use bfloat16"
-        ) from error
+    """In place. Raises MachineError where torchao can't be imported, ConfigError where the GPU has no float8."""
+    require(TORCHAO)
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+
     for block in blocks:
         try:
             quantize_(block, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), filter_fn=quantizable)

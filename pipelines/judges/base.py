@@ -27,7 +27,7 @@ class JudgeConfig:
     kind: str  # counter (the embedded model's), grounding-dino, owlv2 or clip
     name: str  # the folder of its verdicts in an output's evaluations/
     path: str | None = None  # a folder in transformers' layout, or a hub id OWNER/NAME; null for the counter
-    revision: str | None = None  # the commit of a hub id: 40 hex digits; null for a local folder
+    revision: str | None = None  # the commit of a hub id, 40 hex digits; null: as for model.revision
     box_threshold: float = 0.32  # [score, 0 to 1] from which a box counts (published: 0.32)
     text_threshold: float = 0.25  # [score, 0 to 1] that a box's noun must reach; grounding-dino only (published: 0.25)
     every: int = 1  # [frames] judge every k-th frame, starting with the first (published: 1)

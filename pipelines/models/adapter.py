@@ -18,7 +18,7 @@ from pipelines.base import GenerationConfig, Grid, ModelFacts, Seams, Text, prom
 from pipelines.checkpoints.loading import Loader, agree
 from pipelines.checkpoints.sharding import placement
 from pipelines.models.families import FAMILIES, Family, check_parts, inspect
-from pipelines.parallel.shard import MemoryConfig
+from pipelines.parallel.config import MemoryConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from numina.errors import ModelError
 from pipelines.base import ModelFacts
@@ -24,6 +23,9 @@ from pipelines.checkpoints.files import (
     revision_of,
 )
 from pipelines.parallel.support import Lacks
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +55,14 @@ class Family:
     decoder_numbers: Mapping[int, int]  # by that width: what a decoder holds at once, per pixel and channel
     decoder_splits: bool  # over a gang's ranks; else the first one decodes, clip by clip
 
-    def facts(self, name: str, folder: Path) -> ModelFacts:
-        transformer, vae, scheduler = (
-            read_json(folder / file)
-            for file in ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
-        )
+    def facts(self, name: str, configs: Mapping[str, Config], *, path: str, title: str, revision: str) -> ModelFacts:
+        """From the configs of transformer, VAE and scheduler."""
+        transformer, vae, scheduler = (configs[part] for part in ("transformer", "vae", "scheduler"))
         flow = scheduler.get("use_flow_sigmas") or scheduler.get("prediction_type") == "flow_prediction"
         return ModelFacts(
-            path=str(folder),
-            name=folder.name,
-            revision=revision_of(folder, self.parts),
+            path=path,
+            name=title,
+            revision=revision,
             family=name,
             depth=transformer["num_layers"],
             heads=transformer["num_attention_heads"],
@@ -77,6 +77,8 @@ class Family:
 
     def vae_precision(self, dtype: torch.dtype) -> torch.dtype:
         """The VAE's dtype beside a transformer of `dtype`."""
+        import torch
+
         own: torch.dtype = getattr(torch, self.vae_dtype) if self.vae_dtype else dtype
         return own
 
@@ -202,7 +204,15 @@ def inspect(path: str | Path) -> ModelFacts:
     """What a checkpoint folder holds, from its configs and file sizes alone. Raises ModelError for what is missing."""
     folder = Path(path)
     name = check_parts(folder)
-    return FAMILIES[name].facts(name, folder)
+    family = FAMILIES[name]
+    files = {"transformer": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}
+    return family.facts(
+        name,
+        {part: read_json(folder / part / file) for part, file in files.items()},
+        path=str(folder),
+        title=folder.name,
+        revision=revision_of(folder, family.parts),
+    )
 
 
 def check_family(folder: Path) -> str:

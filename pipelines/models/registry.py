@@ -1,47 +1,53 @@
-"""From a model's name to its adapter: `testbed` and `scenes` are embedded models, others are folders or hub ids."""
+"""From a model's name to its adapter: `testbed` and `scenes` are embedded models, others are folders or hub ids.
+
+To look at a model needs no torch, which takes seconds to import; to load one does.
+"""
+
+from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-
-from numina.errors import ConfigError, ModelError
+from numina.errors import ModelError
 from pipelines.base import ModelFacts, TextEncoder, VideoModel
 from pipelines.checkpoints.embedded import EMBEDDED
 from pipelines.checkpoints.files import SMALL_FILES, numbers
-from pipelines.checkpoints.hub import commit_of, fetch, is_repository
+from pipelines.checkpoints.hub import cached, commit_of, fetch, is_repository
 from pipelines.checkpoints.lora import LoraConfig, fuse, with_loras
 from pipelines.models.families import FAMILIES, check_family, inspect
-from pipelines.parallel.shard import MemoryConfig
+from pipelines.models.published import published_facts, published_names
+from pipelines.parallel.config import MemoryConfig
+from pipelines.parallel.devices import check_gpu, gpu_usable
+
+if TYPE_CHECKING:
+    import torch
 
 FLOAT8 = "float8"  # the blocks' linear layers alone: see pipelines/checkpoints/quantize.py
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    FLOAT8: torch.bfloat16,
-}
 VARIANTS = "*.*.safetensors"  # half-precision copies and the like, such as model.fp16.safetensors
+ENCODER_PARTS = ("tokenizer", "text_encoder")  # all that `load_text_encoder` reads
 GIB = 2**30
 
 
 def model_folder(path: str, revision: str | None = None, parts: Sequence[str] | None = None) -> Path:
     """The checkpoint folder that `model.path` and `model.revision` stand for; a hub's parts are downloaded, if need be.
 
-    Raises ConfigError for a hub id without a commit, ModelError for what can't be had or is of no known family: that is
+    Raises ConfigError for a branch of a hub id, ModelError for what can't be had or is of no known family: that is
     found before gigabytes are fetched.
     """
     commit = commit_of(path, revision, "model")
     if commit is None:
         return EMBEDDED.get(path) or Path(path)
     family = FAMILIES[check_family(fetch(path, commit, ["model_index.json"]))]
-    files = [f"{part}/*{suffix}" for part in parts or family.parts for suffix in (*SMALL_FILES, ".safetensors")]
-    return fetch(path, commit, ["model_index.json", *files], but=VARIANTS)
+    return fetch(path, commit, _files(parts or family.parts), but=VARIANTS)
+
+
+def _files(parts: Iterable[str]) -> list[str]:
+    """The files of a repository that parts are made of, as patterns."""
+    return ["model_index.json", *(f"{part}/*{end}" for part in parts for end in (*SMALL_FILES, ".safetensors"))]
 
 
 def place_free(path: str) -> str:
@@ -52,6 +58,28 @@ def place_free(path: str) -> str:
 def inspect_model(path: str, revision: str | None = None, loras: Sequence[LoraConfig] = ()) -> ModelFacts:
     """What a checkpoint is, without loading it. Raises ModelError for what is missing."""
     return _named(inspect(model_folder(path, revision)), path, loras)
+
+
+def known_model(path: str, revision: str | None = None) -> ModelFacts:
+    """What a checkpoint is, as it is here or in the hub's cache; else, without any of its files, as it was published.
+
+    For a plan: the revision may be unread, and LoRAs, which change no shape, are left out. Raises ModelError for a hub
+    id that is neither.
+    """
+    if path in EMBEDDED or not is_repository(path):
+        return inspect_model(path, revision)
+    parts = {part for family in FAMILIES.values() for part in family.parts}
+    if revision is not None:
+        commit_of(path, revision, "model")
+    if folder := cached(path, revision, _files(parts), but=VARIANTS):
+        return _named(inspect(folder), path, ())
+    if facts := published_facts(path):
+        return facts
+    raise ModelError(
+        f"{path} isn't in the hub's cache here, and its shape isn't one of those shipped"
+        f" ({', '.join(published_names())}); fetch it first,"
+        f" `numina models check {path}`, or give the folder that has it as model.path"
+    )
 
 
 def load_model(
@@ -71,8 +99,10 @@ def load_model(
     `load_text_encoder`. Raises ModelError for what is missing or doesn't fit, its device's memory included, ConfigError
     where a device or a way of sharding can't be had.
     """
+    import torch
+
     device, folder = resolve_device(device), model_folder(path, revision)
-    adapter, precision = adapter_of(folder), DTYPES[resolve_dtype(dtype, device)]
+    adapter, precision = adapter_of(folder), _precision(dtype, device)
     if device.startswith("cuda"):
         needed = weight_bytes(folder, precision, memory, text_encoder)
         check_room(needed, *torch.cuda.mem_get_info(device), what=path)
@@ -90,6 +120,8 @@ def load_model(
 
 def weight_bytes(folder: Path, dtype: torch.dtype, memory: MemoryConfig, text_encoder: bool) -> int:
     """What the weights of a checkpoint take of this rank's device; from its files' headers."""
+    import torch.distributed as dist
+
     parts = ["transformer", *(["text_encoder"] if text_encoder else [])]
     held = sum(numbers(folder / part).total() for part in parts) * dtype.itemsize
     if memory.shard != "none":
@@ -120,10 +152,8 @@ def load_text_encoder(
 
     Raises ModelError for what is missing or doesn't fit, ConfigError where the device can't be had.
     """
-    device, folder = resolve_device(device), model_folder(path, revision, ("tokenizer", "text_encoder"))
-    encoder: TextEncoder = adapter_of(folder).load_text_encoder(
-        folder, dtype=DTYPES[resolve_dtype(dtype, device)], device=device
-    )
+    device, folder = resolve_device(device), model_folder(path, revision, ENCODER_PARTS)
+    encoder: TextEncoder = adapter_of(folder).load_text_encoder(folder, dtype=_precision(dtype, device), device=device)
     return encoder
 
 
@@ -134,14 +164,23 @@ def _named(facts: ModelFacts, path: str, loras: Sequence[LoraConfig]) -> ModelFa
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is the GPU where there is one. Raises ConfigError where a GPU is asked for and there is none."""
+    """`auto` is the GPU where there is one. Raises MachineError where a GPU is asked for and none can be used."""
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("model.device is cuda, but torch sees no GPU here; use model.device=cpu or auto")
+        return "cuda" if gpu_usable() else "cpu"
+    if device == "cuda":
+        check_gpu()
     return device
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
     """`auto` is bfloat16 on a GPU and float32 on a CPU."""
     return dtype if dtype != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
+
+
+def _precision(dtype: str, device: str) -> torch.dtype:
+    """Of the weights as they are read; float8 ones are made from bfloat16."""
+    import torch
+
+    name = resolve_dtype(dtype, device)
+    precision: torch.dtype = getattr(torch, "bfloat16" if name == FLOAT8 else name)
+    return precision

@@ -12,73 +12,16 @@ Names: B clips, n tokens, R ranks of the sequence, N heads, D head size.
 from dataclasses import dataclass
 from datetime import timedelta
 from math import ceil
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from numina.choices import check_choices
-from numina.errors import ConfigError
 from numina.private.torch import collective_sum, limit_groups
-from pipelines.parallel.support import Engine, Sharding
 
-Place = Literal["gang", "apart"]  # of the text encoder
 _all_reduce = collective_sum()
-
-MOST = 10_000  # ranks, gangs, clips: more is a slip of the hand
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParallelConfig:
-    """How many ranks work on one clip (a gang), and how many gangs run side by side."""
-
-    # what computes attention: single, diffusers, xfuser, or auto (single for one sequence rank; else xfuser on GPUs,
-    # diffusers on CPUs)
-    engine: Engine = "auto"
-    cfg: int = 1  # [ranks] for the two branches of classifier-free guidance: 1, or 2 to run them on different ranks
-    ulysses: int = 1  # [ranks] that share a sequence by its attention heads; must divide the number of heads
-    ring: int = 1  # [ranks] that share a sequence by passing keys and values on; for slow links between nodes
-    gangs: int = 1  # [gangs] that run side by side, each on its own prompts
-    batch: int = 1  # [clips] per forward pass; pays for small models or clips, a large clip fills its GPU alone
-    # attention kernel by the engine's own name (xfuser: cudnn, flash_3, …; others: native, flash, …), or auto
-    attention: str = "auto"
-    # compile the repeated blocks with torch.compile: faster steps after about a minute of warm-up
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        check_choices("parallel", self)
-        for name in ("cfg", "ulysses", "ring", "gangs", "batch"):
-            if not 1 <= getattr(self, name) <= MOST:
-                raise ConfigError(
-                    f"parallel.{name} is {getattr(self, name)}; it must be at least 1, and {MOST:,} at most"
-                )
-
-    @property
-    def ranks(self) -> int:
-        """Ranks of a gang."""
-        return self.cfg * self.sequence_ranks
-
-    @property
-    def sequence_ranks(self) -> int:
-        """Ranks that share one branch's tokens."""
-        return self.ulysses * self.ring
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryConfig:
-    """Which weights each rank keeps in its memory."""
-
-    # weights: none (whole on every rank), zero3 (spread over the gang's ranks) or zero3_offload (and kept in host
-    # memory)
-    shard: Sharding = "none"
-    # gang (on the gang's ranks) or apart (in its own processes, so that the gang's GPUs don't hold its weights; 11 GB
-    # for UMT5-XXL)
-    text_encoder: Place = "gang"
-
-    def __post_init__(self) -> None:
-        check_choices("memory", self)
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,18 @@ taylorseer a step's blocks, in both passes; magcache the same; first_block all b
 unconditional pass.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from numina.config import IdentifyConfig
 
 
@@ -103,6 +105,7 @@ def cached(transformer: Any, name: str, run: Sequence[int], steps: int) -> Itera
 
 
 def _hook_config(name: str, run: Sequence[int], steps: int) -> Any:
+    import torch
     from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig  # seconds to import
 
     if name == "taylorseer":
@@ -154,16 +157,16 @@ def computed_steps(name: str, run: Sequence[int], steps: int) -> list[bool]:
 def _magcache_steps(run: Sequence[int], steps: int) -> list[bool]:
     """MagCache's decisions, in its own float32."""
     computed = []
-    one = torch.tensor(1.0)
-    ratio, error, skipped = one, 0.0 * one, 0
-    for place, own in enumerate(torch.tensor(_magnitude_ratios(run, steps))):
+    one, zero = np.float32(1), np.float32(0)
+    ratio, error, skipped = one, zero, 0
+    for place, own in enumerate(np.array(_magnitude_ratios(run, steps), np.float32)):
         skip = False
         if place >= _retained(run, steps):
             ratio, skipped = ratio * own, skipped + 1
-            error = error + (1.0 - ratio).abs()
-            skip = bool(error <= MAG_THRESHOLD) and skipped <= MAG_MOST_SKIPS
+            error = error + abs(one - ratio)
+            skip = bool(error <= np.float32(MAG_THRESHOLD)) and skipped <= MAG_MOST_SKIPS
             if not skip:
-                ratio, error, skipped = one, 0.0 * one, 0
+                ratio, error, skipped = one, zero, 0
         computed.append(not skip)
     return computed
 
@@ -176,7 +179,7 @@ def forwards(name: str, run: Sequence[int], steps: int, *, passes: int = 2) -> i
     return passes * computed
 
 
-def identify_forwards(config: "IdentifyConfig", times: Sequence[float], steps: int, *, passes: int = 2) -> int:
+def identify_forwards(config: IdentifyConfig, times: Sequence[float], steps: int, *, passes: int = 2) -> int:
     """How many full forwards identification costs: the steps before t* under its cache, and t* itself in full."""
     before = [step for step in config.schedule(times) if step < config.capture_step(times)]
     return forwards(config.cache, before, steps, passes=passes) + passes

@@ -71,4 +71,7 @@ class Clip:
         if self.correction is None:
             return "generated without NUMINA"
         counts = ", ".join(map(str, self.correction.identified.clip_counts()))
-        return f"identified counts {counts}: {'right, no second run' if self.correction.plan is None else 'guided'}"
+        done = "guided" if self.correction.plan else "right, no second run"
+        if self.correction.left_alone:
+            done = f"not guided, {self.correction.left_alone}"
+        return f"identified counts {counts}: {done}"

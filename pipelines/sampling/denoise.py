@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from numina.bias import ShardGuidance
-from numina.config import MethodConfig
+from numina.config import MethodConfig, ScheduleBy
 from numina.guidance import GuidancePlan
 from numina.layout import Capture
 from numina.prompts.tokens import TokenSpans
@@ -171,7 +171,7 @@ def identify(
     """
     check_cache("method.identify.cache", method.identify.cache, ranks=shard.ranks, batch=len(texts))
     model.facts.check_stride(method.identify.stride)
-    times = model.facts.times(generation)
+    times = model.facts.times(generation, method.schedule_by)
     kept = method.identify.schedule(times)
     reference = kept.index(method.identify.capture_step(times))
     grid = model.grid(generation)
@@ -215,16 +215,18 @@ def guide(
     generation: GenerationConfig,
     progress: Progress | None = None,
     path: Sequence[DenoiseState] = (),
+    by: ScheduleBy = "noise",
 ) -> Tensor:
     """Generates from the same noise under the clips' plans (arXiv 2604.08546 §3.3).
 
     With `path`, the same clips' states after each step of identification, everything farther than `anchor` tokens
     from what is removed or added is held to the plain clip for those steps: nothing else is decided anew while a
-    clip's layout forms. A cache begins anew where guidance ends, so that no unguided step is made from guided ones.
+    clip's layout forms. `by` is the method's `schedule_by`. A cache begins anew where guidance ends, so that no
+    unguided step is made from guided ones.
     """
     check_cache("generation.cache", generation.cache, ranks=shard.ranks, batch=len(texts))
     guidance = _prepare(model, shard, texts, plans) if shard.conditional else None
-    deltas = [intensity(time, plans[0].config) for time in model.facts.times(generation)]
+    deltas = [intensity(time, plans[0].config) for time in model.facts.times(generation, by)]
 
     def biased(step: int) -> AbstractContextManager[None]:
         return guided(model, shard, guidance, deltas[step]) if guidance and deltas[step] else nullcontext()

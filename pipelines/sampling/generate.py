@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from numina.config import MethodConfig
+from numina.config import MethodConfig, ScheduleBy
 from numina.correct import correct
 from numina.errors import ClipError, InputError
 from numina.guidance import GuidancePlan
@@ -40,6 +40,7 @@ class _Held:
     seed: int
     state: denoise.DenoiseState
     place: int  # in the state's batch
+    schedule_by: ScheduleBy  # the method's
     timings: Timings = field(default_factory=dict)
 
 
@@ -113,7 +114,9 @@ class ClipGenerator:
                 self.progress,
             )
         for place, i in enumerate(spans):
-            self._held[requests[i].key] = _Held(texts[i], requests[i].seed, state, place, timings[i])
+            self._held[requests[i].key] = _Held(
+                texts[i], requests[i].seed, state, place, method.schedule_by, timings[i]
+            )
         if not self.shard.leads:
             return None
         broken = first_of(broken_latents(state.latents, Stage.IDENTIFY), list(map(broken_capture, captures)))
@@ -138,7 +141,17 @@ class ClipGenerator:
         with timed(timings, Stage.GUIDE, self.model):
             texts, seeds = [clip.text for clip in held], [clip.seed for clip in held]
             path = [earlier.take([clip.place for clip in held]) for earlier in held[0].state.path]
-            latents = denoise.guide(self.model, self.shard, texts, plans, seeds, self.generation, self.progress, path)
+            latents = denoise.guide(
+                self.model,
+                self.shard,
+                texts,
+                plans,
+                seeds,
+                self.generation,
+                self.progress,
+                path,
+                held[0].schedule_by,
+            )
         return self._clips(latents, timings, Stage.GUIDE)
 
     def drop(self, keys: Sequence[str]) -> None:

@@ -46,10 +46,7 @@ def warm_up(
     All ranks of a gang must call this together. `progress` hears of each pass when it is done.
     """
     once = replace(generation, steps=1, cache="none")
-    guided = generation.guidance_scale > 1
-    blank = torch.zeros(1, model.text_tokens, model.text_width, dtype=model.transformer.dtype)
-    blank = blank.to(model.device)
-    texts = [Text("", blank, blank if guided else None, ())] * batch
+    texts = [blank_text(model, generation)] * batch
     seeds = [0] * batch
     passes: dict[str, Callable[[], object]] = {
         "plain": lambda: denoise.finish(model, denoise.start(model, seeds, once), texts, once, shard=shard)
@@ -67,6 +64,12 @@ def warm_up(
     return seconds
 
 
+def blank_text(model: VideoModel, generation: GenerationConfig) -> Text:
+    """Zeros of a prompt's shape."""
+    blank = torch.zeros(1, model.text_tokens, model.text_width, dtype=model.transformer.dtype).to(model.device)
+    return Text("", blank, blank if generation.guidance_scale > 1 else None, ())
+
+
 def _of_method(
     model: VideoModel,
     shard: Shard,
@@ -75,7 +78,7 @@ def _of_method(
     texts: list[Text],
     seeds: list[int],
 ) -> dict[str, Callable[[], object]]:
-    plans = [_any_plan(model, once, method)] * len(texts)
+    plans = [any_plan(model, once, method)] * len(texts)
     return {
         f"{method.preset} identify": lambda: denoise.identify(
             model, shard, texts, [(NOUN,)] * len(texts), seeds, once, method
@@ -84,7 +87,7 @@ def _of_method(
     }
 
 
-def _any_plan(model: VideoModel, generation: GenerationConfig, method: MethodConfig) -> GuidancePlan:
+def any_plan(model: VideoModel, generation: GenerationConfig, method: MethodConfig) -> GuidancePlan:
     """One row of a kind in every frame: all that a plan of this method can ask of the compiler."""
     grid = model.grid(generation)
     regions = np.zeros((1, grid.frames, grid.height * grid.width), dtype=np.int8)

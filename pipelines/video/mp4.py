@@ -1,6 +1,7 @@
 """Video files: uint8 frames to mp4 bytes and back, through PyAV."""
 
 import io
+import os
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from jaxtyping import UInt8
 
-from numina.errors import InputError
+from numina.errors import InputError, MachineError
 
 Video = UInt8[np.ndarray, "frames height width 3"]
 
@@ -27,6 +28,17 @@ def encoder_options() -> dict[str, str]:
     return {"preset": "medium", "threads": ENCODER_THREADS} | ({"x264-params": "asm=AVX2"} if "avx512" in flags else {})
 
 
+def temporary_folder() -> str:
+    """Where files of a moment go. Raises MachineError where there is no such folder that can be written."""
+    try:
+        return tempfile.gettempdir()
+    except OSError as error:
+        raise MachineError(
+            f"TMPDIR is {os.environ.get('TMPDIR')!r}, and no folder for temporary files can be written ({error})",
+            "free some space, or set TMPDIR to a folder that can be written",
+        ) from error
+
+
 def encode_mp4(video: Video, *, fps: int, crf: int) -> bytes:
     """H.264 in yuv420p, the index in front so that browsers start at once. Height and width must be even.
 
@@ -34,7 +46,8 @@ def encode_mp4(video: Video, *, fps: int, crf: int) -> bytes:
     BT.601 and one of 720 lines or more for BT.709.
     """
     _, height, width, _ = video.shape
-    with tempfile.TemporaryDirectory() as folder:  # moving the index to the front needs a file to read back
+    # Moving the index to the front needs a file to read back.
+    with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
         path = Path(folder) / "video.mp4"
         with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
             options = {"crf": str(crf), **encoder_options()}

@@ -1,11 +1,12 @@
 """An atlas of the embedded model's maps: what the fused reading needs of many clips, with their true counts.
 
     python -m tests.benchmarks.atlas collect --prompts 100 --samples 2 --seed 7777 --workers 8 --output atlas.npz
+    python -m tests.benchmarks.atlas collect --steps 8 --prompts 100 --samples 2 --seed 7777 --output eight.npz
     python -m tests.benchmarks.atlas read atlas.npz [--set evidence=0.4 extent=0.5]
     python -m tests.benchmarks.atlas wrong atlas.npz
 
-`collect` generates plain clips on a GPU and keeps of each the normalised responses, the nouns' peaks and the chosen
-coordinates at t* (40 kB a clip), and the exact counter's counts of every frame. `read` prints the share of clips whose
+`collect` generates plain clips on a GPU and keeps of each every block's responses to its nouns and the chosen
+coordinates at t* (60 kB a clip), and the exact counter's counts of every frame. `read` prints the share of clips whose
 read counts are the true ones, on a CPU in seconds, and who is wrong by how much; `wrong` lists these clips.
 """
 
@@ -19,12 +20,14 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
 from cluster.job.config import JobConfig, load_job
 from numina.config import IdentifyConfig
+from numina.fused.responses import normalised
 from numina.layout import Capture, identify_layout
 from numina.prompts.tokens import locate_tokens
 from pipelines.models.registry import load_model, resolve_device
@@ -33,28 +36,38 @@ from pipelines.sampling import denoise
 from tests.benchmarks.counting import Item, commonest, mean, shares
 from tests.benchmarks.reading import NOUNS, value
 
+SCALE = 256.0  # of responses, which are shares of attention and small, so that half precision keeps them
+
 
 def collect(items: Sequence[Item], job: JobConfig, device: str, batch: int) -> dict[str, Any]:
     """Captures and true counts of some clips; of nouns that a prompt hasn't, zeros and -1."""
     torch.set_num_threads(1)
     model = load_model(job.model.path, dtype=job.model.dtype, device=device)
-    rows: dict[str, list] = {name: [] for name in ("shares", "peaks", "coordinates", "counts", "numbers", "seeds")}
+    rows: dict[str, list] = {name: [] for name in ("blocks", "coordinates", "counts", "numbers", "seeds")}
+    seen: list[np.ndarray] = []
+
+    def keep(blocks: np.ndarray) -> tuple:
+        seen.append(blocks)
+        return normalised(blocks)
+
     for first in range(0, len(items), batch):
         chosen = items[first : first + batch]
         texts = model.encode([item.prompt.text for item in chosen], [""] * len(chosen), job.generation)
         spans = [locate_tokens(t.prompt, item.targets, t.offsets) for t, item in zip(texts, chosen, strict=True)]
         seeds = [item.seed for item in chosen]
-        state, captures = denoise.identify(model, ALONE, texts, spans, seeds, job.generation, job.method)
+        seen.clear()
+        with patch("pipelines.attention.capture.normalised", keep):
+            state, captures = denoise.identify(model, ALONE, texts, spans, seeds, job.generation, job.method)
         latents = denoise.finish(model, state, texts, job.generation)
         with torch.inference_mode():
             videos = model.decode(latents).pixels.numpy()
-        for item, capture, video in zip(chosen, captures, videos, strict=True):
+        for item, capture, blocks, video in zip(chosen, captures, seen, videos, strict=True):
             nouns = len(item.targets)
-            own, peaks = np.zeros((NOUNS, *capture.responses.shape[1:]), np.float16), np.zeros(NOUNS)
-            own[:nouns], peaks[:nouns] = capture.responses, capture.peaks
+            own = np.zeros((len(blocks), NOUNS, *blocks.shape[2:]), np.float16)
+            own[:, :nouns] = blocks * SCALE
             counts = np.full((len(video), NOUNS), -1, np.int16)
             counts[:, :nouns] = item.count(video)
-            found = {"shares": own, "peaks": peaks, "coordinates": capture.coordinates, "counts": counts}
+            found = {"blocks": own, "coordinates": capture.coordinates, "counts": counts}
             for name, array in (found | {"numbers": item.number, "seeds": item.seed}).items():
                 rows[name].append(array)
     return {name: np.stack(values) for name, values in rows.items()}
@@ -65,12 +78,8 @@ def read(atlas: dict[str, np.ndarray], config: IdentifyConfig) -> list[tuple[lis
     found = []
     for clip, counts in enumerate(atlas["counts"]):
         nouns = int((counts[0] >= 0).sum())
-        capture = Capture(
-            atlas["shares"][clip, :nouns].astype(np.float32),
-            None,
-            atlas["coordinates"][clip],
-            atlas["peaks"][clip, :nouns],
-        )
+        shares, peaks = normalised(atlas["blocks"][clip, :, :nouns].astype(np.float32))
+        capture = Capture(shares, None, atlas["coordinates"][clip], peaks)
         layout = identify_layout(capture, config)
         found.append((list(map(int, commonest(counts[:, :nouns]))), list(map(int, layout.clip_counts()))))
     return found
@@ -84,12 +93,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--seed", type=int, default=7777)
+    parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", nargs="*", default=[], help="setting=value of identify")
     options = parser.parse_args()
-    job = load_job("testbed", ["method.preset=fused"])
+    job = load_job("testbed", ["method.preset=fused", f"generation.steps={options.steps}"])
     if options.command == "collect":
         work = partial(collect, job=job, device=resolve_device(options.device), batch=options.batch)
         dealt = shares(options.prompts, options.samples, options.seed, options.workers)
@@ -100,7 +110,7 @@ def main() -> None:
         )
         return
     atlas = dict(np.load(options.atlas))
-    method = job.method.scaled_to(atlas["shares"][0, 0, 0].size)
+    method = job.method.scaled_to(atlas["blocks"][0, 0, 0, 0].size)
     changes = dict(setting.partition("=")[::2] for setting in options.set)
     config = replace(method.identify, **{name: value(text) for name, text in changes.items()})
     began = time.perf_counter()

@@ -154,7 +154,9 @@ class Bench:
             plans = [corrections[i].plan for i in wrong]
             texts, seeds = [self.texts[i] for i in wrong], [self.seeds[i] for i in wrong]
             path = [earlier.take(wrong) for earlier in state.path]
-            latents = denoise.guide(self.model, Shard(), texts, plans, seeds, self.generation, path=path)
+            latents = denoise.guide(
+                self.model, Shard(), texts, plans, seeds, self.generation, path=path, by=method.schedule_by
+            )
             videos |= dict(zip(wrong, self._decode(latents), strict=True))
         for i, correction in enumerate(corrections):
             same = videos[i] is self.plain[i]
@@ -165,7 +167,11 @@ class Bench:
             yield self._result(name, i, videos[i], counts, identified, shortfall, regions)
 
     def _identify(self, method: MethodConfig) -> tuple:
-        key = tuple(getattr(method.identify, name) for name in CAPTURE_FIELDS), method.guide.anchor is None
+        key = (
+            tuple(getattr(method.identify, name) for name in CAPTURE_FIELDS),
+            method.guide.anchor is None,
+            method.schedule_by,
+        )
         if key not in self._identified:
             self._identified[key] = denoise.identify(
                 self.model, Shard(), self.texts, self.spans, self.seeds, self.generation, method

@@ -192,7 +192,8 @@ class Bench:
             if correction.plan is None:
                 latents = denoise.finish(self.model, state, self.texts, clip)
             else:
-                latents = denoise.guide(self.model, ALONE, self.texts, [correction.plan], [0], clip, path=state.path)
+                plans, by = [correction.plan], own.schedule_by
+                latents = denoise.guide(self.model, ALONE, self.texts, plans, [0], clip, path=state.path, by=by)
             mark("guide" if correction.plan else "finish")
             denoising = self.peak()
             del state

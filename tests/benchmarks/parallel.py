@@ -27,7 +27,8 @@ from numina.config import GuideConfig, IdentifyConfig, MethodConfig
 from pipelines.attention.engines import parallelize
 from pipelines.base import GenerationConfig, Text
 from pipelines.models.wan import WanModel
-from pipelines.parallel.shard import ParallelConfig, Shard
+from pipelines.parallel.config import ParallelConfig
+from pipelines.parallel.shard import Shard
 from pipelines.sampling import denoise
 from pipelines.sampling.warmup import NOUN, compile_blocks
 from tests.benchmarks.clip_cost import Clock, adapter

@@ -27,7 +27,8 @@ from pipelines.attention.capture import ClipCapture
 from pipelines.attention.engines import parallelize
 from pipelines.base import Text, VideoModel
 from pipelines.models.registry import load_model
-from pipelines.parallel.shard import ParallelConfig, Shard
+from pipelines.parallel.config import ParallelConfig
+from pipelines.parallel.shard import Shard
 from pipelines.sampling import denoise
 from pipelines.testbed.world import Prompt, heldout_prompts
 
@@ -65,7 +66,7 @@ def look_on(
 ) -> ClipCapture:
     """What identification sees at step t*, with the heads that it chose."""
     identify = job.method.identify
-    reference = identify.capture_step(model.facts.times(job.generation))
+    reference = identify.capture_step(model.facts.times(job.generation, job.method.schedule_by))
     seen = ClipCapture(model, job.generation, shard, [spans], identify)
     denoise.advance(
         model,

@@ -15,7 +15,7 @@ from numina.guidance import GuidancePlan
 from numina.layout import Layout, identify_layout
 from numina.prompts.targets import Target, parse_targets
 from pipelines.base import GenerationConfig, VideoModel
-from pipelines.judges import ExactCounter
+from pipelines.judges.counter import ExactCounter
 from pipelines.models.registry import load_model
 from pipelines.parallel.shard import Shard
 from pipelines.sampling import denoise

@@ -19,7 +19,8 @@ from numina.prompts.tokens import locate_tokens
 from pipelines.attention.engines import parallelize
 from pipelines.base import GenerationConfig, VideoModel
 from pipelines.models.registry import load_model
-from pipelines.parallel.shard import ALONE, ParallelConfig, Shard
+from pipelines.parallel.config import ParallelConfig
+from pipelines.parallel.shard import ALONE, Shard
 from pipelines.sampling import denoise
 from pipelines.sampling.warmup import compile_blocks, warm_up
 from pipelines.video.decode import split_decoder

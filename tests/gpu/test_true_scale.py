@@ -13,7 +13,9 @@ import torch
 from numina.bias import ShardGuidance
 from numina.config import MethodConfig
 from numina.correct import correct
+from pipelines.attention.engines import attention_kernel, parallelize
 from pipelines.attention.joint import GuidedJointAttention, project
+from pipelines.parallel.config import ParallelConfig
 from pipelines.parallel.shard import ALONE
 from pipelines.sampling import denoise
 from pipelines.sampling.warmup import compile_blocks
@@ -174,3 +176,31 @@ def test_float8_blocks_predict_nearly_the_same() -> None:
     assert 0 < apart < 0.1
     one = plan(method("paper").guide, (grid.frames, grid.height, grid.width), 2, 0)
     assert denoise.guide(model, ALONE, texts, [one], [0], clip).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["wan2.1-1.3b", "wan2.2-5b"])
+def test_flash_attention_3_is_as_exact_as_the_kernel_it_replaces(name: str) -> None:
+    """A guided clip by FlashAttention-3, anchored and compiled in one graph, is as near to float32 as cuDNN's."""
+    pytest.importorskip("fa3_fwd_interface", reason="needs fa3-fwd on a Hopper GPU")
+    clip = replace(SHAPES[name].clip, steps=STEPS, num_frames=9)
+    clips: dict[str, torch.Tensor] = {}
+    for kernel, dtype in (("native", torch.float32), ("native", torch.bfloat16), ("flash_3", torch.bfloat16)):
+        torch.manual_seed(0)
+        model = build(name, DEVICE)
+        model.transformer.to(dtype)
+        parallelize(model, ParallelConfig(attention=kernel))
+        assert attention_kernel(model) == kernel
+        if kernel == "flash_3":
+            model.transformer.compile_repeated_blocks(fullgraph=True)
+        texts, own = random_texts(model), method("closed")
+        state, _ = denoise.identify(model, ALONE, texts, [SPANS], [0], clip, own)
+        grid = model.grid(clip)
+        drawn = plan(own.guide, (grid.frames, grid.height, grid.width), RADIUS, 0)
+        guided = denoise.guide(model, ALONE, texts, [drawn], [0], clip, path=state.path)
+        clips[f"{kernel} {dtype}"] = guided.float()
+        del model
+        torch.cuda.empty_cache()
+    exact, native, flash = clips.values()
+    errors = [((own - exact).square().mean().sqrt() / exact.std()).item() for own in (native, flash)]
+    print(f"{name}: error against float32, cuDNN {errors[0]:.5f}, FlashAttention-3 {errors[1]:.5f}")
+    assert errors[1] < 1.1 * errors[0]

@@ -1,4 +1,6 @@
 import dataclasses
+import hashlib
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -47,6 +49,24 @@ def test_published_values():
     assert paper.identify.needs_self_attention
     assert (paper.guide.remove, paper.guide.add, paper.refine.disc_radius) == (10.0, 0.8, 5.0)
     assert not load("closed").identify.needs_self_attention
+
+
+def test_names_of_outputs_stay():
+    """Settings that came later are named only where they change what comes out: older outputs of `closed` go on."""
+    named = load("closed").named()
+    assert not {"schedule_by", "preset"} & set(named)
+    assert not {"affinity", "evidence"} & set(named["identify"])
+    assert "confidence" not in named["guide"]
+    assert load("closed", "guide.confidence=0.5").named()["guide"]["confidence"] == 0.5
+    digest = hashlib.blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=8).hexdigest()
+    assert digest == "6ecc263b93bb8fff"
+
+
+def test_what_has_another_meaning_has_another_name():
+    """`paper` and `released` count steps since the first outputs, and a copy under `head` keeps its own score."""
+    assert load("paper").named()["schedule_by"] == load("released").named()["schedule_by"] == "index"
+    assert "never below" in load("closed", "guide.overwrite=head").named()["guide"]["overwrite"]
+    assert load("released").named()["guide"]["overwrite"] == "global"
 
 
 @pytest.mark.parametrize(

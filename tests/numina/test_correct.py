@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from numina.config import MethodConfig
-from numina.correct import correct
-from numina.layout import Capture
+from numina.correct import correct, correct_layout
+from numina.layout import Capture, Layout
 from numina.prompts.targets import Target
 from numina.prompts.tokens import TokenSpans
 from numina.regions import Region
@@ -107,3 +107,28 @@ def test_without_scaling_it_is_not(form: str, name: str) -> None:
     counts, found = decisions(replace(preset(form), grid=0), name, GRIDS["720p"])
     same = counts == expected and np.allclose(found, places, atol=1 / side(OWN_GRID[form]), equal_nan=True)
     assert not same
+
+
+@pytest.mark.parametrize(
+    ("confidence", "least", "left_alone"),
+    [
+        (None, 0.9, None),  # nothing is known against it
+        ([0.2, 0.2], 0.0, None),  # guide always, the default
+        ([0.5, 0.2], 0.5, None),  # only the second noun is doubtful, and it isn't edited
+        ([0.49, 0.9], 0.5, "read with a confidence below 0.5: a 0.49"),
+    ],
+)
+def test_a_doubtful_reading_is_left_alone(confidence, least, left_alone):
+    """Below `guide.confidence` in a noun that has to be edited nothing is changed, and the reason is told."""
+    labels = np.zeros((2, 2, 8, 8), dtype=np.int16)
+    labels[0, :, 1, 1], labels[0, :, 5, 5], labels[1, :, 3, 3] = 1, 2, 1
+    layout = Layout(labels, tracked=True, confidence=None if confidence is None else np.array(confidence))
+    method = preset("closed")
+    method = replace(method, guide=replace(method.guide, confidence=least))
+    found = correct_layout(layout, [Target("a", 1), Target("b", 1)], SPANS, method)
+    assert found.left_alone == left_alone
+    assert (found.plan is None) == (found.refinement is None) == (left_alone is not None)
+    if found.refinement:
+        assert found.refinement.layout.confidence is layout.confidence
+    right = correct_layout(layout, [Target("a", 2), Target("b", 1)], SPANS, method)
+    assert (right.plan, right.left_alone) == (None, None)

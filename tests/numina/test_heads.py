@@ -7,7 +7,11 @@ from numina.config import IdentifyConfig, MethodConfig
 from numina.heads import (
     NO_HEAD,
     _block_variance,
+    _centred_maps,
     _edge_strength,
+    _full_coordinates,
+    _settled_coordinates,
+    _start_block,
     cross_response,
     deviation,
     frame_attention,
@@ -98,6 +102,20 @@ def test_large_frames_choose_the_heads_of_a_float64_svd(grid, dtype):
             assert scores[frame, head].item() == pytest.approx(score, rel=1e-3)
             if (sigma[1:4] < 0.99 * sigma[:3]).all():
                 np.testing.assert_allclose(components[frame, head].numpy(), image, atol=1e-3)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("grid", [(16, 16), (15, 26)])
+def test_the_ways_of_a_gpu_and_of_a_cpu_give_one_image(grid, half):
+    """The whole Krylov space in float32, as on a GPU, or with maps in half precision, gives what a CPU stops at."""
+    q, k = (x.bfloat16() for x in planted(2, 3, grid))
+    frame, head = torch.arange(6) // 3, torch.arange(6) % 3
+    start = _start_block(grid)
+    whole = _full_coordinates(_centred_maps(q, k, frame, head, 2, half)[0], start)
+    stopped = _settled_coordinates(_centred_maps(q, k, frame, head, 6, False)[0], start)
+    for one, other in zip(whole.unbind(), stopped.unbind(), strict=True):
+        one, other = (x / x.gather(0, x.abs().argmax(dim=0, keepdim=True)) for x in (one, other))
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=0)
 
 
 def test_chunks_and_strides_change_nothing():

@@ -30,7 +30,8 @@ def ruled(plain: Tensor, plan: GuidancePlan, delta: float) -> Tensor:
             for token in tokens:
                 if region == Region.ADD_COPY and config.overwrite == "head":
                     mean = plain[:, reference, token].mean(dim=1)
-                    scores[:, row, token] = torch.where(mean >= 0, mean * delta, mean / delta)
+                    strengthened = torch.where(mean >= 0, mean * delta, mean / delta)
+                    scores[:, row, token] = torch.maximum(plain[:, row, token], strengthened)
                 elif region == Region.ADD_COPY and config.overwrite == "global":
                     mean = plain[:, reference][:, :, list(tokens)].mean()
                     scores[:, row, token] += delta * mean - plain[:, row, token].mean()

@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 from cluster.cli.app import app
 from cluster.cli.tables import shown_count
 from cluster.dataset.store import Store
+from cluster.evaluation.accepted import accepted_share
 from cluster.evaluation.evaluate import evaluate
 from cluster.evaluation.summary import compare_outputs, summarize, write_summary
+from cluster.job.config import load_job
 from cluster.job.judge import judge_config
 from numina.errors import ConfigError, InputError, OutputError
 from numina.prompts.targets import Target
@@ -276,3 +278,14 @@ def test_older_verdicts_are_read(dataset: Store, tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     pq.write_table(old, folder / f"{key}.parquet")
     assert by_strategy(dataset, evaluate(dataset, COUNTER))["right"]["count_accuracy"] == 0.25
+
+
+def test_how_often_a_judge_accepted_is_counted(dataset: Store, tmp_path: Path) -> None:
+    """Of the judged attempts of verified strategies: here of two variants' one clip each, of which one is as asked."""
+    words = [f"output={dataset.root}", "verify.judge=counter", "variants={right: {}, wrong: {}, gone: {}}"]
+    verified = load_job(None, [*words, "strategies=[right+verified,wrong+verified,gone]"])
+    assert accepted_share(verified) is None
+    evaluate(dataset, COUNTER)
+    assert accepted_share(verified) == 0.5
+    assert accepted_share(load_job(None, [*words, "strategies=[wrong+verified,right,gone]"])) is None
+    assert accepted_share(load_job(None, [*words[1:], f"output={tmp_path}/new", "strategies=[right+verified]"])) is None

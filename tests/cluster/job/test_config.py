@@ -70,10 +70,25 @@ def test_a_missing_file_lists_the_shipped_ones() -> None:
         load_job("dmeo")
 
 
-def test_a_mandatory_value_is_asked_for() -> None:
-    """wan14b has no default model folder, and says which key is missing."""
+def test_a_mandatory_value_is_asked_for(tmp_path: Path) -> None:
+    """A file with ??? says which key is missing."""
+    (tmp_path / "job.yaml").write_text("model:\n  path: ???\n")
     with pytest.raises(ConfigError, match=r"model\.path"):
-        load_job("wan14b")
+        load_job(tmp_path / "job.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("wan1.3b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+        ("wan14b", "Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+        ("wan2.2-5b", "Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
+        ("cogvideox-5b", "zai-org/CogVideoX-5b"),
+    ],
+)
+def test_a_models_config_names_its_checkpoint(name: str, repository: str) -> None:
+    """Prompts and an output are enough beside it."""
+    assert (load_job(name).model.path, load_job(name).model.revision) == (repository, None)
 
 
 @pytest.mark.parametrize("file", sorted(config_folder().glob("*.yaml")), ids=lambda file: file.stem)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from cluster.dataset.store import Store
 from cluster.job.checks import check_submitted
 from cluster.job.config import JobConfig, load_job
 from cluster.job.prepared import FIRST_ROWS, PreparedJob, prepare
@@ -17,8 +18,10 @@ from cluster.job.worklist import open_worklist
 from cluster.prompts.promptset import open_prompts
 from cluster.prompts.write import make_prompts
 from cluster.rows import ROW_SCHEMA
-from cluster.workers.row import row_of
+from cluster.workers.row import layout_arrays, row_of
+from numina.correct import Correction
 from numina.errors import ConfigError, PromptSetError
+from numina.layout import Layout
 from numina.prompts.targets import Target
 from pipelines.sampling.clip import Clip
 from tests.cluster.job.test_worklist import MODEL, NOTHING
@@ -139,6 +142,31 @@ def test_the_digest_is_a_column_of_the_row(tiny_job: Job) -> None:
     row = row_of(prepared, task, Clip(np.zeros((0, 64, 64, 3), np.uint8), b"", {}), None, retries=0)
     assert row["task_digest"] == task.digest
     assert ROW_SCHEMA.field("task_digest").type == pa.string()
+
+
+@pytest.mark.parametrize(("confidence", "left_alone"), [(None, None), (0.25, "read with a confidence below 0.5: …")])
+def test_confidence_is_in_the_row_and_the_layout_file(
+    tiny_job: Job, tmp_path: Path, confidence: float | None, left_alone: str | None
+) -> None:
+    """In the order of the targets, read back as written; null, and no array, where the reading doesn't tell."""
+    prepared = prepare(tiny_job())
+    task = next(tasks_of(prepared))
+    nouns = len(task.row.targets)
+    told = None if confidence is None else np.full(nouns, confidence)
+    layout = Layout(np.zeros((nouns, 5, 4, 4), np.int16), tracked=True, confidence=told)
+    correction = Correction(layout, None, None, left_alone)
+    row = row_of(prepared, task, Clip(np.zeros((0, 64, 64, 3), np.uint8), b"", {}), correction, retries=0)
+    store = Store(str(tmp_path / "out"))
+    store.open_run({})
+    row["layout_file"] = store.put_layout(task.key, layout_arrays(task, correction))
+    store.commit(row | {"file_name": "a.mp4", "video_sha256": "ab"})
+    [back] = store.rows().to_pylist()
+    assert back["confidences"] == (None if told is None else told.tolist())
+    assert (back["left_alone"], back["guided"], back["shortfall"]) == (left_alone, False, None)
+    with np.load(tmp_path / "out" / back["layout_file"]) as arrays:
+        assert ("confidence" in arrays) == (told is not None)
+        if told is not None:
+            np.testing.assert_array_equal(arrays["confidence"], told)
 
 
 def test_videos_are_counted_without_rows(tiny_job: Job) -> None:

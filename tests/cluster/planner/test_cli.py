@@ -1,5 +1,8 @@
 """The verb `plan`: what it prints is readable and can be copied; impossible wishes end with status 2."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,25 @@ def test_a_cluster_gets_candidates_overrides_and_reasons(job: list[str]) -> None
     assert "  gangs 8: 61.2 clips an hour with 1 GPU for each, " in output
     assert "\x1b" not in output  # plain text where there is no terminal
     assert max(len(line) for line in lines[: lines.index("why 1:")]) <= 120
+
+
+@pytest.mark.parametrize("config", ["wan1.3b", "wan14b", "wan2.2-5b", "cogvideox-5b"])
+def test_a_plan_needs_neither_weights_nor_prompts_nor_torch(config: str, tmp_path: Path) -> None:
+    """As on a laptop: of a process of its own, whose cache is empty; with clips, their hours, disk and price."""
+    code = "import sys\nfrom cluster.cli.app import app\ntry: app()\nfinally: print(HEAVY & set(sys.modules))"
+    heavy = "{'torch', 'diffusers', 'transformers', 'ray', 'scipy', 'pandas', 'huggingface_hub.hf_api'}"
+    words = ["plan", "--config", config, "--gpus", "8", "--gpu", "h100", "--clips", "10000", "--price", "2.5"]
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("HEAVY", heavy), *words],
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "set()"
+    for text in ("as published (it isn't here)", "GPU-hours", "a clip ", "10,000 clips", "price", " h ", " GB "):
+        assert text in done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 def test_its_overrides_make_a_supported_job(job: list[str]) -> None:

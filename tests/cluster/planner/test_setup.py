@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cluster.job.config import load_job
-from cluster.planner import Planner, prepare_for_gpus, wishes_of
+from cluster.planner import Planner, check_for_gpus, wishes_of
 from numina.errors import ConfigError
 from tests.cluster.planner.conftest import FOUR, H100, SMALL, WAN_1_3B, WAN_14B, Models, Plan, job_plan
 
@@ -77,7 +77,7 @@ def test_planning_for_gpus_needs_none(models: Models) -> None:
         "model.device=cuda",
         "cluster.address=local",
     ]
-    prepared = prepare_for_gpus(load_job("wan14b", [*overrides, "memory.shard=zero3", "parallel.ulysses=1"]))
+    prepared = check_for_gpus(load_job("wan14b", [*overrides, "memory.shard=zero3", "parallel.ulysses=1"]))
     assert (prepared.device, prepared.dtype, prepared.job.memory.shard) == ("cuda", "bfloat16", "zero3")
     with pytest.raises(ConfigError, match=r"model.device=auto"):
-        prepare_for_gpus(load_job("demo"))
+        check_for_gpus(load_job("demo"))

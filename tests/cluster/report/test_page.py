@@ -110,6 +110,23 @@ def test_scores_are_the_datasets(page: Path) -> None:
     assert re.search(r"detector\. .* baseline 0 % 0\.0–0\.0 0 %", text)
 
 
+def test_confidence_and_what_was_left_alone_are_shown(tmp_path: Path) -> None:
+    """Beside the counts of each clip, and how many clips were left alone; of clips without them nothing is."""
+    store = Store(str(tmp_path / "out"))
+    store.open_run({})
+    targets = {"cats": 3, "dogs": 2}
+    why = {"confidences": [0.9, 0.125], "left_alone": "read with a confidence below 0.5: dogs 0.12", "guided": False}
+    put_clip(store, "three cats and two dogs", targets, targets, strategy="numina", **why)
+    put_clip(store, "three cats and two dogs", targets, targets)
+    page = build_report(tmp_path / "out")
+    [[clips]] = [[group["clips"] for group in called(chunk)[1]] for chunk in data(page, "chunk")]  # type: ignore
+    assert [(clip["confidences"], clip["left_alone"]) for clip in clips] == [
+        (None, None),
+        (why["confidences"], why["left_alone"]),
+    ]
+    assert "left alone 1" in " ".join(" ".join(Page(page.read_text()).text).split())
+
+
 def test_the_same_again_is_the_same(output: Path, page: Path) -> None:
     """A second report has the same data files; what an older one left goes, and nobody else's file is touched."""
     folder = page.parent / page.stem

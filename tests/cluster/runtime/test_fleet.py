@@ -10,7 +10,8 @@ from cluster.job.config import JobConfig
 from cluster.job.prepared import prepare
 from cluster.runtime.fleet import Fleet
 from cluster.runtime.gang import GangState
-from numina.errors import GangError, ModelError
+from cluster.runtime.run import run_job
+from numina.errors import GangError, MachineError, ModelError
 
 Job = Callable[..., JobConfig]
 
@@ -20,6 +21,7 @@ class FakeGang:
 
     spec: Any = None
     silent = False
+    download = ""
 
     def __init__(self, name: str, stage: str, *, overdue: bool = False):
         self.name, self.state, self.overdue = name, stage, overdue
@@ -32,6 +34,9 @@ class FakeGang:
         return []
 
     def free(self) -> None:
+        pass
+
+    def roomless(self) -> None:
         pass
 
     def start(self) -> list[Any]:
@@ -81,3 +86,23 @@ def test_a_gang_waits_for_a_place_as_long_as_another_one_works(tiny_job: Job) ->
     working.state, working.overdue = GangState.PLACING, True
     with pytest.raises(GangError, match="gang-0 is late"):
         list(fleet.watch())
+
+
+def test_a_job_that_no_node_has_room_for_is_told_at_once(joining_job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    """A node may join, so it waits; but it says for what."""
+    job = joining_job("model.device=cuda", "model.dtype=float32", "parallel.ulysses=1", "cluster.start_timeout=3")
+    with pytest.raises(GangError, match="found no place within"):
+        run_job(prepare(job))
+    assert "gang-0 waits for a node with 1 CPU, 1 GPU; the cluster's largest has 4 CPU" in caplog.text
+
+
+def test_what_a_machine_lacks_is_not_tried_again_before_anything_has_worked(tiny_job: Job) -> None:
+    """The first gang's first start ends the job; once a gang has stood, it is one of the losses that are retried."""
+    error = MachineError("CUDA_VISIBLE_DEVICES is ''", "unset it")
+    fleet = fleet_of(tiny_job("cluster.attempts=3"), FakeGang("gang-0", GangState.LOADING))
+    with pytest.raises(GangError, match="gang-0 could not start: MachineError: CUDA_VISIBLE_DEVICES is ''; unset it"):
+        fleet._false_start(fleet.gangs["gang-0"], error)
+    fleet = fleet_of(tiny_job("cluster.attempts=3"), FakeGang("gang-0", GangState.LOADING))
+    fleet.stood = True
+    fleet._false_start(fleet.gangs["gang-0"], error)
+    assert fleet.gangs["gang-0"].state == GangState.LOADING

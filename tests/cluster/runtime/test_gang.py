@@ -21,7 +21,7 @@ from cluster.runtime.gang import Gang, end_gangs, end_processes
 from cluster.runtime.placement import bundles
 from cluster.workers.rank import GangSpec, size_told
 from numina.errors import GangError
-from pipelines.parallel.shard import MemoryConfig, ParallelConfig
+from pipelines.parallel.config import MemoryConfig, ParallelConfig
 from pipelines.sampling.clip import Request
 from tests.pipelines.conftest import GENERATION
 

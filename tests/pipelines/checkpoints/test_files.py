@@ -19,7 +19,7 @@ from pipelines.checkpoints.files import numbers, weight_files
 from pipelines.models.families import inspect
 from pipelines.models.registry import check_room, load_model, weight_bytes
 from pipelines.models.wan import WanModel
-from pipelines.parallel.shard import MemoryConfig
+from pipelines.parallel.config import MemoryConfig
 from tests.pipelines.conftest import GENERATION, PROMPT, PROMPTS, TARGETS
 
 PARTS = ["transformer", "vae", "text_encoder", "tokenizer", "scheduler"]

@@ -3,16 +3,11 @@
 import json
 import os
 import shutil
-import socket
-import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,9 +17,12 @@ from cluster.job.config import load_job
 from numina.errors import ConfigError
 from pipelines.checkpoints.lora import FILE, LoraConfig
 from pipelines.models.registry import inspect_model, place_free
+from tests.hub import COMMIT, GATED_401, GATED_403, HUGE, LATER, OTHER, Hub, serving
 
-COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 MODEL, LORA, PAIR = "Some-Lab/Wan2.1-Tiny-Diffusers", "someone/lora", "Some-Lab/Wan2.2-Pair"
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+CHUNK = 10 << 20  # bytes that huggingface_hub writes at once
+BIG = 4 * CHUNK - 1000  # of a file of which half is more than a chunk
 DECOYS = {
     "README.md",
     "all-in-one.safetensors",
@@ -35,9 +33,10 @@ DECOYS = {
 }
 
 CALLS = """
-import json, sys
+import json, logging, sys
 from pipelines.checkpoints.lora import LoraConfig
 from pipelines.models.registry import inspect_model
+logging.basicConfig(level=logging.INFO)
 for path, revision, loras in json.loads(sys.argv[1]):
     try:
         facts = inspect_model(path, revision, [LoraConfig(**lora) for lora in loras])
@@ -47,167 +46,173 @@ for path, revision, loras in json.loads(sys.argv[1]):
 """
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as huggingface_hub asks for: listings of commits, and files."""
-
-    repositories: ClassVar[dict[str, Path]] = {}
-    asked: ClassVar[list[str]] = []  # files that were sent
-    breaks: ClassVar[set[str]] = set()  # files whose next download breaks off half-way
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        words = self.path.partition("?")[0].strip("/").split("/")
-        listing = words[:2] == ["api", "models"]
-        repository, commit = "/".join(words[2:4] if listing else words[:2]), words[5 if listing else 3]
-        folder = self.repositories.get(repository)
-        if folder is None:
-            gated = repository.startswith("gated/")
-            self.refuse(403 if gated else 404, "GatedRepo" if gated else "RepoNotFound")
-        elif commit != COMMIT:
-            self.refuse(404, "RevisionNotFound")
-        elif listing:
-            files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-            entries = [
-                {"type": "file", "path": str(file.relative_to(folder)), "size": file.stat().st_size, "oid": "0" * 40}
-                for file in files
-            ]
-            self.send(json.dumps(entries).encode())
-        else:
-            self.send_file(folder, "/".join(words[4:]), body)
-
-    def send_file(self, folder: Path, name: str, body: bool) -> None:
-        content = (folder / name).read_bytes()
-        if body:
-            self.asked.append(name)
-        if body and name in self.breaks:
-            self.breaks.discard(name)
-            self.send(content, content[: len(content) // 2])
-            self.wfile.flush()
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.shutdown(socket.SHUT_RD)  # and with it the connection is reset, not ended
-            self.close_connection = True
-            return
-        self.send(content, content if body else b"")
-
-    def send(self, content: bytes, sent: bytes | None = None) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{abs(hash((self.path, len(content)))):x}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        self.wfile.write(content if sent is None else sent)
-
-    def refuse(self, status: int, code: str) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def hub(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a hub: the tiny checkpoint among files that nobody needs, a LoRA, a pair of transformers."""
-    folder = tmp_path_factory.mktemp("hub")
-    Hub.repositories = {name: folder / name for name in (MODEL, LORA, PAIR)}
-    for name in (MODEL, PAIR):
-        shutil.copytree(tiny_checkpoint, folder / name)
-        for decoy in DECOYS:
-            (folder / name / decoy).parent.mkdir(exist_ok=True)
-            (folder / name / decoy).write_bytes(b"not needed")
-    index = json.loads((folder / PAIR / "model_index.json").read_text())
-    pair = index | {"transformer_2": ["diffusers", "WanTransformer3DModel"]}
-    (folder / PAIR / "model_index.json").write_text(json.dumps(pair))
-    (folder / LORA).mkdir(parents=True)
-    save_file({"a": torch.ones(3)}, folder / LORA / FILE)
-    save_file({"a": torch.zeros(3)}, folder / LORA / "v1.1.safetensors")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+@pytest.fixture
+def hub(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[Hub]:
+    """A hub with the tiny checkpoint among files that nobody needs, a LoRA, a pair of transformers, and a model that
+    fits on no disk."""
+    folder = tmp_path / "hub"
+    with serving(Hub()) as made:
+        for name in (MODEL, PAIR, HUGE):
+            made.add(name, COMMIT, folder / name)
+            shutil.copytree(tiny_checkpoint, folder / name)
+            for decoy in DECOYS:
+                (folder / name / decoy).parent.mkdir(exist_ok=True)
+                (folder / name / decoy).write_bytes(b"not needed")
+        index = json.loads((folder / PAIR / "model_index.json").read_text())
+        pair = index | {"transformer_2": ["diffusers", "WanTransformer3DModel"]}
+        (folder / PAIR / "model_index.json").write_text(json.dumps(pair))
+        (folder / LORA).mkdir(parents=True)
+        made.add(LORA, COMMIT, folder / LORA)
+        save_file({"a": torch.ones(3)}, folder / LORA / FILE)
+        save_file({"a": torch.zeros(3)}, folder / LORA / "v1.1.safetensors")
+        yield made
 
 
 Answers = list[tuple[str, str, str]]
-Ask = Callable[..., Answers]
+Call = tuple[str, str | None, list[LoraConfig]]
 
 
-@pytest.fixture(scope="module")
-def ask(hub: str, tmp_path_factory: pytest.TempPathFactory) -> Ask:
-    """Has a fresh process inspect models one after the other, with one cache for all; what each call gave or raised."""
-    cache = tmp_path_factory.mktemp("cache")
+class Asker:
+    """Has a fresh process inspect models one after the other, with one cache for all."""
 
-    def run(*calls: tuple[str, str | None, list[LoraConfig]], environment: Mapping[str, str] | None = None) -> Answers:
+    def __init__(self, hub: Hub, cache: Path):
+        self.hub, self.cache, self.log = hub, cache, ""
+
+    def start(self, *calls: Call, **environment: str) -> subprocess.Popen[str]:
         given = json.dumps([(path, revision, [asdict(lora) for lora in loras]) for path, revision, loras in calls])
-        variables = {"HF_ENDPOINT": hub, "HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1", **(environment or {})}
-        done = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-c", CALLS, given],
-            env={**os.environ, **variables},
-            capture_output=True,
+            env={**os.environ, **self.hub.environment(self.cache), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=True,
-            timeout=120,
         )
-        return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
-    return run
+    def __call__(self, *calls: Call, **environment: str) -> Answers:
+        """What each call gave or raised."""
+        process = self.start(*calls, **environment)
+        output, self.log = process.communicate(timeout=120)
+        assert process.returncode == 0, self.log
+        return [tuple(json.loads(line)) for line in output.splitlines()]
 
 
-def test_a_hub_id_is_a_pinned_commit(ask: Ask, hub: str, tiny_checkpoint: Path) -> None:
-    """The id is the model's name, its revision follows the files alone, and what isn't run is left where it is.
+@pytest.fixture
+def ask(hub: Hub, tmp_path: Path) -> Asker:
+    return Asker(hub, tmp_path / "cache")
 
-    A download that breaks off says so, and the next try has all; then the cache serves, without the hub.
-    """
-    weights = "transformer/diffusion_pytorch_model.safetensors"
-    Hub.breaks, lora = {weights}, [LoraConfig(path=LORA, revision=COMMIT, file="v1.1.safetensors")]
-    broken, whole, with_lora, unnamed, pair, nowhere, gated, lost = ask(
-        (MODEL, COMMIT, []),
+
+def test_a_hub_id_is_a_commit(ask: Asker, hub: Hub, tiny_checkpoint: Path) -> None:
+    """The id is the model's name, its revision follows the files alone, and what isn't run is left where it is; then
+    the cache serves, without the hub."""
+    lora = [LoraConfig(path=LORA, revision=COMMIT, file="v1.1.safetensors")]
+    whole, with_lora, unnamed, pair, nowhere, gated, forbidden, lost = ask(
         (MODEL, COMMIT, []),
         (MODEL, COMMIT, lora),
         ("testbed", None, [LoraConfig(path=PAIR, revision=COMMIT)]),
         (PAIR, COMMIT, []),
         ("nobody/nothing", COMMIT, []),
-        ("gated/model", COMMIT, []),
+        (GATED_401, COMMIT, []),
+        (GATED_403, None, []),
         (MODEL, OTHER, []),
     )
     local = inspect_model(str(tiny_checkpoint))
-    assert broken[0] == "ModelError"
-    assert f"{MODEL} at {COMMIT} can't be downloaded (" in broken[1]
-    assert "try again: downloaded files are kept" in broken[1]
     assert whole[:2] == (MODEL, local.revision)
-    assert Hub.asked.count(weights) == 2
-    assert Hub.asked.count("model_index.json") == 2  # of the two repositories: what was there is kept
-    file = Hub.repositories[LORA] / "v1.1.safetensors"
+    assert hub.files["model_index.json"] == 2  # of the two repositories: what was there is kept
+    file = hub.repositories[LORA][COMMIT] / "v1.1.safetensors"
     assert with_lora[:2] == (MODEL, inspect_model(str(tiny_checkpoint), loras=[LoraConfig(path=str(file))]).revision)
-    assert not {*DECOYS, FILE} & set(Hub.asked)
+    assert not {*DECOYS, FILE} & hub.files.keys()
     assert unnamed[1].endswith(f"{PAIR} has no {FILE}; name one of its safetensors files as `file`")
     assert "transformer_2" in pair[1]
     assert len(list(Path(whole[2]).rglob("*.safetensors"))) == 3
     assert "isn't on the hub, or is private" in nowhere[1]
-    assert "is gated: accept its terms" in gated[1]
+    for refused, name in ((gated, GATED_401), (forbidden, GATED_403)):
+        assert f"is gated: accept its terms at https://huggingface.co/{name}, and set HF_TOKEN" in refused[1]
     assert f"has no commit {OTHER}" in lost[1]
 
-    asked = len(Hub.asked)
-    cached, missing, unpinned = ask(
-        (MODEL, COMMIT, lora), (PAIR, OTHER, []), (MODEL, None, []), environment={"HF_HUB_OFFLINE": "1"}
-    )
+    sent = len(hub.sent)
+    [cached] = ask((MODEL, COMMIT, lora), HF_HUB_OFFLINE="1")
     assert cached == with_lora
-    assert missing[0] == "ModelError"
-    assert "HF_HUB_OFFLINE forbids downloads; run `numina models check` once" in missing[1]
-    assert unpinned[0] == "ConfigError"
-    [again] = ask((MODEL, COMMIT, []), environment={"HF_ENDPOINT": "http://127.0.0.1:9"})
+    [again] = ask((MODEL, COMMIT, []), HF_ENDPOINT="http://127.0.0.1:9")
     assert again == whole
-    assert len(Hub.asked) == asked
+    assert len(hub.sent) == sent
 
 
-@pytest.mark.parametrize("revision", [None, "main", "0123456", COMMIT.upper()])
-def test_only_a_commit_pins(revision: str | None) -> None:
+def test_an_interrupted_download_is_resumed(ask: Asker, hub: Hub) -> None:
+    """A connection that ends is opened again from the byte where it ended; the log tells how far it is."""
+    save_file({"a": torch.zeros(BIG // 4)}, hub.repositories[LORA][COMMIT] / "big.safetensors")
+    hub.drops = {"big.safetensors"}
+    [whole] = ask(("testbed", None, [LoraConfig(path=LORA, revision=COMMIT, file="big.safetensors")]))
+    assert whole[0] == "testbed"
+    assert hub.sent == [("big.safetensors", 0), ("big.safetensors", CHUNK)]
+    assert f"downloading 0.04 GB of {LORA} to {ask.cache}" in ask.log
+    assert f"downloaded {LORA} in " in ask.log
+
+
+def test_a_broken_download_goes_on_with_the_next_try(ask: Asker, hub: Hub) -> None:
+    """A reset connection is an error that says so; whole files are kept, and the others fetched."""
+    hub.resets = {WEIGHTS}
+    broken, whole = ask((MODEL, COMMIT, []), (MODEL, COMMIT, []))
+    assert broken[0] == "ModelError"
+    assert f"{MODEL} at {COMMIT} can't be downloaded (" in broken[1]
+    assert "try again: downloaded files are kept" in broken[1]
+    assert whole[0] == MODEL
+    assert hub.files.pop(WEIGHTS) == 2
+    assert hub.files["model_index.json"] == 1
+
+
+def test_without_a_revision_the_newest_commit_is_meant(ask: Asker, hub: Hub, tiny_checkpoint: Path) -> None:
+    """Offline it is that of the cache; where there is none, the error names the place and the command."""
+    [first] = ask((MODEL, None, []))
+    assert first[2].endswith(COMMIT)
+    hub.add(MODEL, LATER, hub.repositories[MODEL][COMMIT])
+    [offline] = ask((MODEL, None, []), HF_HUB_OFFLINE="1")
+    assert offline == first
+    [newest] = ask((MODEL, None, []))
+    assert newest[2].endswith(LATER)
+    missing, incomplete, unreachable = (
+        ask((PAIR, None, []), HF_HUB_OFFLINE="1")[0],
+        ask((PAIR, OTHER, []), HF_HUB_OFFLINE="1")[0],
+        ask((PAIR, None, []), HF_ENDPOINT="http://127.0.0.1:9")[0],
+    )
+    place = ask.cache / "models--Some-Lab--Wan2.2-Pair"
+    assert {missing[0], incomplete[0], unreachable[0]} == {"ModelError"}
+    assert f"{place}/refs/main, and HF_HUB_OFFLINE forbids downloads; run `hf download {PAIR}`" in missing[1]
+    assert f"{place}/snapshots/{OTHER}, and HF_HUB_OFFLINE forbids downloads" in incomplete[1]
+    assert f"run `hf download {PAIR} --revision {OTHER}`" in incomplete[1]
+    assert "can't be downloaded (" in unreachable[1]
+    assert f"`hf download {PAIR}` fetches it, too" in unreachable[1]
+
+
+def test_the_named_command_fetches_it(ask: Asker, hub: Hub) -> None:
+    """`hf download` fills the cache that an offline node then reads."""
+    command = [str(Path(sys.executable).parent / "hf"), "download", MODEL]
+    subprocess.run(command, env={**os.environ, **hub.environment(ask.cache)}, check=True, capture_output=True)
+    [offline] = ask((MODEL, None, []), HF_HUB_OFFLINE="1")
+    assert offline[0] == MODEL
+    assert offline[2].endswith(COMMIT)
+
+
+def test_a_node_downloads_once(ask: Asker, hub: Hub) -> None:
+    """Of several ranks of a node that begin together one downloads, and the others wait for it."""
+    ranks = [ask.start((MODEL, COMMIT, [])) for _ in range(3)]
+    outputs = [rank.communicate(timeout=120) for rank in ranks]
+    assert {json.loads(output)[0] for output, _ in outputs} == {MODEL}
+    assert set(hub.files.values()) == {1}
+    begun = sum(log.count(f"downloading 0.00 GB of {MODEL}") for _, log in outputs)
+    assert begun == 2  # model_index.json, then the rest
+
+
+def test_disk_space_is_asked_for_first(ask: Asker, hub: Hub) -> None:
+    """Nothing of a checkpoint that doesn't fit is downloaded but its index."""
+    [full] = ask((HUGE, COMMIT, []))
+    assert full[0] == "ModelError"
+    assert f"{HUGE} needs 30000000.0 GB more in {ask.cache}" in full[1]
+    assert "GB free; free some, or set HF_HUB_CACHE to a folder on a larger disk" in full[1]
+    assert hub.files == {"model_index.json": 1}
+
+
+@pytest.mark.parametrize("revision", ["main", "0123456", COMMIT.upper()])
+def test_only_a_commit_pins(revision: str) -> None:
     """A branch gives other nodes and later runs other files."""
     with pytest.raises(ConfigError, match=r"model\.revision is .*40 hex digits.*huggingface\.co/a/b/commits"):
         inspect_model("a/b", revision)

@@ -14,7 +14,8 @@ from pipelines.attention.engines import parallelize
 from pipelines.checkpoints import sharding
 from pipelines.models.registry import load_model
 from pipelines.models.wan import WanModel
-from pipelines.parallel.shard import MemoryConfig, ParallelConfig, Shard
+from pipelines.parallel.config import MemoryConfig, ParallelConfig
+from pipelines.parallel.shard import Shard
 from tests.pipelines.checkpoints.test_loading import CPU, contents, error_of, files_opened, memory_to_load, save_larger
 from tests.pipelines.conftest import GENERATION, NEGATIVES, PROMPTS, SEEDS
 from tests.pipelines.parallel.test_shard import close, run_phases

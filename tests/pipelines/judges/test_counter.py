@@ -7,7 +7,8 @@ import pytest
 
 from numina.errors import InputError
 from numina.prompts.targets import Target
-from pipelines.judges import Case, ExactCounter, JudgeConfig, inspect_judge, load_judge
+from pipelines.judges import Case, JudgeConfig, inspect_judge, load_judge
+from pipelines.judges.counter import ExactCounter
 from pipelines.testbed.world import clips
 
 

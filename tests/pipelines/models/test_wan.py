@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from numina.config import IdentifyConfig
 from numina.errors import ConfigError
 from pipelines.models.families import inspect
 from pipelines.models.wan import WanModel
@@ -65,10 +66,23 @@ def test_the_native_shift_follows_the_size(tiny_checkpoint: Path) -> None:
     assert facts.times(large) == tuple(step / GENERATION.steps for step in range(GENERATION.steps))
 
 
+@pytest.mark.parametrize("steps", [8, 30, 50])
+@pytest.mark.parametrize("shift", [3.0, 5.0])
+def test_by_index_times_are_shares_of_the_steps(tiny_checkpoint: Path, shift: float, steps: int) -> None:
+    """The published forms count steps, step 20 of 50, whatever the shift; by noise shift 5 reads and ends later."""
+    facts = replace(inspect(tiny_checkpoint), shift=3.0)
+    generation = replace(GENERATION, steps=steps, flow_shift=shift)
+    assert facts.times(generation, "index") == tuple(step / steps for step in range(steps))
+    assert IdentifyConfig().capture_step(facts.times(generation, "index")) == round(0.4 * steps)
+    if shift == 5.0 and steps == 50:
+        assert IdentifyConfig().capture_step(facts.times(generation, "noise")) == 26
+
+
 def test_a_sampler_without_shift_refuses_one(twin: Callable[[str], Path]) -> None:
     """CogVideoX's sampler is no flow's: its times are shares of the steps, and a shift is an error that says so."""
     facts = inspect(twin("cogvideox-5b"))
     assert facts.native_shift(GENERATION) is None
     assert facts.times(GENERATION) == tuple(step / GENERATION.steps for step in range(GENERATION.steps))
-    with pytest.raises(ConfigError, match=r"flow_shift is 3, but .* CogVideoXDDIMScheduler.* leave it null"):
-        facts.times(replace(GENERATION, flow_shift=3.0))
+    for by in ("noise", "index"):
+        with pytest.raises(ConfigError, match=r"flow_shift is 3, but .* CogVideoXDDIMScheduler.* leave it null"):
+            facts.times(replace(GENERATION, flow_shift=3.0), by)

@@ -1,9 +1,11 @@
 """Ranks: real processes with gloo give what one process gives."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +19,11 @@ from numina.config import GuideConfig, IdentifyConfig, MethodConfig
 from numina.errors import ConfigError
 from numina.prompts.tokens import TokenSpans, locate_tokens
 from pipelines.attention.engines import AXES, TokenSplit, UspSelfAttention, _place, attention_kernel, parallelize
+from pipelines.attention.kernels import FlashSelfAttention
 from pipelines.base import Text
 from pipelines.models.wan import WanModel
-from pipelines.parallel.shard import ALONE, MemoryConfig, ParallelConfig, Shard, limit_collectives
+from pipelines.parallel.config import MemoryConfig, ParallelConfig
+from pipelines.parallel.shard import ALONE, Shard, limit_collectives
 from pipelines.sampling import denoise
 from tests.pipelines.conftest import BATCH_TARGETS, GENERATION, NEGATIVES, PROMPTS, SEEDS
 from tests.pipelines.ranks import spawn
@@ -185,6 +189,39 @@ def test_the_attention_kernel_is_chosen_by_name(tiny_checkpoint: Path) -> None:
     assert attention_kernel(model) == "_native_math"
     with pytest.raises(ConfigError, match=r"parallel\.attention is 'horovod': .*use auto"):
         parallelize(model, ParallelConfig(attention="horovod"))
+
+
+def test_flash_attention_3_is_only_where_it_can_run(tiny_checkpoint: Path) -> None:
+    """By itself it is left out on a CPU; asked for, that is an error that says why."""
+    model = WanModel.load(tiny_checkpoint)
+    before = attention_kernel(model)
+    parallelize(model, ParallelConfig())
+    assert attention_kernel(model) == before
+    with pytest.raises(ConfigError, match=r"'flash_3': FlashAttention-3 runs on NVIDIA GPUs alone; use auto"):
+        parallelize(model, ParallelConfig(attention="flash_3"))
+
+
+def test_flash_attention_3_is_called_with_what_diffusers_attends_to(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Projected, normalised and rotated as diffusers does it: with PyTorch's attention as the kernel, the output is the
+    same. (The real kernel: tests/gpu/test_true_scale.py.)"""
+
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        attended = [x.transpose(1, 2) for x in (query, key, value)]
+        return nnf.scaled_dot_product_attention(*attended).transpose(1, 2)
+
+    monkeypatch.setitem(sys.modules, "fa3_fwd_interface", SimpleNamespace(flash_attn_func=kernel))
+    model = WanModel.load(tiny_checkpoint)
+    latents = model.noise([0], GENERATION)
+    text = torch.randn(1, model.text_tokens, model.text_width)
+    with torch.inference_mode():
+        own = model.predict(latents, torch.tensor(500.0), text)
+        flash = FlashSelfAttention(model.seams.project)
+        for attention in model.seams.attentions:
+            attention.processor = flash
+        assert attention_kernel(model) == "flash_3"
+        torch.testing.assert_close(model.predict(latents, torch.tensor(500.0), text), own)
 
 
 def test_config_refuses_what_no_engine_does() -> None:

@@ -21,7 +21,8 @@ from numina.schedule import schedule_times
 from pipelines.attention.engines import parallelize
 from pipelines.base import GenerationConfig
 from pipelines.models.wan import WanModel
-from pipelines.parallel.shard import ALONE, ParallelConfig, Shard
+from pipelines.parallel.config import ParallelConfig
+from pipelines.parallel.shard import ALONE, Shard
 from pipelines.parallel.support import CACHES, check_cache
 from pipelines.sampling import denoise
 from pipelines.sampling.cache import (

@@ -5,13 +5,14 @@ And a batch is its clips: what each gets depends on its own prompt, seed, target
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from numina.bias import SPARSE
-from numina.config import GuideConfig, IdentifyConfig, MethodConfig
+from numina.config import GuideConfig, IdentifyConfig, MethodConfig, ScheduleBy
 from numina.guidance import GuidancePlan
 from numina.prompts.tokens import TokenSpans
 from numina.regions import Region
@@ -113,6 +114,28 @@ def test_until_ends_guidance(tiny_model: WanModel, texts: list[Text], spans: Spa
     half, full = guided(constant, watch), guided(replace(constant, until=1.0))
     assert seen == list(range(1, GENERATION.steps + 1))
     assert not torch.equal(half, full)
+
+
+def test_by_index_the_steps_are_counted_at_any_flow_shift(
+    tiny_model: WanModel, texts: list[Text], spans: Spans
+) -> None:
+    """Half of the steps are half of the steps, also where a flow shift puts them at other noise; t* likewise."""
+    shifted = replace(GENERATION, flow_shift=9.0, steps=6)
+    times = tiny_model.facts.times(shifted)
+    assert times[3] < 0.5
+
+    def guided(until: float, by: ScheduleBy) -> torch.Tensor:
+        config = GuideConfig(schedule="constant", until=until, overwrite="none")
+        return denoise.guide(tiny_model, Shard(), texts[:1], [some_plan(spans[0], config)], [1], shifted, by=by)
+
+    by_index = guided(0.5, "index")
+    assert torch.equal(by_index, guided(times[3], "noise"))
+    assert not torch.equal(by_index, guided(0.5, "noise"))
+    for by in get_args(ScheduleBy):
+        method = replace(PEAKS, schedule_by=by)
+        state, _ = denoise.identify(tiny_model, Shard(), texts[:1], spans[:1], [1], shifted, method)
+        assert state.step == method.identify.capture_step(tiny_model.facts.times(shifted, by)) + 1
+        assert (state.step == 3) == (by == "index")
 
 
 # --- batches ---

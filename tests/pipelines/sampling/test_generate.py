@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from numina.config import GuideConfig, IdentifyConfig, MethodConfig
+from numina.correct import correct_layout
 from numina.errors import InputError, PromptError
+from numina.layout import identify_layout
 from numina.prompts.targets import Target
 from pipelines.models.wan import WanModel
 from pipelines.sampling.clip import Clip, Identified, Request
@@ -122,3 +124,27 @@ def test_one_prompt_in_one_process(tiny_model: WanModel) -> None:
     assert_same_clips([plain], ClipGenerator(tiny_model, GENERATION).plain(REQUESTS[:1]))
     with pytest.raises(PromptError, match="cut off"):
         generate(tiny_model, CUT_OFF.prompt, targets=CUT_OFF.targets, generation=GENERATION, method=METHOD)
+
+
+@pytest.mark.parametrize("sure", [False, True])
+def test_a_clip_that_was_read_with_little_confidence_stays_the_plain_one(tiny_model: WanModel, sure: bool) -> None:
+    """With the same wrong counts: below `guide.confidence` the clip is the plain one to the bit, above it is guided."""
+    worker = ClipGenerator(tiny_model, GENERATION, keep_latents=True)
+    method = replace(METHOD, guide=replace(METHOD.guide, confidence=0.5)).scaled_to(16)
+    [request], targets = REQUESTS[:1], REQUESTS[0].targets
+    [seen] = worker.identify([request], method) or []
+    read = replace(
+        identify_layout(seen.capture, method.identify), confidence=np.full(len(targets), 0.9 if sure else 0.4)
+    )
+    assert not read.matches(targets), "random weights don't know these counts"
+    correction = correct_layout(read, targets, seen.spans, method, seen.capture.deviation)
+    [plain] = worker.plain([request]) or []
+    if sure:
+        assert correction.plan is not None
+        [made] = worker.guide([request.key], [correction.plan]) or []
+        assert not np.array_equal(made.latents, plain.latents)
+    else:
+        assert correction.plan is None
+        [made] = worker.finish([request.key]) or []
+        assert np.array_equal(made.latents, plain.latents)
+        assert "not guided, read with a confidence below 0.5" in replace(made, correction=correction).summary()

@@ -37,7 +37,7 @@ class Card {
   // --- what stands on it ---
 
   header() {
-    const { clip } = this, how = clip.guided ? "guided" : clip.layout_file ? "layout was right, not guided" : "plain";
+    const { clip } = this, how = clip.guided ? "guided" : clip.left_alone ? `not guided, ${clip.left_alone}` : clip.layout_file ? "layout was right, not guided" : "plain";
     const keepers = index.judges[this.state.judge].kept[clip.place].map((name) => index.strategies[name]);
     const others = keepers.filter((name) => name !== clip.strategy);
     const kept = others.length ? make("small", { class: "kept" }, `kept by ${others.join(", ")}`) : null;
@@ -112,11 +112,12 @@ class Card {
   counts() {
     if (!this.sheet.targets.length) return null;
     const { clip } = this, judged = clip.verdicts[this.state.judge];
-    const heads = ["noun", "asked", ...(clip.layout_file ? ["identified"] : []), "detected", ...(judged?.unique ? ["objects"] : []), ...(judged ? ["over time"] : [])];
+    const heads = ["noun", "asked", ...(clip.layout_file ? ["identified"] : []), ...(clip.confidences ? ["confidence"] : []), "detected", ...(judged?.unique ? ["objects"] : []), ...(judged ? ["over time"] : [])];
     const rows = this.sheet.targets.map(({ noun, count }, place) => {
       const frames = judged?.frames[place] ?? [], found = index.judges[this.state.judge].detected[clip.place]?.[place];
       const cells = [make("th", { scope: "row" }, swatch(place), noun), make("td", { class: "num" }, count)];
       if (clip.layout_file) cells.push(countCell(clip.identified[place], count));
+      if (clip.confidences) cells.push(make("td", { class: "num" }, clip.confidences[place].toFixed(2)));
       cells.push(countCell(found, count, frames));
       if (judged?.unique) cells.push(countCell(judged.unique[place], count));
       if (judged) cells.push(make("td", {}, frames.length ? spark(frames, count) : null));

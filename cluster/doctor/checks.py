@@ -1,0 +1,39 @@
+"""The one place to register a check: its name, in the table's order, and a function in a file of its kind."""
+
+from cluster.doctor.check import Check, State
+
+TORCH = {"torch": Check(place="cluster.doctor.gpus:torch_build", seconds=60.0)}  # before any other: they import it
+
+CHECKS = {
+    "python": Check(place="cluster.doctor.system:python"),
+    "GPUs": Check(place="cluster.doctor.gpus:gpus", when=lambda needs: needs.may_use_gpu, seconds=20.0),
+    "xfuser": Check(place="cluster.doctor.libraries:xfuser", when=lambda needs: needs.may_use_gpu),
+    "deepspeed": Check(
+        place="cluster.doctor.libraries:deepspeed", when=lambda needs: not needs.job or needs.shard != "none"
+    ),
+    "torchao": Check(
+        place="cluster.doctor.libraries:torchao", when=lambda needs: not needs.job or needs.dtype == "float8"
+    ),
+    "FlashAttention-3": Check(place="cluster.doctor.libraries:flash_3", when=lambda needs: needs.may_use_gpu),
+    "between ranks": Check(
+        place="cluster.doctor.collectives:all_reduce",
+        seconds=25.0,  # the first start of NCCL between eight GPUs takes long
+        when=lambda needs: needs.ranks > 1 or needs.may_use_gpu,
+    ),
+    "/dev/shm": Check(place="cluster.doctor.places:shared_memory"),
+    "open files": Check(place="cluster.doctor.system:open_files"),
+    "memory": Check(place="cluster.doctor.system:memory"),
+    "temporary files": Check(place="cluster.doctor.places:temporary"),
+    "caches": Check(place="cluster.doctor.places:caches"),
+    "prompts": Check(place="cluster.doctor.places:prompts", when=lambda needs: bool(needs.prompts), everywhere=False),
+    "output": Check(place="cluster.doctor.places:output", when=lambda needs: bool(needs.output)),
+    "ports": Check(place="cluster.doctor.rays:ports"),
+    # A job waits longer for a Ray that starts on a busy machine.
+    "Ray": Check(place="cluster.doctor.rays:ray_cluster", seconds=14.0, late=State.WARNING, everywhere=False),
+    "model": Check(place="cluster.doctor.models:model", when=lambda needs: needs.model is not None),
+    "judge": Check(place="cluster.doctor.models:judge", when=lambda needs: needs.judge is not None),
+    "hub": Check(place="cluster.doctor.models:hub", when=lambda needs: not needs.job),
+    "mp4": Check(place="cluster.doctor.video:mp4"),
+    "locale": Check(place="cluster.doctor.system:locale"),
+    "clock": Check(place="cluster.doctor.system:clock"),
+}

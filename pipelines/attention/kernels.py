@@ -1,0 +1,73 @@
+"""Which kernel computes self-attention, chosen here and never by what a library happens to find.
+
+FlashAttention-3 (package `fa3-fwd`, in the extra `gpu`) on NVIDIA's Hopper cards in half precision, where it can be
+imported; else cuDNN's, which PyTorch picks there by itself. Both are exact attention; tests/benchmarks/RESULTS.md has
+their times and errors.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.base import Project
+
+FLASH_3 = "flash_3"  # as xDiT calls it
+HOPPER = 9  # major compute capability: H100, H200, GH200
+HALF = (torch.bfloat16, torch.float16)
+PACKAGE = "fa3_fwd_interface"
+XDIT_NAME = "flash_attn_interface"  # what xDiT imports; another build of the same source
+
+
+def flash3_lacks(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why FlashAttention-3 can't run on a device with such numbers; None where it can."""
+    if device.type != "cuda":
+        return "FlashAttention-3 runs on NVIDIA GPUs alone"
+    if torch.cuda.get_device_capability(device)[0] != HOPPER:
+        return f"FlashAttention-3 needs a Hopper GPU, and this is {torch.cuda.get_device_name(device)}"
+    if dtype not in HALF:
+        return f"FlashAttention-3 computes in half precision, and the model is in {str(dtype).removeprefix('torch.')}"
+    try:
+        importlib.import_module(PACKAGE)
+    except (ImportError, OSError) as error:
+        return f"fa3-fwd can't be imported ({error}); install numina-video[gpu]"
+    return None
+
+
+def faster_kernel(device: torch.device, dtype: torch.dtype, kernel: str) -> str | None:
+    """What would make self-attention faster than a kernel does, with its remedy; None where nothing is known to."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != HOPPER or kernel == FLASH_3:
+        return None
+    lacking = flash3_lacks(device, dtype)
+    return lacking and f"attention runs by {kernel}, and FlashAttention-3 would take a tenth off each step: {lacking}"
+
+
+def show_flash3_to_xdit() -> None:
+    """xDiT looks for FlashAttention-3 under the name of its source build; call before xDiT is imported."""
+    sys.modules.setdefault(XDIT_NAME, importlib.import_module(PACKAGE))
+
+
+class FlashSelfAttention:
+    """A whole sequence's self-attention by FlashAttention-3: [B, n, N, D] as it is projected, nothing is transposed.
+
+    One graph under torch.compile: the package registers its kernel as an operator.
+    """
+
+    def __init__(self, project: Project):
+        self.project = project
+        self.kernel: Callable[..., Tensor] = importlib.import_module(PACKAGE).flash_attn_func
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        query, key, value = self.project(attn, hidden_states, None, rotary_emb)
+        output = self.kernel(query, key, value.type_as(query)).flatten(2)
+        return attn.to_out[1](attn.to_out[0](output.type_as(hidden_states)))

@@ -8,7 +8,8 @@ import torch
 
 from numina.prompts import targets as readings
 from numina.prompts.tokens import locate_tokens
-from pipelines.judges import Case, ExactCounter
+from pipelines.judges import Case
+from pipelines.judges.counter import ExactCounter
 from pipelines.testbed import counter, creatures, scenes
 from pipelines.testbed.counter import MIN_CHROMA
 from pipelines.testbed.model import build_tokenizer

@@ -9,8 +9,6 @@ import re
 import warnings
 from pathlib import Path
 
-import torch
-
 from numina.errors import MachineError
 
 log = logging.getLogger(__name__)
@@ -25,6 +23,8 @@ def gpus_installed() -> int:
 
 def check_gpu() -> None:
     """Raises MachineError where torch can't compute on a GPU here."""
+    import torch  # seconds, which who only looks at a model shouldn't wait for
+
     with warnings.catch_warnings(action="ignore"):  # of the driver: the error says it
         if torch.cuda.is_available():
             return
@@ -49,6 +49,8 @@ def gpu_usable() -> bool:
 
 def gpu_trouble(said: str) -> MachineError:
     """What is wrong, after what torch said when it began with CUDA."""
+    import torch
+
     visible, cuda = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.version.cuda
     if cuda is None:
         return MachineError(

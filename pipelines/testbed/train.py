@@ -247,7 +247,10 @@ def train(
     pipeline = build_pipeline(own) if start is None else load_pipeline(start)
     warm = start is not None or own is not SHAPES
     if start is None and warm:
-        pipeline.register_modules(vae=AutoencoderKLWan.from_pretrained(WEIGHTS / "vae", torch_dtype=torch.float32))
+        own_vae = AutoencoderKLWan.from_pretrained(
+            WEIGHTS / "vae", torch_dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+        pipeline.register_modules(vae=own_vae)
     if transformer is not None:
         pipeline.register_modules(transformer=build_transformer(*transformer))
     common: dict[str, Any] = {"rng": rng, "device": on, "log": log}

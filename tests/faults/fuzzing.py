@@ -40,10 +40,10 @@ def run(*arguments: str) -> tuple[int, str]:
 
 
 def names_one_of(said: str, named: Iterable[str]) -> bool:
-    """Whether a message shows what it is about."""
+    """Whether a message shows what it is about, whatever groups a number's digits."""
 
     def bare(text: str) -> str:
-        return "".join(letter for letter in text if not letter.isspace() and letter not in "│─╭╮╰╯")
+        return "".join(letter for letter in text if not letter.isspace() and letter not in "│─╭╮╰╯_,")
 
     return any(bare(name) in bare(said) for name in named if bare(name))
 

@@ -1,9 +1,9 @@
 """An atlas of the embedded model's maps: what the fused reading needs of many clips, with their true counts.
 
-    python -m tests.benchmarks.atlas collect --prompts 100 --samples 2 --seed 7777 --workers 8 --output atlas.npz
-    python -m tests.benchmarks.atlas collect --steps 8 --prompts 100 --samples 2 --seed 7777 --output eight.npz
-    python -m tests.benchmarks.atlas read atlas.npz [--set evidence=0.4 extent=0.5]
-    python -m tests.benchmarks.atlas wrong atlas.npz
+    python -m tests.benchmarks.atlas collect --prompts 100 --samples 2 --seed 4242 --workers 8 --output a.safetensors
+    python -m tests.benchmarks.atlas collect --steps 8 --prompts 100 --samples 2 --seed 7777 --output b.safetensors
+    python -m tests.benchmarks.atlas read a.safetensors [--set evidence=0.4 extent=0.5]
+    python -m tests.benchmarks.atlas wrong a.safetensors
 
 `collect` generates plain clips on a GPU and keeps of each every block's responses to its nouns and the chosen
 coordinates at t* (60 kB a clip), and the exact counter's counts of every frame. `read` prints the share of clips whose
@@ -24,6 +24,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 
 from cluster.job.config import JobConfig, load_job
 from numina.config import IdentifyConfig
@@ -105,11 +106,9 @@ def main() -> None:
         dealt = shares(options.prompts, options.samples, options.seed, options.workers)
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
             parts = list(pool.map(work, dealt))
-        np.savez_compressed(
-            options.output, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        )
+        save_file({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, options.output)
         return
-    atlas = dict(np.load(options.atlas))
+    atlas = load_file(options.atlas)
     method = job.method.scaled_to(atlas["blocks"][0, 0, 0, 0].size)
     changes = dict(setting.partition("=")[::2] for setting in options.set)
     config = replace(method.identify, **{name: value(text) for name, text in changes.items()})

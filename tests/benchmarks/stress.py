@@ -19,10 +19,11 @@ from tests.numina.fused.troubles import HEIGHT, KINDS, WIDTH, clips
 PRESETS = Path(__file__).parents[2] / "configs" / "method"
 
 
-def identify_config(preset: str) -> IdentifyConfig:
+def identify_config(preset: str, tokens: int = HEIGHT * WIDTH) -> IdentifyConfig:
+    """A preset's settings for frames of so many tokens."""
     loaded = OmegaConf.merge(OmegaConf.structured(MethodConfig), OmegaConf.load(PRESETS / f"{preset}.yaml"))
     method: MethodConfig = OmegaConf.to_object(loaded)  # type: ignore[assignment]
-    return method.scaled_to(HEIGHT * WIDTH).identify
+    return method.scaled_to(tokens).identify
 
 
 def main() -> None:

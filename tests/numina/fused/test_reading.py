@@ -1,12 +1,15 @@
 """The fused reading: right where flat shapes never lead, and the same whatever a model adds to its maps."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from numina.fused.responses import normalised
 from numina.layout import Capture, identify_layout
+from tests.benchmarks.atlas import read as atlas_read
 from tests.benchmarks.stress import identify_config
 from tests.numina.fused.read import captured, read
 from tests.numina.fused.troubles import KINDS, Clip, clip, clips
@@ -21,6 +24,25 @@ def test_kinds_of_trouble_are_read(kind: str) -> None:
     right = [tuple(read(own, FUSED).clip_counts()) == own.counts for own in clips(kind, "mild", 2)]
     right.append(tuple(read(own := clip(kind, "hard", 0), FUSED).clip_counts()) == own.counts)
     assert sum(right) >= (2 if kind in ("touching", "texture", "hidden", "dim") else 3)
+
+
+def test_maps_of_a_real_model_are_read() -> None:
+    """60 clips of the embedded model, captured on a GPU by tests/benchmarks/atlas.py, with their exact counts."""
+    atlas = load_file(Path(__file__).parent / "atlas.safetensors")
+    config = identify_config("fused", tokens=256)
+    found = [true == got for true, got in atlas_read(atlas, config)]
+    assert len(found) == 60
+    assert np.mean(found) >= 0.97
+
+
+def test_confidence_falls_where_evidence_is_near_the_threshold() -> None:
+    """A weak instance beside a strong one is surer with a threshold far below it than with one beside it."""
+    own = captured(clip("dim", "mild", 0))
+    sure = [
+        float(identify_layout(own, replace(FUSED, evidence=evidence)).confidence.min()) for evidence in (0.1, 0.5, 0.7)
+    ]
+    assert sure[0] > max(sure[1:])
+    assert all(0.5 <= confidence <= 1 for confidence in sure)
 
 
 def test_cross_attention_alone_breaks() -> None:

@@ -21,7 +21,7 @@ NOTHING = 64 * 2**20
 
 
 def shared_memory(needs: Needs) -> Finding:
-    """Ray keeps frames there, and NCCL its buffers; a container has 64 MiB of it unless it is told otherwise."""
+    """Ray keeps frames there, and NCCL its buffers; a container has 64 MiB of it by default."""
     if not SHARED.is_dir():
         return warning("there is no /dev/shm: Ray keeps frames on a disk", "mount a tmpfs there")
     if small_shared_memory() and needs.ranks > 1 and needs.needs_gpu:

@@ -137,7 +137,7 @@ class Gang:
             if now - asked < PULSE_SECONDS:
                 continue
             if ray.wait([question], timeout=0)[0]:
-                with contextlib.suppress(RayError):  # a lost process is told of by what it was asked to do
+                with contextlib.suppress(RayError):  # what a lost process was asked to do raises it, too
                     self.download = ray.get(question) or self.download
                 self._pulses[rank] = (self.ranks[rank].pulse.remote(), now)
             elif now - asked > self.spec.step_timeout:

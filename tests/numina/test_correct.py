@@ -119,7 +119,7 @@ def test_without_scaling_it_is_not(form: str, name: str) -> None:
     ],
 )
 def test_a_doubtful_reading_is_left_alone(confidence, least, left_alone):
-    """Below `guide.confidence` in a noun that has to be edited nothing is changed, and the reason is told."""
+    """Below `guide.confidence` in a noun that has to be edited nothing is changed, and the row says why."""
     labels = np.zeros((2, 2, 8, 8), dtype=np.int16)
     labels[0, :, 1, 1], labels[0, :, 5, 5], labels[1, :, 3, 3] = 1, 2, 1
     layout = Layout(labels, tracked=True, confidence=None if confidence is None else np.array(confidence))

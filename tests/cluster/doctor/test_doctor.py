@@ -59,7 +59,7 @@ def test_a_job_on_gpus_fails_by_all_that_is_missing(tiny_job: Job, tmp_path: Pat
 
 
 def test_without_a_job_nothing_that_is_optional_fails() -> None:
-    """A machine without a GPU, or without the hub, is told so, with exit status 0; the table has a line per check."""
+    """A machine without a GPU, or without the hub, is no fault: exit status 0; the table has a line per check."""
     result = CliRunner().invoke(app, ["doctor"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     for name in ("torch", "python", "GPUs", "xfuser", "Ray", "mp4", "clock"):

@@ -166,7 +166,7 @@ def test_a_time_limit_is_heard_of_before_it_is_there(slurm: Slurm, fake: Callabl
     slurm("scontrol", "update", f"JobId={job}", "EndTime=now+60")  # SLURM looks at it every 30 seconds
     wait_for_words(slurm, "heard USR2")
     (slurm.folder / "wait").unlink()
-    wait_until(lambda: slurm.field(job, "Restarts") == "1", 20, slurm.logs)
+    wait_until(lambda: slurm.field(job, "Restarts") == "1", 60, slurm.logs)
     slurm("scancel", job)
     slurm.wait(job)
 

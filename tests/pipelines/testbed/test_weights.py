@@ -62,7 +62,6 @@ def test_reconstructions_count_right(pipeline):
     assert figures["count_accuracy"] >= 0.97
 
 
-@pytest.mark.skipif(not EMBEDDED["scenes"].is_dir(), reason="the harder world's model is not trained yet")
 def test_the_model_of_the_harder_world_is_small_and_keeps_what_can_be_counted():
     files = [file for file in EMBEDDED["scenes"].rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 14e6

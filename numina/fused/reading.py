@@ -19,7 +19,7 @@ SCRAP = (
 )
 FLICKER = 1.7  # power of the share of frames in which it is seen
 DISTINCT = 0.33  # log-ratio by which a faint noun's instances must answer more to it than to any other
-SURE = 4.0  # of a margin, a log-ratio: on the embedded model 0.2 are right in two thirds of cases, 0.9 in 0.97 or more
+SURE = 4.0  # of a margin, a log-ratio: e^0.2 from the threshold is 0.69 sure, e^0.9 is 0.97
 FAINTEST = 0.3  # of the strongest noun's peak, below which a noun isn't in the clip at all
 
 

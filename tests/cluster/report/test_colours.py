@@ -18,9 +18,14 @@ SHOWN = """async source => {
     const canvas = document.createElement('canvas');
     [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
     const context = canvas.getContext('2d');
-    context.drawImage(video, 0, 0);
     const middle = place => [...context.getImageData(64 * place + 32, video.videoHeight / 2, 1, 1).data].slice(0, 3);
-    return [0, 1, 2, 3].map(middle);
+    const places = [0, 1, 2, 3];
+    for (let wait = 0; wait < 600; wait++) {  // a seek may end before a frame is there to draw: then all is black
+        context.drawImage(video, 0, 0);
+        if (places.every(place => middle(place).some(value => value > 0))) break;
+        await new Promise(resolve => setTimeout(resolve, 50));
+    }
+    return places.map(middle);
 }"""
 
 

@@ -25,23 +25,22 @@ ALIGNED = 8  # output channels whose multiples tensor cores take as they are
 
 
 @contextmanager
-def fast_layers(decoder: Any, on_gpu: bool | None = None) -> Iterator[None]:
-    """Within it a decoder's layers run so. By default `on_gpu` is where its weights are.
+def fast_layers(decoder: Any, *, on_gpu: bool = False) -> Iterator[None]:
+    """Within it a decoder's layers run so.
 
-    Everywhere causal convolutions leave padding in height and width to the convolution itself (diffusers' copy their
-    input into a padded one first, 14 % of what Wan2.2's decoder holds at its most: tests/benchmarks/decode_held.py),
-    and upsampling, which only repeats values, isn't done in float32: both change no bit. On a GPU weights and values
-    are kept with channels last, as tensor cores want them; a convolution's few output channels are filled up to a
-    multiple of 8; a norm and the activation after it are one kernel. That changes how sums are rounded.
+    Causal convolutions leave padding in height and width to the convolution itself (diffusers' copy their input into a
+    padded one first, 14 % of what Wan2.2's decoder holds at its most: tests/benchmarks/decode_held.py), and upsampling,
+    which only repeats values, isn't done in float32: both change no bit. With `on_gpu`, which no decode takes yet
+    (tests/benchmarks/decode_layers.py is to say what it is worth), weights and values are kept with channels last, as
+    tensor cores want them; a convolution's few output channels are filled up to a multiple of 8; a norm and the
+    activation after it are one kernel. That changes how sums are rounded.
     """
-    if on_gpu is None:
-        on_gpu = next(decoder.parameters()).is_cuda
     changed: list[tuple[Any, Callable[..., Tensor]]] = []
     for layer in decoder.modules():
         if type(layer) is WanCausalConv3d:
             changed.append((layer, _aligned_convolution if on_gpu else _convolution))
         elif type(layer) is WanUpsample:
-            changed.append((layer, _upsampled))
+            changed.append((layer, _upsampled_last if on_gpu else _upsampled))
         elif on_gpu and type(layer) in (WanResidualBlock, WanDecoder3d) and type(layer.nonlinearity) is torch.nn.SiLU:
             norms = [layer.norm1, layer.norm2] if type(layer) is WanResidualBlock else [layer.norm_out]
             changed += [*((norm, _normed_and_activated) for norm in norms), (layer.nonlinearity, _unchanged)]
@@ -92,9 +91,12 @@ def _convolve(layer: Any, weight: Tensor, bias: Tensor, x: Tensor, cache_x: Tens
 
 def _upsampled(layer: Any, x: Tensor) -> Tensor:
     """`WanUpsample.forward` of [B·f, C, H, W], in x's own dtype."""
-    if x.is_cuda:
-        x = x.contiguous(memory_format=torch.channels_last)
     return nnf.interpolate(x, scale_factor=layer.scale_factor, mode=layer.mode)
+
+
+def _upsampled_last(layer: Any, x: Tensor) -> Tensor:
+    """The same with channels last."""
+    return _upsampled(layer, x.contiguous(memory_format=torch.channels_last))
 
 
 def _normed_and_activated(norm: Any, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,10 +30,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @contextmanager
 def layers(ours: bool) -> Iterator[None]:
-    """Ours are what decoding uses."""
+    """Ours are those for a GPU, which decoding doesn't use yet."""
     kept = decode.fast_layers
-    if not ours:
-        decode.fast_layers = lambda decoder: nullcontext()  # type: ignore[assignment]
+    on_gpu = partial(kept, on_gpu=torch.cuda.is_available())
+    decode.fast_layers = on_gpu if ours else lambda decoder: nullcontext()  # type: ignore[assignment]
     try:
         yield
     finally:

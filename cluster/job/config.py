@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -229,11 +229,11 @@ class JobConfig:
         chosen = self.methods[base]
         method = stronger(chosen, strength).named() if chosen else None
         kind = "numina" if method else "baseline"  # a variant with numina's settings is numina
-        return {"strategy": kind, "generation": asdict(self.generation), "method": method, "dtype": dtype}
+        return {"strategy": kind, "generation": self.generation.named(), "method": method, "dtype": dtype}
 
     def identity(self, dtype: str) -> dict[str, Any]:
         """The settings that an output belongs to; strategies and variants may be added to it later."""
-        return {"generation": asdict(self.generation), "method": self.method.named(), "dtype": dtype}
+        return {"generation": self.generation.named(), "method": self.method.named(), "dtype": dtype}
 
 
 def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) -> JobConfig:

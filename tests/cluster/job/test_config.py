@@ -115,6 +115,11 @@ def test_only_what_decides_pixels_enters_the_key() -> None:
         job.row_config("numina", "bfloat16"),
     ]
     assert len({config_hash(config) for config in different} | {base}) == 5
+    few = ["generation.steps=2", "generation.sigmas=[1,0.5]"]
+    sampled = [[], ["generation.sampler=euler"], few, [*few, "generation.sampler=renoise"]]
+    hashes = {config_hash(load_job("demo", overrides).row_config("numina", "float32")) for overrides in sampled}
+    assert base in hashes
+    assert len(hashes) == 4
     method_matters_not = load_job("demo", ["method.guide.add=5"]).row_config("baseline", "float32")
     assert config_hash(method_matters_not) == config_hash(job.row_config("baseline", "float32"))
 

@@ -17,7 +17,7 @@ from pipelines.base import ModelFacts, TextEncoder, VideoModel
 from pipelines.checkpoints.embedded import EMBEDDED
 from pipelines.checkpoints.files import SMALL_FILES, numbers
 from pipelines.checkpoints.hub import cached, commit_of, fetch, is_repository
-from pipelines.checkpoints.lora import LoraConfig, fuse, with_loras
+from pipelines.checkpoints.lora import LoraConfig, with_loras
 from pipelines.models.families import FAMILIES, check_family, inspect
 from pipelines.models.published import published_facts, published_names
 from pipelines.parallel.config import MemoryConfig
@@ -107,8 +107,11 @@ def load_model(
         needed = weight_bytes(folder, precision, memory, text_encoder)
         check_room(needed, *torch.cuda.mem_get_info(device), what=path)
     model = adapter.load(folder, dtype=precision, device=device, memory=memory, text_encoder=text_encoder)
-    for lora in loras:
-        fuse(model.pipeline, lora)
+    if loras:
+        from pipelines.checkpoints.fusing import fuse
+
+        for lora in loras:
+            fuse(model.pipeline, lora)
     if dtype == FLOAT8:
         from pipelines.checkpoints.quantize import quantize
 

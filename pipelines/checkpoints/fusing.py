@@ -45,7 +45,7 @@ def fuse(pipeline: Any, lora: LoraConfig) -> None:
             _fuse_pairs(pipeline, lora, file, pairs)
         with torch.no_grad():
             for parameter, difference in added:
-                parameter += lora.scale * difference.to(parameter.device, torch.float32)
+                parameter.add_(difference.to(parameter.device, torch.float32), alpha=lora.scale)
     else:
         _fuse_pairs(pipeline, lora, file)
 

@@ -8,6 +8,7 @@ diffusers converts the pairs' names, and PEFT multiplies them. Differences, most
 here.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ def _fuse_pairs(pipeline: Any, lora: LoraConfig, file: Path, pairs: dict[str, Te
         problem = " ".join(str(error).split())[:300]
         raise ModelError(f"{file} doesn't fit {kind}: {problem}; use a LoRA that was made for this model") from error
     added = hasattr(pipeline.transformer, "peft_config")
-    used = get_peft_model_state_dict(pipeline.transformer, adapter_name="lora") if added else {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*have invalid shape")  # it takes biases for shards
+        used = get_peft_model_state_dict(pipeline.transformer, adapter_name="lora") if added else {}
     left = [key for key in given if key.removeprefix("transformer.") not in used]
     if len(given) > len(used):
         raise ModelError(

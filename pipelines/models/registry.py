@@ -18,7 +18,7 @@ from pipelines.checkpoints.embedded import EMBEDDED
 from pipelines.checkpoints.files import SMALL_FILES, numbers
 from pipelines.checkpoints.hub import cached, commit_of, fetch, is_repository
 from pipelines.checkpoints.lora import LoraConfig, with_loras
-from pipelines.models.families import FAMILIES, check_family, inspect
+from pipelines.models.families import FAMILIES, check_family, check_known, inspect
 from pipelines.models.published import published_facts, published_names
 from pipelines.parallel.config import MemoryConfig
 from pipelines.parallel.devices import check_gpu, gpu_usable
@@ -38,6 +38,7 @@ def model_folder(path: str, revision: str | None = None, parts: Sequence[str] | 
     Raises ConfigError for a branch of a hub id, ModelError for what can't be had or is of no known family: that is
     found before gigabytes are fetched.
     """
+    check_known(path)
     commit = commit_of(path, revision, "model")
     if commit is None:
         return EMBEDDED.get(path) or Path(path)
@@ -68,6 +69,7 @@ def known_model(path: str, revision: str | None = None) -> ModelFacts:
     """
     if path in EMBEDDED or not is_repository(path):
         return inspect_model(path, revision)
+    check_known(path)
     parts = {part for family in FAMILIES.values() for part in family.parts}
     if revision is not None:
         commit_of(path, revision, "model")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -166,7 +167,10 @@ def add_adapter(transformer: Any, rank: int = RANK, start: Path | None = None) -
 
 def save_adapter(transformer: Any, folder: Path) -> Path:
     """Writes the adapter in half precision, as `model.loras` reads it."""
-    layers = {key: tensor.half().cpu().contiguous() for key, tensor in get_peft_model_state_dict(transformer).items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*have invalid shape")  # it takes biases for shards
+        trained = get_peft_model_state_dict(transformer)
+    layers = {key: tensor.half().cpu().contiguous() for key, tensor in trained.items()}
     WanPipeline.save_lora_weights(folder, transformer_lora_layers=layers, weight_name=FILE)
     return folder / FILE
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from math import atan, cos, sin
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from cluster.job.config import JobConfig, config_folder, config_hash, load_job, settings_given
 from cluster.job.judge import judge_config
 from numina.errors import ConfigError
+from numina.schedule import noise_levels
 from pipelines.checkpoints.lora import LoraConfig
 from pipelines.judges.base import JudgeConfig
 
@@ -89,6 +91,25 @@ def test_a_mandatory_value_is_asked_for(tmp_path: Path) -> None:
 def test_a_models_config_names_its_checkpoint(name: str, repository: str) -> None:
     """Prompts and an output are enough beside it."""
     assert (load_job(name).model.path, load_job(name).model.revision) == (repository, None)
+
+
+def test_recipes_have_their_noise_levels() -> None:
+    """As published, shift included, and one branch; a checkpoint that must be converted is asked for."""
+    published = {
+        "lightx2v-14b": ("euler", [1, 0.9375, 0.83333, 0.625]),
+        "fastwan-5b": ("renoise", [1, 0.757, 0.522]),
+        "rcm-1.3b": ("renoise", [sin(t) / (sin(t) + cos(t)) for t in (atan(80), 1.5, 1.4, 1.0)]),
+        "causvid-14b": ("native", None),
+    }
+    assert set(published) == {file.stem for file in (config_folder() / "recipes").glob("*.yaml")}
+    for name, (sampler, sigmas) in published.items():
+        job = load_job(f"recipes/{name}", ["model.path=somewhere"] if name == "rcm-1.3b" else [])
+        clip = job.generation
+        assert (clip.guidance_scale, clip.sampler, job.parallel.cfg) == (1, sampler, 1)
+        if sigmas:
+            assert (clip.sigmas or noise_levels(clip.steps, clip.flow_shift)) == pytest.approx(sigmas, abs=1e-5)
+    with pytest.raises(ConfigError, match=r"needs model\.path"):
+        load_job("recipes/rcm-1.3b")
 
 
 @pytest.mark.parametrize("file", sorted(config_folder().glob("*.yaml")), ids=lambda file: file.stem)

@@ -48,7 +48,7 @@ def test_the_student_comes_nearer_to_the_teacher() -> None:
         chunk=8,
         pool=16,
         substeps=4,
-        most=96,
+        most=64,
         log=lambda *args, **values: None,
     )
     noise = torch.randn(2, *SMALL, generator=torch.Generator().manual_seed(1))

@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from numina.private.torch import allow_graphs
 from numina.schedule import noise_levels
 from pipelines.checkpoints.embedded import EMBEDDED
 from pipelines.testbed.evaluate import GUIDANCE_SCALE, STEPS, contact_sheet, counts, share_right
@@ -259,6 +260,7 @@ def distil(
     student = pipeline.transformer
     add_adapter(student, rank, start)
     if compile and on.type == "cuda":
+        allow_graphs(32)  # teacher and student, with gradients and without, of several sizes of a batch
         teacher.compile_repeated_blocks()
         student.compile_repeated_blocks()
 

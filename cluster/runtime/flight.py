@@ -28,6 +28,9 @@ def now() -> float:
     return _EPOCH + time.monotonic()
 
 
+_FOLLOWING = {Stage.IDENTIFY: (Stage.LAYOUT, Stage.GUIDE), Stage.LAYOUT: (Stage.GUIDE,)}  # at most
+
+
 @dataclass(eq=False)
 class Flight:
     """A batch of clips of one strategy on its way. Batches part where some counts were right."""
@@ -70,6 +73,7 @@ class GangTimes:
         self._free_since: dict[Gang, float] = {}  # when its last call ended, in seconds since the epoch
         self._standing_since: dict[str, float] = {}
         self._busy: defaultdict[str, float] = defaultdict(float)  # seconds since then
+        self._took: defaultdict[Stage, list[float]] = defaultdict(lambda: [0.0, 0.0])  # of batches: seconds, how many
 
     def began(self, flight: Flight) -> float:
         """When a batch's stage began: once it was asked for, and what its gang was asked before was done."""
@@ -79,10 +83,21 @@ class GangTimes:
         """Notes the end of a batch's stage, at a gang or beside them, in its spans."""
         end, began = now(), self.began(flight) if gang else flight.since
         place = gang.name if gang else "cpu"
+        self._took[flight.stage] = [self._took[flight.stage][0] + end - began, self._took[flight.stage][1] + 1]
         flight.spans.append({"stage": flight.stage, "place": place, "began": began, "seconds": end - began})
         if gang is not None:
             self._free_since[gang] = end
             self._busy[gang.name] += end - began
+
+    def expected(self, flight: Flight) -> float:
+        """Seconds that a batch still needs of its gang, and of the layout in between, by the means so far; 0 for what
+        was never seen. What its gang does before isn't counted."""
+        spent = max(0.0, now() - self.began(flight)) if flight.since else 0.0
+        return max(0.0, self._mean(flight.stage) - spent) + sum(map(self._mean, _FOLLOWING.get(flight.stage, ())))
+
+    def _mean(self, stage: Stage) -> float:
+        seconds, batches = self._took[stage]
+        return seconds / batches if batches else 0.0
 
     def lost(self, gang: Gang) -> None:
         """Forgets a gang."""

@@ -133,6 +133,7 @@ class Queues:
             gang
             for gang in gangs
             if gang.state is GangState.STANDING
+            and gang.leaves_at is None
             and (limit is None or (aboard[gang] < limit and unwritten[gang] <= limit))
         ]
         return min(free, key=lambda gang: aboard[gang], default=None)
@@ -144,7 +145,9 @@ class Queues:
             if flight.stage is not Stage.WRITE and flight.gang in stages:
                 stages[flight.gang].append(flight.stage)
         return {
-            gang.name: (" + ".join(doing) or "idle") if gang.state is GangState.STANDING else gang.doing
+            gang.name: (" + ".join(doing) or ("idle" if gang.leaves_at is None else "leaving"))
+            if gang.state is GangState.STANDING
+            else gang.doing
             for gang, doing in stages.items()
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -71,8 +72,12 @@ class Recovery:
         """Hands back the batches of a lost gang, and has it replaced.
 
         Only one batch is blamed, the one whose call failed first or, where none is known, the one that was computed:
-        the others were merely there.
+        the others were merely there. None is, where its node was to leave.
         """
+        if gang.leaves_at is not None:
+            log.warning("%s is gone: %s", gang.name, reason(error), extra={"gang": gang.name})
+            self.let_go(gang)
+            return
         log.warning("%s is lost and will be replaced: %s", gang.name, reason(error), extra={"gang": gang.name})
         aboard = self.queues.aboard(gang)
         if culprit not in aboard:
@@ -86,6 +91,22 @@ class Recovery:
         self.queues.forget_calls(gang)
         self.times.lost(gang)
         self.fleet.replace(gang)
+
+    def let_go(self, gang: Gang) -> None:
+        """Ends a gang that has to go, and hands back its batches, if it has any. Nothing is blamed."""
+        self.hand_back(self.queues.aboard(gang))
+        self.queues.forget_calls(gang)
+        self.times.lost(gang)
+        self.fleet.release(gang)
+
+    def hand_back(self, flights: Sequence[Flight]) -> None:
+        """Puts batches back into the queue. What their gang hasn't begun it leaves out."""
+        for flight in flights:
+            log.warning("a batch is handed back in %s", flight.stage, extra={"key": " ".join(flight.keys)})
+            if flight.gang is not None:
+                flight.gang.call("skip", flight.keys)
+            self.queues.forget(flight)
+            self.queues.add(flight.tasks)
 
     def fail(self, flight: Flight, error: BaseException) -> None:
         """Hands a batch's clips back for another try; after the last one, or where no other try would end otherwise,

@@ -267,7 +267,7 @@ class Driver:
                 self.queues.send_beside(flight, Stage.WRITE, rows)
             case Stage.WRITE:
                 self.queues.flights.remove(flight)
-                self._count(flight.tasks, answer)
+                self._count(flight, answer)
             case Stage.JUDGE:
                 self.queues.flights.remove(flight)
                 for task, ruling in zip(flight.tasks, answer, strict=True):
@@ -281,13 +281,15 @@ class Driver:
         """The clips whose counts were right go on, the others start again: the batch parts."""
         assert flight.gang is not None, "it holds the batch's state"
         self.queues.flights.remove(flight)
-        right, wrong = (Flight([], encode_seconds=flight.encode_seconds, spans=[*flight.spans]) for _ in range(2))
+        right, wrong = (flight.part() for _ in range(2))
         for task, answer in zip(flight.tasks, answers, strict=True):
             if isinstance(answer, ClipError):
                 flight.gang.call("drop", [task.key])  # all of its ranks hold the clip, and only one has looked
+                self.recovery.note_lost_time([task], flight.rank_seconds)
                 self.recovery.broken(task, answer)
                 continue
             if isinstance(answer, InputError):
+                self.recovery.note_lost_time([task], flight.rank_seconds)
                 self.recovery.give_up(task, Stage.IDENTIFY, answer)
                 continue
             part = right if answer[0].plan is None else wrong
@@ -308,11 +310,14 @@ class Driver:
             timings={stage: seconds for stage, seconds in elsewhere.items() if seconds is not None},
             spans=flight.spans,
             retries=self.queues.failed_tries[task.key],
+            lost_seconds=self.queues.lost_seconds.get(task.key, 0.0),
         )
 
-    def _count(self, tasks: Sequence[ClipTask], answers: Sequence[Receipt | InputError | ClipError]) -> None:
+    def _count(self, flight: Flight, answers: Sequence[Receipt | InputError | ClipError]) -> None:
         """A batch was written: rows were committed, and clips that came out broken or can't be written weren't."""
-        for task, receipt in zip(tasks, answers, strict=True):
+        for task, receipt in zip(flight.tasks, answers, strict=True):
+            if not isinstance(receipt, Receipt):
+                self.recovery.note_lost_time([task], flight.rank_seconds)
             if isinstance(receipt, ClipError) and receipt.stage is not Stage.WRITE:
                 self.recovery.broken(task, receipt)
                 continue
@@ -321,6 +326,7 @@ class Driver:
                 continue
             self.recovery.committed()
             self.queues.failed_tries.pop(receipt.key, None)
+            self.queues.lost_seconds.pop(receipt.key, None)
             self.uncompacted.append(receipt.key)
             self.progress.generated += 1
             self.progress.guided += bool(receipt.row["guided"])

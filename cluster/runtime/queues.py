@@ -32,6 +32,7 @@ class Queues:
         self.flights: list[Flight] = []  # under way, in the order of their gang's calls
         self.waiting: dict[ObjectRef, Call] = {}
         self.failed_tries: Counter[str] = Counter()  # key → tries that failed
+        self.lost_seconds: dict[str, float] = {}  # key → seconds of ranks that tries took in vain
         self._batch = batch
         self._trials = trials  # tasks of one row and sample, neighbours in the supply
         self._closed = False

@@ -65,7 +65,8 @@ class Elastic:
         nodes = self.fleet.nodes()
         if new := {node.id for node in nodes} - self._known:
             self._known |= new
-            self.fleet.given_up *= self.asked is not None  # what failed on the nodes before may stand on these
+            if self.asked is None:
+                self.fleet.given_up = 0  # what failed on the nodes before may stand on these
         self._see_off({node.id: node.gone_at for node in nodes if node.gone_at is not None})
         if grows and not (self.fleet.spec.tests and self.fleet.gangs):
             self._resize(nodes, work)

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -13,9 +15,15 @@ from cluster.dataset.store import Store
 from cluster.job.config import JobConfig
 from cluster.job.prepared import prepare
 from cluster.observability.progress import JobProgress
-from cluster.runtime.elastic import wanted
+from cluster.runtime.elastic import Elastic, wanted
+from cluster.runtime.flight import Flight, GangTimes, now
+from cluster.runtime.gang import GangState
 from cluster.runtime.placement import Node, hosts, room
+from cluster.runtime.queues import Queues
+from cluster.runtime.recovery import Recovery
 from cluster.runtime.run import run_job
+from numina.stage import Stage
+from pipelines.parallel.config import ParallelConfig
 from tests.cluster.conftest import PROMPTS
 from tests.cluster.runtime.nodes import QUICK, drain
 
@@ -57,6 +65,79 @@ def test_room_is_what_is_free_on_nodes_that_stay() -> None:
     assert room(PAIR, [node(8), node(8, gone_at=inf)]) == 4
     assert room([{"CPU": 2.0}], [node(0)]) == 8
     assert hosts([{"CPU": 2.0}], [node(0, free=0), node(0), node(0, gone_at=5.0)]) == 2
+
+
+class FakeGang:
+    """A gang without processes, on one node."""
+
+    spec = SimpleNamespace(ranks=2, tests=False)
+    state = GangState.STANDING
+    leaves_at: float | None = None
+
+    def __init__(self) -> None:
+        self.name, self.skipped = "gang-0", list[str]()
+        self.arrivals = [SimpleNamespace(node="spot")]
+
+    def make(self, method: str, *arguments: Any) -> tuple[Any, list[Any]]:
+        return object(), [object()]
+
+    def call(self, method: str, keys: list[str]) -> None:
+        assert method == "skip"
+        self.skipped += keys
+
+
+class FakeFleet:
+    """One gang, and a node that may be told to leave."""
+
+    spec = FakeGang.spec
+    given_up = 0
+
+    def __init__(self) -> None:
+        self.gang = FakeGang()
+        self.gangs = {"gang-0": self.gang}
+        self.gone_at: float | None = None
+
+    @property
+    def all(self) -> list[FakeGang]:
+        return list(self.gangs.values())
+
+    def nodes(self) -> list[Node]:
+        return [Node(id="spot", total={}, free={}, gone_at=self.gone_at)]
+
+    def release(self, gang: FakeGang) -> None:
+        self.gangs.clear()
+
+
+@pytest.mark.parametrize(
+    ("notice", "kept", "skipped"),
+    [
+        (inf, ["a", "b"], []),  # no deadline: both end
+        (100.0, ["a", "b"], []),  # 10 + 20 s for each, so far
+        (50.0, ["a"], ["b"]),  # the one that isn't begun is left out
+        (20.0, [], ["a", "b"]),  # neither: the gang ends at once
+        (1.0, [], ["a", "b"]),
+    ],
+)
+def test_what_ends_before_its_node_leaves_is_finished(notice: float, kept: list[str], skipped: list[str]) -> None:
+    """By the stages' means so far. What is handed back is blamed for nothing, and its time is told as lost."""
+    fleet: Any = FakeFleet()
+    queues, times = Queues(batch=1, trials=1), GangTimes()
+    unused: Any = dict.fromkeys(["rounds", "supply", "store", "progress", "metrics"])
+    recovery = Recovery(queues=queues, fleet=fleet, times=times, attempts=3, **unused)
+    gang = fleet.gang
+    for stage, seconds in ((Stage.IDENTIFY, 10.0), (Stage.GUIDE, 20.0)):
+        times.ended(Flight([], gang=gang, stage=stage, since=now() - seconds), None)
+    tasks = {name: SimpleNamespace(key=name, there=False) for name in "ab"}
+    for task in tasks.values():
+        queues.send(Flight([task]), gang, Stage.IDENTIFY, "identify")  # type: ignore[list-item]
+    fleet.gone_at = now() + notice
+    Elastic(fleet, recovery, ParallelConfig()).look(None, grows=False)
+    assert [flight.tasks[0].key for flight in queues.flights] == kept
+    assert (sorted(gang.skipped), sorted(task.key for task in queues.pending)) == (skipped, skipped)
+    assert queues.least_busy([gang]) is None
+    assert bool(fleet.gangs) == bool(kept)
+    assert not queues.failed_tries
+    assert set(queues.lost_seconds) == set(skipped)
 
 
 @pytest.fixture
@@ -109,3 +190,4 @@ def test_gangs_follow_the_nodes(nodes: Cluster, tiny_job: Callable[..., JobConfi
     rows = Store(job.output).rows()
     assert len(rows) == len(set(rows["key"].to_pylist())) == CLIPS
     assert sum(rows["retries"].to_pylist()) <= 1
+    assert 0 < sum(rows["lost_seconds"].to_pylist()) < 20

@@ -1,8 +1,8 @@
 """Nodes that join and leave in mid-job: clips an hour before and after, and what a node that leaves costs.
 
-    python -m tests.benchmarks.elastic --clips 220 --seconds 4
+    python -m tests.benchmarks.elastic --clips 150 --seconds 6
 
-Nodes are Ray's own processes on this machine, with a core for one rank each. A clip's denoising is a rank's sleep of
+Nodes are Ray's own processes on this machine, each with room for one rank. A clip's denoising is a rank's sleep of
 `--seconds`, so that four nodes can be twice as fast as two on two cores. All else is real: Ray, gangs, mp4s, commits.
 """
 
@@ -31,6 +31,7 @@ from tests.faults.quick_job import QuickRank
 
 FOLLOWS = 60.0  # seconds after two nodes joined, from when on the pace counts
 WINDOW = 60.0  # seconds in which it is counted
+RANK_CPUS = 2  # that a rank reserves: a node each, and none on the head, whose core is for mp4s
 NOTICE = 60  # seconds that the node that leaves is given
 
 
@@ -48,7 +49,7 @@ class Watched:
         if not self.first_clip and standing == 2 and now.generated:
             self.first_clip = moment
         elif self.first_clip and not self.joined and moment > self.first_clip + WINDOW:
-            self.added = [self.nodes.add_node(num_cpus=1) for _ in range(2)]
+            self.added = [self.nodes.add_node(num_cpus=RANK_CPUS) for _ in range(2)]
             self.joined = time.time()
         elif self.joined and not self.left and moment > self.joined + FOLLOWS + WINDOW:
             self.left = moment
@@ -63,21 +64,26 @@ def per_hour(times: list[float], begin: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=220)
-    parser.add_argument("--seconds", type=float, default=4.0, help="that a rank sleeps for a clip")
+    parser.add_argument("--clips", type=int, default=150)
+    parser.add_argument("--seconds", type=float, default=6.0, help="that a rank sleeps for a clip")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     cluster.workers.rank.Rank = QuickRank  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as work:
         os.environ |= {"NUMINA_QUICK_SECONDS": str(options.seconds), "NUMINA_DIARY": f"{work}/diary"}
-        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK}
+        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": QUICK}
         nodes = Cluster(initialize_head=True, head_node_args=head)
         try:
             for _ in range(2):
-                nodes.add_node(num_cpus=1)
+                nodes.add_node(num_cpus=RANK_CPUS)
             make_prompts(numbered_prompts(options.clips), f"{work}/prompts.parquet")
             places = [f"prompts={work}/prompts.parquet", f"output={work}/out", f"cluster.address={nodes.address}"]
-            own = ["strategies=[baseline]", "parallel.ulysses=1", "model.device=cpu"]
+            own = [
+                f"cluster.cpus_per_rank={RANK_CPUS}",
+                "strategies=[baseline]",
+                "parallel.ulysses=1",
+                "model.device=cpu",
+            ]
             watched = Watched(nodes)
             outcome = run_job(prepare(load_job("demo", [*places, *own])), watched)
             times = [moment.timestamp() for moment in Store(f"{work}/out").rows()["committed_at"].to_pylist()]

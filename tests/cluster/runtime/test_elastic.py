@@ -142,12 +142,12 @@ def test_what_ends_before_its_node_leaves_is_finished(notice: float, kept: list[
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick_model: None) -> Iterator[Cluster]:
-    """A head without cores, and a node for one rank, whose calls take 0.3 s and leave a line in a diary."""
+    """A head with a core for mp4s, and a node for one rank, whose calls take 0.3 s and leave a line in a diary."""
     monkeypatch.setenv("NUMINA_QUICK_SECONDS", "0.3")
     monkeypatch.setenv("NUMINA_DIARY", f"{tmp_path}/diary")
-    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK}
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": QUICK}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=2)
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -157,7 +157,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick_model: None) ->
 def test_gangs_follow_the_nodes(nodes: Cluster, tiny_job: Callable[..., JobConfig], tmp_path: Path) -> None:
     """Two nodes join, then one leaves with notice: no call is done twice. One is killed: only its clips are. Gangs are
     as many as the nodes each time, no try counts as failed but one of the killed gang's, and all rows are there."""
-    own = ["strategies=[numina]", "parallel.ulysses=1", f"samples={CLIPS // len(PROMPTS)}"]
+    own = ["cluster.cpus_per_rank=2", "strategies=[numina]", "parallel.ulysses=1", f"samples={CLIPS // len(PROMPTS)}"]
     job = tiny_job(f"cluster.address={nodes.address}", *own)
     added: list[object] = []
     seen: list[int] = []  # gangs that worked when a step was done
@@ -172,7 +172,7 @@ def test_gangs_follow_the_nodes(nodes: Cluster, tiny_job: Callable[..., JobConfi
         nonlocal step
         working = sum(state not in ("placing", "loading", "ending", "leaving") for state in now.gangs.values())
         if step == 0 and now.generated >= 3:
-            added.extend(nodes.add_node(num_cpus=1) for _ in range(2))
+            added.extend(nodes.add_node(num_cpus=2) for _ in range(2))
         elif step == 1 and working == 3:
             drain(nodes.address, added[0].node_id, 60)  # type: ignore[attr-defined]
         elif step == 2 and working == 2 and len(now.gangs) == 2:

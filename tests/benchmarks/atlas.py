@@ -47,8 +47,8 @@ def collect(items: Sequence[Item], job: JobConfig, device: str, batch: int) -> d
     rows: dict[str, list] = {name: [] for name in ("blocks", "coordinates", "counts", "numbers", "seeds")}
     seen: list[np.ndarray] = []
 
-    def keep(blocks: np.ndarray) -> tuple:
-        seen.append(blocks)
+    def keep(blocks: torch.Tensor) -> tuple:
+        seen.append(blocks.float().cpu().numpy())
         return normalised(blocks)
 
     for first in range(0, len(items), batch):
@@ -79,8 +79,8 @@ def read(atlas: dict[str, np.ndarray], config: IdentifyConfig) -> list[tuple[lis
     found = []
     for clip, counts in enumerate(atlas["counts"]):
         nouns = int((counts[0] >= 0).sum())
-        shares, peaks = normalised(atlas["blocks"][clip, :, :nouns].astype(np.float32))
-        capture = Capture(shares, None, atlas["coordinates"][clip], peaks)
+        shares, peaks = normalised(torch.from_numpy(atlas["blocks"][clip, :, :nouns]))
+        capture = Capture(shares.half().numpy(), None, atlas["coordinates"][clip], peaks.numpy())
         layout = identify_layout(capture, config)
         found.append((list(map(int, commonest(counts[:, :nouns]))), list(map(int, layout.clip_counts()))))
     return found

@@ -107,8 +107,8 @@ class Driver:
                 self.fleet.start()
                 self._output = self.fleet.put(Output.of(self.prepared))
                 while not self._is_over():
-                    self._begin()
                     self._watch()
+                    self._begin()
                     self._encode_ahead()
                     self._fill_gangs()
                     self._fill_judges()

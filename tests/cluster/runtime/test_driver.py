@@ -497,6 +497,18 @@ def test_a_failed_batch_is_tried_again_clip_by_clip(tiny_job: Job) -> None:
     assert driver.progress.failed == 1
 
 
+class FakeGang:
+    """A gang without processes."""
+
+    name, leaves_at = "gang-0", None
+
+    def __init__(self, ranks: int):
+        self.spec = SimpleNamespace(ranks=ranks)
+
+    def call(self, *arguments: Any) -> None:
+        pass
+
+
 @pytest.mark.parametrize(("ranks", "replaced"), [(1, False), (2, True)])
 def test_what_a_failed_call_costs(tiny_job: Job, monkeypatch: pytest.MonkeyPatch, ranks: int, replaced: bool) -> None:
     """Where one of several ranks ran out of memory they may be out of step: the gang is replaced. The batch that failed
@@ -504,7 +516,7 @@ def test_what_a_failed_call_costs(tiny_job: Job, monkeypatch: pytest.MonkeyPatch
     driver = numbered(tiny_job, 3, "strategies=[baseline]")
     lost: list[Any] = []
     monkeypatch.setattr(driver.fleet, "replace", lost.append)
-    gang: Any = SimpleNamespace(name="gang-0", spec=SimpleNamespace(ranks=ranks), call=lambda *arguments: None)
+    gang: Any = FakeGang(ranks)
     stages = (Stage.WRITE, Stage.DENOISE, Stage.DENOISE)
     written, failed, queued = [Flight(driver.queues.next_batch(), gang, stage) for stage in stages]
     driver.queues.flights = [written, failed, queued]

@@ -71,6 +71,7 @@ ROW_SCHEMA = pa.schema(
         ("attention_kernel", pa.string()),  # of self-attention, by its engine's name for it
         ("confidences", pa.list_(pa.float64())),  # of each target's identified count; null where the reading tells none
         ("left_alone", pa.string()),  # why a clip whose counts are wrong wasn't guided; null where it was, or is right
+        ("lost_seconds", pa.float64()),  # rank_seconds of its tries that failed or were handed back; null in older rows
     ]
 )
 """The columns of every row; the prompt set's own columns follow them. A missing one is null, unless REQUIRED."""

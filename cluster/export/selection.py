@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.dataset.store import Store
+from cluster.evaluation.cost import Cost, cost_of
 from cluster.evaluation.outcomes import Outcome, Row, outcomes, strategies_of
 from cluster.export.columns import renamed
 from cluster.job.acceptance import Acceptance
@@ -56,6 +57,7 @@ class Selection:
     accept: float  # CountAcc from which a clip is accepted
     accuracies: tuple[Accuracy, ...]  # of all judges and these strategies
     plain: int  # clips whose prompts ask for no count
+    cost: Cost | None  # of the whole output, by the same judge
     renamed: dict[str, str]  # columns of the prompt set that have another name here: their names are reserved
 
     @property
@@ -93,6 +95,7 @@ def select(store: Store, *, strategy: str | None, judge: str | None, only: str, 
     return Selection(
         rows=_table(table, chosen, name, verdicts.get(name or "", {}), names),
         renamed=names,
+        cost=cost_of(store, name),
         strategies=tuple(kept),
         judge=name,
         accept=acceptance.accept,

@@ -87,7 +87,8 @@ class ClusterConfig:
     clip_timeout: float = 3600.0  # [s] that one phase of a batch may take; after that its gang is replaced
     grace: float = 600.0  # [s] to finish the clips in progress after SIGTERM, SIGINT or SIGUSR2
     log_format: Literal["text", "json"] = "text"  # text, or json: one object per line, with the gang and the clip's key
-    start_timeout: float = 600.0  # [s] for a gang to start: placement, loading and compiling the model
+    # [s] for a gang to find its place and, from then on, to load and compile the model
+    start_timeout: float = 600.0
     # [s] that a rank may be silent, or keep the other ranks waiting, before its gang counts as lost
     step_timeout: float = 120.0
     # one small clip of few steps on one gang before the others start: auto (on GPUs, once per code, model and machine),

@@ -62,6 +62,7 @@ class Draft:
     timings: Mapping[Stage, float]  # of what was done outside the gang
     spans: Spans
     retries: int
+    lost_seconds: float = 0.0  # of ranks, in tries before this one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,7 @@ def _write(
 def _commit(store: Store, prepared: PreparedJob, clip: Clip, draft: Draft, began: float) -> Receipt:
     clip = replace(clip, timings={**clip.timings, **draft.timings})
     file_name, digest = store.put_video(draft.task.key, clip.mp4)
-    row = row_of(prepared, draft.task, clip, draft.correction, retries=draft.retries)
+    row = row_of(prepared, draft.task, clip, draft.correction, draft.retries, draft.lost_seconds)
     row |= {"file_name": file_name, "video_sha256": digest}
     if draft.correction is not None:
         row["layout_file"] = store.put_layout(draft.task.key, layout_arrays(draft.task, draft.correction))

@@ -42,6 +42,7 @@ class FakeGang:
     """A gang without processes: each of its calls takes so many seconds, one after the other."""
 
     silent = overdue = False
+    leaves_at = None
     state = GangState.STANDING
     spec = SimpleNamespace(ranks=1)
 
@@ -78,6 +79,9 @@ class FakeFleet(Fleet):
 
     def watch(self) -> Iterator[tuple[Any, GangError]]:
         return iter(())
+
+    def nodes(self) -> list[Any]:
+        return []
 
     def put(self, value: Any) -> Any:
         return value

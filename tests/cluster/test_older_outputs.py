@@ -50,7 +50,7 @@ def test_rows_of_older_outputs_have_all_columns(older: str) -> None:
     assert rows.schema.names[: len(ROW_SCHEMA.names)] == ROW_SCHEMA.names
     assert len(rows) == 5
     assert rows["prompt"].null_count == 0
-    for name in ("gpu_name", "torch_version", "attention_kernel", "confidences", "left_alone"):
+    for name in ("gpu_name", "torch_version", "attention_kernel", "confidences", "left_alone", "lost_seconds"):
         assert rows[name].null_count == len(rows)
     status = status_of(Store.reader(older))
     assert (status.done, status.completed, status.asked, status.left) == (5, 4, 4, 0)

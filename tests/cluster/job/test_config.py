@@ -50,6 +50,8 @@ def test_the_preset_can_be_chosen() -> None:
         ("parallel.engine=magic", "choose from auto, single"),
         ("limit=0", "at least 1"),
         ("parallel.batch=0", "at least 1"),
+        ("parallel.gangs=many", "give a whole number of decimal digits, for example 8, or auto"),
+        ("parallel.gangs=null", "or auto"),
         ("cluster.step_timeout=0", "more than 0"),
         ("cluster.encoders=0", "at least 1"),
         ("cluster.encoder_gpus=2", "share of a GPU"),
@@ -64,6 +66,16 @@ def test_a_mistake_is_named_with_its_remedy(override: str, message: str) -> None
     """Unknown keys suggest the right one; values out of range say the rule."""
     with pytest.raises(ConfigError, match=message):
         load_job("demo", [override])
+
+
+def test_gangs_are_a_number_or_auto(tmp_path: Path) -> None:
+    """In a file and on a command line. A limit is for `auto`."""
+    (tmp_path / "job.yaml").write_text("parallel: {gangs: 3}")
+    assert [load_job("demo").parallel.gangs, load_job(tmp_path / "job.yaml").parallel.gangs] == ["auto", 3]
+    again = load_job(tmp_path / "job.yaml", ["parallel.gangs=auto", "parallel.gangs_max=4"]).parallel
+    assert (again.gangs, again.gangs_max, again.gangs_at_least) == ("auto", 4, 1)
+    with pytest.raises(ConfigError, match=r"gangs_max is 4, but parallel\.gangs is 3; a limit is for"):
+        load_job(tmp_path / "job.yaml", ["parallel.gangs_max=4"])
 
 
 def test_a_missing_file_lists_the_shipped_ones() -> None:
@@ -126,6 +138,7 @@ def test_only_what_decides_pixels_enters_the_key() -> None:
         replace(job, output="elsewhere"),
         load_job("demo", ["parallel.ulysses=1", "parallel.gangs=3", "cluster.attempts=9", "seed=5", "samples=2"]),
         load_job("demo", ["parallel.cfg=2", "parallel.compile=true", "memory.text_encoder=apart"]),
+        load_job("demo", ["parallel.gangs_max=5"]),
         replace(job, method=replace(job.method, preset="another label")),
     ]
     assert {config_hash(other.row_config("numina", "float32")) for other in same} == {base}

@@ -89,6 +89,7 @@ def test_neither_are_a_judges() -> None:
         (["verify.attempts=1000000000"], r"verify\.attempts is 1000000000"),
         (["verify.retry=stronger", "verify.strengthen=1e30"], r"verify\.strengthen is 1e\+30 .* times as strong"),
         (["parallel.gangs=1000000000"], r"parallel\.gangs is 1000000000"),
+        (["parallel.gangs_max=0"], r"parallel\.gangs_max is 0; it must be at least 1"),
         (["samples=1000000000"], r"samples is 1000000000"),
         (["max_count=0"], r"max_count is 0"),
         (["method.guide.anchor=1000000"], r"method\.guide\.anchor = 1000000, but it must be at most 1,000"),

@@ -1,7 +1,8 @@
 """Objects of a store such as S3, through fsspec: put with `If-None-Match: *` where only one writer may win."""
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from cluster.storage.protocol import TEMPORARY, FileStat, hidden, storage_trouble, without_secrets
+from cluster.storage.protocol import HEX_DIGITS, TEMPORARY, FileStat, hidden, storage_trouble, without_secrets
+
+_DELETED_AT_ONCE = 1000  # objects: S3's limit
 
 
 class ObjectFiles:
@@ -22,6 +25,8 @@ class ObjectFiles:
         self._fs: Any = fs
         self._prefix = prefix.rstrip("/")
         self._exclusive = exclusive
+        self._bucket, _, folder = self._prefix.partition("/")  # where it is S3
+        self._in_bucket = f"{folder}/" if folder else ""
         self._lost = _client_errors()
 
     def create(self, name: str, data: bytes) -> bool:
@@ -64,6 +69,11 @@ class ObjectFiles:
     def open(self, name: str) -> pa.NativeFile:
         return pa.BufferReader(self.read(name))  # one request; a part of a Parquet file takes three
 
+    def open_parts(self, name: str) -> pa.NativeFile:
+        path = self._path(name)
+        with self._trouble("read", path):
+            return pa.PythonFile(self._fs.open(path, "rb", cache_type="none"), mode="r")
+
     def stat(self, name: str) -> FileStat:
         path = self._path(name)
         with self._trouble("read", path):
@@ -81,6 +91,19 @@ class ObjectFiles:
             except FileNotFoundError:
                 return
 
+    def remove_all(self, names: Collection[str]) -> None:
+        if not self._exclusive:
+            for name in names:
+                self.remove(name)
+            return
+        bucket, keys = self._bucket, [{"Key": f"{self._in_bucket}{name}"} for name in names]
+        with self._trouble("remove", self._path("")):
+            for start in range(0, len(keys), _DELETED_AT_ONCE):
+                some = {"Objects": keys[start : start + _DELETED_AT_ONCE], "Quiet": True}
+                answer = self._fs.call_s3("delete_objects", Bucket=bucket, Delete=some)
+                if refused := answer.get("Errors"):  # the answer's own status is 200
+                    raise OSError(f"{refused[0]['Key']}: {refused[0].get('Code')} ({len(refused)} objects refused)")
+
     def remove_folder(self, folder: str) -> None:
         """Object stores have no empty folders."""
 
@@ -97,6 +120,27 @@ class ObjectFiles:
 
     def walk(self, folder: str) -> Iterator[str]:
         return (name for name in self._find(folder) if not hidden(name))
+
+    def keyed(self, folder: str) -> Iterator[Mapping[str, int | None]]:
+        if not self._exclusive:
+            found = (name.removeprefix(f"{folder}/") for name in self.walk(folder))
+            yield dict.fromkeys(name.rsplit("/", 1)[-1] for name in found if name[0] in HEX_DIGITS)
+            return
+        prefixes = [f"{self._in_bucket}{folder}/{digit}" for digit in HEX_DIGITS]
+        with ThreadPoolExecutor(self.readers) as readers:
+            yield from readers.map(self._list_prefix, prefixes)
+
+    def _list_prefix(self, prefix: str) -> dict[str, int | None]:
+        """Bare names and sizes: a page for each 1,000 objects, and of each no more than is asked for is kept."""
+        found, more = dict[str, int | None](), dict[str, str]()
+        with self._trouble("list", f"{self._bucket}/{prefix}"):
+            while True:
+                page = self._fs.call_s3("list_objects_v2", Bucket=self._bucket, Prefix=prefix, **more)
+                named = ((entry["Key"].rsplit("/", 1)[-1], entry["Size"]) for entry in page.get("Contents", []))
+                found |= {name: size for name, size in named if not hidden(name)}
+                if not page.get("IsTruncated"):
+                    return found
+                more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def temporaries(self) -> Iterator[str]:
         """Only probes: a put shows nothing before it is whole. Parts of a killed multipart upload aren't objects; a

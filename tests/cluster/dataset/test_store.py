@@ -541,6 +541,52 @@ def test_evaluations_stay_outside_the_commits(tmp_path: Path) -> None:
         store.put_evaluation("../x", key_of(1), verdict)
 
 
+def test_a_verdict_that_named_a_problem_gives_way_wherever_it_is(tmp_path: Path) -> None:
+    """A verdict with a problem is in no segment; the one in its place is gathered, and seen by all readers. One without
+    a problem stays, whatever is put after it, and however often it lies there."""
+    store = Store(str(tmp_path))
+    torn, good, other = (
+        {"problem": "missing", "count_accuracy": 0.0},
+        {"count_accuracy": 1.0},
+        {"count_accuracy": 0.5},
+    )
+    assert store.put_evaluation("exact", key_of(1), torn)
+    assert not store.put_evaluation("exact", key_of(1), torn)
+    assert store.put_evaluation("exact", key_of(2), other)
+    (first,) = store.compact_evaluations("exact", at_least=1)
+    assert pq.read_table(tmp_path / first)["key"].to_pylist() == [key_of(2)]
+    assert store.put_evaluation("exact", key_of(1), good)
+    assert not store.put_evaluation("exact", key_of(1), torn)
+    assert len(store.compact_evaluations("exact", at_least=1)) == 1
+    (tmp_path / f"evaluations/exact/{key_of(1)}.parquet").unlink()  # as a clean-up does
+    store.put_evaluation("exact", key_of(1), torn)  # by somebody who had looked before
+    for reader in (store, Store(str(tmp_path))):
+        assert reader.evaluations("exact", ["key", "count_accuracy"]).to_pylist() == sorted(
+            ({"key": key_of(1)} | good, {"key": key_of(2)} | other), key=lambda verdict: str(verdict["key"])
+        )
+        streamed = pa.concat_tables(reader.verdict_tables("exact", ["key", "problem"])).to_pylist()
+        assert sorted(verdict["key"] for verdict in streamed) == sorted(map(key_of, (1, 2)))
+        assert {verdict["problem"] for verdict in streamed} == {None}
+        assert reader.evaluation("exact", key_of(1))["count_accuracy"] == 1.0  # type: ignore[index]
+    assert store.evaluation("exact", key_of(3)) is None
+
+
+def test_a_stream_goes_on_when_a_clean_up_gathers_what_it_reads(tmp_path: Path) -> None:
+    """Each row once, also where single files and segments vanish between two of its steps."""
+    store = Store(str(tmp_path))
+    store.open_run({})
+    for number in range(30):
+        store.put_evaluation("exact", key_of(number), {"count_accuracy": number / 32})
+    for start in (0, 5, 10):
+        store.compact_evaluations("exact", map(key_of, range(start, start + 10)))
+    streamed = store.verdict_tables("exact", ["key", "count_accuracy"])
+    rows = next(streamed).to_pylist()
+    collect_garbage(Store(str(tmp_path)))
+    rows += [row for table in streamed for row in table.to_pylist()]
+    expected = [{"key": key_of(number), "count_accuracy": number / 32} for number in range(30)]
+    assert sorted(rows, key=lambda row: str(row["key"])) == sorted(expected, key=lambda row: str(row["key"]))
+
+
 class Answering(MemoryFileSystem):  # type: ignore[misc,unused-ignore]
     """A bucket whose server answers each put with the next of these HTTP statuses."""
 

@@ -43,14 +43,16 @@ class Layouts:
     def read(self, name: str) -> bytes:
         """A layout, wherever it is; FileNotFoundError where it is nowhere. Many that are read in the order of their
         names are read once."""
+        made = _NAME.fullmatch(name)
+        found = self.in_segments.find(made["key"], name, listing=False) if made else None
         try:
-            return self._files.read(name)
+            if found is None:
+                return self._files.read(name)
         except FileNotFoundError:
-            made = _NAME.fullmatch(name)
             found = self.in_segments.find(made["key"], name) if made else None
             if found is None:
                 raise
-            return bytes(found["data"][0].as_py())
+        return bytes(found["data"][0].as_py())
 
     def gather(self, names: Iterable[str]) -> int:
         """Put these single files, given in order, into segments; how many were written.

@@ -67,7 +67,7 @@ class Segments:
         self._large = large
         self._metadata = lru_cache(maxsize=256)(lambda name: read_metadata(files, name))
         self._group = lru_cache(maxsize=32)(
-            lambda name, number: read_row_group(files, name, self._metadata(name), number)
+            lambda name, number: read_row_group(files, name, *self._metadata(name), number)
         )
         self._keys: dict[str, np.ndarray] = {}  # segment → the first 8 bytes of each of its keys, ascending
         self._lock = Lock()
@@ -109,11 +109,12 @@ class Segments:
         with self._lock:
             self._keys = {}
 
-    def find(self, key: str, value: str | None = None) -> pa.Table | None:
-        """The row of a key, or of a value of `unique` that has this key; None where no segment holds it."""
-        for name, row in self.holding(key):
+    def find(self, key: str, value: str | None = None, *, listing: bool = True) -> pa.Table | None:
+        """The row of a key, or of a value of `unique` that has this key; None where no segment holds it. Without
+        `listing` only of the segments that are known already."""
+        for name, row in self.holding(key) if listing else self._known(key):
             try:
-                metadata = self._metadata(name)
+                metadata, _ = self._metadata(name)
                 size, groups = metadata.row_group(0).num_rows, metadata.num_row_groups
                 for number in range(row // size, min(row // size + 2, groups)):  # a key may have two large rows
                     group = self._group(name, number)
@@ -122,7 +123,7 @@ class Segments:
                         return found
             except FileNotFoundError:
                 self.forget()
-                return self.find(key, value)
+                return self.find(key, value, listing=listing)
         return None
 
     def groups(self) -> Iterator[list[str]]:
@@ -160,7 +161,8 @@ class Segments:
         return set(read_table(self._files, name, [self._unique])[self._unique].to_pylist())
 
     def _size(self, name: str) -> tuple[int, int]:
-        return read_metadata(self._files, name).num_rows, self._files.stat(name).size
+        metadata, size = read_metadata(self._files, name)
+        return metadata.num_rows, size
 
     def _known(self, key: str) -> list[tuple[str, int]]:
         wanted, known = np.uint64(int(key[:16], 16)), self._keys
@@ -178,7 +180,7 @@ class Segments:
     def _read_keys(self, name: str) -> np.ndarray:
         try:
             if self._large:
-                told = bytes.fromhex(self._metadata(name).metadata[_KEYS.encode()].decode())
+                told = bytes.fromhex(self._metadata(name)[0].metadata[_KEYS.encode()].decode())
             else:
                 told = packed([read_table(self._files, name, ["key"])], "key")
         except FileNotFoundError:
@@ -357,7 +359,9 @@ class RowFiles:
 def _unseen(table: pa.Table, seen: set[bytes]) -> Iterator[pa.Table]:
     """The rows whose keys aren't among those seen, which they join; nothing where there are none."""
     keys = split(packed([table], "key"))
-    new = [place for place, key in enumerate(keys) if key not in seen]
+    if not seen.isdisjoint(keys):
+        new = [place for place, key in enumerate(keys) if key not in seen]
+        table = table.take(pa.array(new, pa.int64()))
     seen.update(keys)
-    if new:
-        yield table if len(new) == len(table) else table.take(new)
+    if len(table):
+        yield table

@@ -81,15 +81,16 @@ def read_table(files: Files, name: str, columns: Sequence[str] | None = None) ->
         return parquet.read(columns=list(columns) if columns is not None else None, use_threads=False)
 
 
-def read_metadata(files: Files, name: str) -> pq.FileMetaData:
-    """What `read_row_group` needs of a Parquet file. Raises as `read_table` does."""
-    with _parquet_trouble(files, name), files.open_parts(name) as source:
-        return pq.read_metadata(source)
+def read_metadata(files: Files, name: str) -> tuple[pq.FileMetaData, int]:
+    """What `read_row_group` needs of a Parquet file: its own last bytes, and its size. Raises as `read_table` does."""
+    size = files.stat(name).size
+    with _parquet_trouble(files, name), files.open_parts(name, size) as source:
+        return pq.read_metadata(source), size
 
 
-def read_row_group(files: Files, name: str, metadata: pq.FileMetaData, number: int) -> pa.Table:
+def read_row_group(files: Files, name: str, metadata: pq.FileMetaData, size: int, number: int) -> pa.Table:
     """One row group of a Parquet file, in few reads of parts of it. Raises as `read_table` does."""
-    with _parquet_trouble(files, name), files.open_parts(name) as source:
+    with _parquet_trouble(files, name), files.open_parts(name, size) as source:
         parquet = pq.ParquetFile(source, metadata=metadata, pre_buffer=True, page_checksum_verification=True)
         return parquet.read_row_group(number, use_threads=False)
 

@@ -57,10 +57,12 @@ _JUDGE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, kw_only=True)
 class Committed:
-    """What an output holds: 16 bytes for each row's key, and for each row's `task_digest` where it has one."""
+    """What an output holds: 16 bytes for each row's key, and for each row's `task_digest` where it has one; where it
+    was asked for, the chain of each row that asks for no count."""
 
     keys: frozenset[bytes]
     tasks: frozenset[bytes]
+    plain: frozenset[bytes] = frozenset()
 
 
 class Store:
@@ -192,18 +194,21 @@ class Store:
         keys, _, loose = self.row_files.read(["key"], lambda table: None, list)
         return {key.hex() for key in split(keys)} | set(loose)
 
-    def committed_index(self) -> Committed:
-        """Keys and task digests of all rows: segments by these two columns, and the commits that no segment holds."""
+    def committed_index(self, *, plain: bool = False) -> Committed:
+        """Keys and task digests of all rows, and with `plain` the chains of those that ask for no count: segments by
+        these columns, and the commits that no segment holds."""
+        columns = ["key", "task_digest", *(["chain", "targets"] if plain else [])]
 
-        def read_loose(keys: list[str]) -> tuple[bytes, bytes]:
-            tables = read_tables(self.files, map(commit_name, keys), ["task_digest"])
-            return bytes.fromhex("".join(keys)), packed(tables, "task_digest")
+        def found(tables: Sequence[pa.Table]) -> tuple[bytes, bytes]:
+            return packed(tables, "task_digest"), packed(map(_plain_rows, tables), "chain") if plain else b""
 
-        keys, tasks, (loose_keys, loose_tasks) = self.row_files.read(
-            ["key", "task_digest"], lambda table: packed([table], "task_digest"), read_loose
-        )
+        def read_loose(keys: list[str]) -> tuple[bytes, tuple[bytes, bytes]]:
+            return bytes.fromhex("".join(keys)), found(read_tables(self.files, map(commit_name, keys), columns[1:]))
+
+        keys, segments, (loose_keys, loose) = self.row_files.read(columns, lambda table: found([table]), read_loose)
+        tasks, chains = (b"".join(parts) for parts in zip(*segments, loose, strict=True))
         return Committed(
-            keys=frozenset(split(keys + loose_keys)), tasks=frozenset(split(b"".join([*tasks, loose_tasks])))
+            keys=frozenset(split(keys + loose_keys)), tasks=frozenset(split(tasks)), plain=frozenset(split(chains))
         )
 
     def plain(self) -> Committed:

@@ -59,7 +59,7 @@ class PosixFiles:
         with storage_trouble("read", path):
             return pa.OSFile(path)
 
-    def open_parts(self, name: str) -> pa.NativeFile:
+    def open_parts(self, name: str, size: int | None = None) -> pa.NativeFile:
         return self.open(name)
 
     def stat(self, name: str) -> FileStat:

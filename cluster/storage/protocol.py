@@ -1,7 +1,7 @@
 """What a store needs of a filesystem, and what goes wrong with one."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,8 +47,9 @@ class Files(Protocol):
     def open(self, name: str) -> pa.NativeFile:
         """The file, to read all or most of it; FileNotFoundError when there is no such file."""
 
-    def open_parts(self, name: str) -> pa.NativeFile:
-        """The file, to read small parts of it; FileNotFoundError when there is no such file."""
+    def open_parts(self, name: str, size: int | None = None) -> pa.NativeFile:
+        """The file, to read small parts of it; who knows its size spares a look. FileNotFoundError, at the latest when
+        it is read, when there is no such file."""
 
     def stat(self, name: str) -> FileStat:
         """The file's size and time; FileNotFoundError when there is no such file."""
@@ -80,9 +81,15 @@ class Files(Protocol):
 
 
 @contextmanager
-def storage_trouble(action: str, path: str, *, lost: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def storage_trouble(
+    action: str,
+    path: str,
+    *,
+    lost: tuple[type[Exception], ...] = (),
+    remedy: Callable[[Exception], str | None] = lambda error: None,
+) -> Iterator[None]:
     """Turn an OSError, and the `lost` errors of a storage client, into a StorageError; a file that isn't there to be
-    read stays a FileNotFoundError."""
+    read stays a FileNotFoundError. `remedy` has what to do about an error that a storage knows more of."""
     try:
         yield
     except Exception as error:
@@ -93,9 +100,10 @@ def storage_trouble(action: str, path: str, *, lost: tuple[type[Exception], ...]
         if action == "read" and isinstance(error, NotADirectoryError):  # its folder is a file
             raise FileNotFoundError(*error.args) from error
         shown, trouble = without_secrets(path), without_secrets(str(error))
+        known = remedy(error)
         raise StorageError(
             f"can't {action} {shown!r}: {trouble}; the job stops, and no clip counts as failed: "
-            "free some space or restore the storage, then run the same command to resume"
+            + (known or "free some space or restore the storage, then run the same command to resume")
         ) from error
 
 

@@ -244,6 +244,11 @@ class RowFiles:
         for names in self._files.keyed(self._folder):
             yield {name[:32]: size for name, size in names.items() if _SINGLE.fullmatch(name)}
 
+    def commits(self) -> Iterator[str]:
+        """The keys of all rows that have a file of their own, from names alone."""
+        for part in self.singles():
+            yield from part
+
     def segments(self) -> list[str]:
         """Names of all segments."""
         return self.in_segments.names()

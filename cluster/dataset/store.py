@@ -312,7 +312,8 @@ class Store:
 
     def judges(self) -> list[str]:
         """Names of the judges that gave verdicts."""
-        return sorted(name for name in self.files.names("evaluations") if not name.endswith((".json", ".parquet")))
+        found = self.files.names("evaluations")
+        return sorted(name for name in found if _JUDGE.fullmatch(name) and not name.endswith((".json", ".parquet")))
 
     def verdict_files(self, judge: str) -> RowFiles:
         """Where the verdicts of a judge lie. Raises ValueError for what can't name a folder."""

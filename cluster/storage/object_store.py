@@ -160,14 +160,14 @@ class ObjectFiles:
         with ThreadPoolExecutor(self.readers) as readers:
             yield from readers.map(self._list_prefix, prefixes)
 
-    def _list_prefix(self, prefix: str) -> dict[str, int | None]:
-        """Bare names and sizes: a page for each 1,000 objects, and of each no more than is asked for is kept."""
+    def _list_prefix(self, prefix: str, *, dotted: bool = False) -> dict[str, int | None]:
+        """Bare names and sizes, without dot-names unless `dotted`: a request for each 1,000 objects."""
         found, more = dict[str, int | None](), dict[str, str]()
         with self._trouble("list", f"{self._bucket}/{prefix}"):
             while True:
                 page = self._call("call_s3", "list_objects_v2", Bucket=self._bucket, Prefix=prefix, **more)
                 named = ((entry["Key"].rsplit("/", 1)[-1], entry["Size"]) for entry in page.get("Contents", []))
-                found |= {name: size for name, size in named if not hidden(name)}
+                found |= {name: size for name, size in named if dotted or not hidden(name)}
                 if not page.get("IsTruncated"):
                     return found
                 more = {"ContinuationToken": page["NextContinuationToken"]}
@@ -175,6 +175,8 @@ class ObjectFiles:
     def temporaries(self) -> Iterator[str]:
         """Only probes: a put shows nothing before it is whole. Parts of a killed multipart upload aren't objects; a
         lifecycle rule of the bucket removes them."""
+        if self._exclusive:
+            return iter(self._list_prefix(f"{self._in_bucket}{TEMPORARY}", dotted=True))
         return (name for name in self._find("") if name.startswith(TEMPORARY))
 
     def clock(self) -> float:

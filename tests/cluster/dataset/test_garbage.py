@@ -44,7 +44,7 @@ def littered(root: Path) -> Store:
         store.put_evaluation("exact", key_of(number), {"count_accuracy": number / 8})
     store.put_evaluation("exact", key_of(9), {"problem": "missing", "count_accuracy": 0.0})
     store.compact_evaluations("exact", map(key_of, range(3)))
-    store.compact_evaluations("exact", map(key_of, range(2, 5)))
+    store.compact_evaluations("exact", map(key_of, range(2, 7)))
     (root / "videos" / key_of(3)[:2] / ".numina-0123").write_bytes(b"half a video")
     dead = Store(str(root))
     dead.lease([key_of(50)])

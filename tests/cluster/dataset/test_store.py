@@ -22,6 +22,7 @@ from cluster.dataset.store import Committed, Store
 from cluster.observability.status import status_of
 from cluster.rows import ROW_SCHEMA
 from cluster.storage.object_store import ObjectFiles
+from cluster.storage.open import open_files
 from cluster.storage.posix import PosixFiles
 from numina.errors import DamageError, OutputError, StorageError
 from numina.prompts.targets import Target
@@ -601,6 +602,34 @@ class Answering(MemoryFileSystem):  # type: ignore[misc,unused-ignore]
         cause = Exception()
         cause.response = {"ResponseMetadata": {"HTTPStatusCode": status}}  # type: ignore[attr-defined]
         raise OSError(errno.EINVAL, "refused") from cause
+
+
+@pytest.mark.parametrize("kind", ["posix", "memory"])
+def test_keyed_files_are_listed_and_removed_together(tmp_path: Path, kind: str) -> None:
+    """Files whose paths begin with a hex digit, in folders of two digits or in none; no others, and no dot-names."""
+    root = str(tmp_path / "out") if kind == "posix" else f"memory://{tmp_path.name}"
+    files = open_files(root, single_writer=True)
+    keys = [f"{number:032x}"[::-1] for number in range(40)]
+    for number, key in enumerate(keys):
+        files.create(f"rows/{key[:2]}/{key}.parquet" if number % 2 else f"rows/{key}.parquet", b"x")
+    for other in ("rows/segments/0123.parquet", "rows/summary.json", "rows/00/.numina-1", "rows/.hidden"):
+        files.create(other, b"x")
+    found = [name for part in files.keyed("rows") for name in part]
+    assert sorted(found) == sorted(f"{key}.parquet" for key in keys)
+    assert list(files.keyed("nothing")) in ([], [{}])
+    files.remove_all([*(f"rows/{key[:2]}/{key}.parquet" for key in keys), "rows/gone"])
+    assert len([name for part in files.keyed("rows") for name in part]) == 20
+
+
+def test_what_s3_refuses_to_remove_is_an_error() -> None:
+    """Its answer to a removal of many is 200 OK, whatever became of each."""
+    answers: list[dict[str, Any]] = [{}, {"Errors": [{"Key": "out/b", "Code": "AccessDenied"}]}]
+    bucket = Answering()
+    bucket.call_s3 = lambda *_, **options: answers.pop(0)  # type: ignore[attr-defined]
+    files = ObjectFiles(bucket, "bucket/out", exclusive=True)
+    files.remove_all(["a"])
+    with pytest.raises(StorageError, match=r"out/b: AccessDenied \(1 objects refused\)"):
+        files.remove_all(["a", "b"])
 
 
 @pytest.mark.parametrize(

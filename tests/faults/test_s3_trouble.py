@@ -85,9 +85,9 @@ def test_a_busy_and_a_slow_server_are_asked_again(proxy: Proxy, root: str, monke
     proxy.trouble = trouble
     store = Store(root)
     store.open_run({})
-    fill(store, 4)
+    fill(store, 2)
     collect_garbage(store)
-    assert whole(Store(root), 4)
+    assert whole(Store(root), 2)
     assert refused["slow"] >= 1
     assert {"PUT", "GET", "LIST"} <= refused.keys()
 

@@ -47,14 +47,13 @@ def evaluate(
     config = judge_config(judge, changes)
     store = Store.reader(output)
     with bar("judging") as judged:
-        verdicts = judge_all(store, config, judged, workers=workers, gpus=gpus, address=address)
+        problems = judge_all(store, config, judged, workers=workers, gpus=gpus, address=address)
     if against is not None:
         show_difference(store, Store.reader(against), config.name)
         return
     show_counts(store, config.name)
-    for key, verdict in verdicts.items():
-        if verdict["problem"]:
-            say(f"scores 0: {key}: {verdict['problem']}")
+    for key, problem in problems.items():
+        say(f"scores 0: {key}: {problem}")
 
 
 def show_counts(store: Store, judge: str) -> None:

@@ -129,8 +129,5 @@ def judge_rows(store: Store, judge: Judge, rows: Sequence[Row]) -> list[dict[str
     """A judge's verdicts on rows, kept in the output."""
     verdicts = verdicts_of(store, judge, rows)
     for verdict in verdicts:
-        if not store.put_evaluation(judge.config.name, verdict["key"], verdict):
-            kept = store.evaluation(judge.config.name, verdict["key"]) or {}
-            if kept.get("problem") and not verdict["problem"]:
-                store.put_evaluation(judge.config.name, verdict["key"], verdict, anew=True)
+        store.put_evaluation(judge.config.name, verdict["key"], verdict)
     return verdicts

@@ -20,6 +20,7 @@ from ray import ObjectRef
 
 from cluster.dataset.store import Store
 from cluster.job.acceptance import Ruling
+from cluster.job.judge import judge_config
 from cluster.job.names import TaskNames
 from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
@@ -96,6 +97,8 @@ class Driver:
         )
         self.elastic = Elastic(self.fleet, self.recovery, job.parallel)
         self.uncompacted: list[str] = []  # keys
+        self.judged: list[str] = []  # keys of rows whose verdicts are in no segment yet
+        self._judge = judge_config(job.verify.judge, job.judge).name if job.verifies else None
         self._stood = False  # whether any gang has stood
         self._done_before = 0  # videos done when the work began
         self._told = 0.0  # when the metrics' gauges were set last
@@ -122,6 +125,8 @@ class Driver:
                 self._show()
                 if not self.progress.draining:
                     self.store.compact(self.uncompacted, at_least=COMPACT_AT_END)
+                    if self._judge is not None:
+                        self.store.compact_evaluations(self._judge, self.judged, at_least=COMPACT_AT_END)
         except CLUSTER_LOST as error:
             raise GangError(f"the Ray cluster is lost ({reason(error)}); the same command continues") from error
         finally:
@@ -334,12 +339,20 @@ class Driver:
             for waited in self.rounds.committed(receipt.key):
                 self._enter(waited)
         if len(self.uncompacted) >= COMPACT_EVERY:
-            keys, self.uncompacted = self.uncompacted, []
-            self.queues.waiting[self.fleet.beside(compact, COMPACT_CPUS, keys, self._output)] = Call(None, None)
+            self._compact(self.uncompacted, None)
+            self.uncompacted = []
+
+    def _compact(self, keys: list[str], judge: str | None) -> None:
+        """Has the commits of these rows, or a judge's verdicts on them, gathered beside all else."""
+        self.queues.waiting[self.fleet.beside(compact, COMPACT_CPUS, keys, self._output, judge)] = Call(None, None)
 
     def _rule(self, task: ClipTask, ruling: Ruling) -> None:
         """A verified sample was judged: it is settled, or its next attempt is due."""
         self.metrics.judged(ruling.decision.accepted)
+        self.judged += self.rounds.chain(task).keys[task.attempt : ruling.attempt + 1]
+        if len(self.judged) >= COMPACT_EVERY:
+            self._compact(self.judged, self._judge)
+            self.judged = []
         if following := self.rounds.next_attempt(task, ruling):
             self._enter(following)
             return

@@ -112,9 +112,10 @@ def write(
 
 
 @ray.remote
-def compact(keys: Sequence[str], output: Output) -> list[str]:
-    """Gathers these rows into segments; their names."""
-    return store_of(output).compact(keys)
+def compact(keys: Sequence[str], output: Output, judge: str | None) -> list[str]:
+    """Gathers these rows, or a judge's verdicts on them, into segments; their names."""
+    store = store_of(output)
+    return store.compact(keys) if judge is None else store.compact_evaluations(judge, keys)
 
 
 def _write(

@@ -55,6 +55,7 @@ def work(root: str, diary: str, seed: int, generation_seconds: tuple[float, floa
                     done.add(key)
                 if len(mine) >= COMPACT_CLIPS:
                     store.compact(mine)
+                    store.compact_evaluations("exact", mine)
                     mine = []
             done |= {key for key in left if store.is_committed(key)}
             store.lease([])
@@ -67,7 +68,10 @@ def make_clip(store: Store, key: str, chance: random.Random) -> bool:
     file_name, sha256 = store.put_video(key, chance.randbytes(64) * (size // 64))  # no two writers make the same bytes
     layout_file = store.put_layout(key, {"labels": np.zeros((1, 4, 8, 8), np.int16)})
     row = {"key": key, "file_name": file_name, "video_sha256": sha256, "layout_file": layout_file}
-    return store.commit({**row, "prompt": "three cats", "targets": CATS, "strategy": "numina", "seed": 7})
+    won = store.commit({**row, "prompt": "three cats", "targets": CATS, "strategy": "numina", "seed": 7})
+    for found in range(2):  # as where the video is missing at first
+        store.put_evaluation("exact", key, {"count_accuracy": 1.0 * found, "problem": None if found else "missing"})
+    return won
 
 
 class Writers:
@@ -161,12 +165,26 @@ def test_sigkill_loses_doubles_and_tears_nothing(tmp_path: Path) -> None:
         assert (root / row["layout_file"]).is_file()
     assert status_of(Store(str(root))).left == 0
 
-    collected = collect_garbage(Store(str(root)))
-    print(json.dumps({"removed_files": collected.files}))
-    assert Store(str(root)).rows().to_pylist() == rows
-    assert all((root / row[name]).is_file() for row in rows for name in ("file_name", "layout_file"))
+    store = Store(str(root))
+    verdicts, layouts = store.evaluations("exact"), {row["layout_file"]: store.read(row["layout_file"]) for row in rows}
+    unjudged = {*KEYS} - {*verdicts["key"].to_pylist()}  # their writer was killed between commit and verdict
+    assert len(verdicts) == len({*verdicts["key"].to_pylist()}) >= CLIPS - KILLS
+    for key in unjudged | {row["key"] for row in verdicts.to_pylist() if row["problem"]}:
+        assert store.put_evaluation("exact", key, {"count_accuracy": 1.0})  # as the next evaluation does
+    verdicts = store.evaluations("exact")
+    collected = collect_garbage(store)
+    files = sum(path.is_file() for path in root.rglob("*"))
+    print(json.dumps({"removed_files": collected.files, "files": files, "files_per_clip": round(files / CLIPS, 3)}))
+    store = Store(str(root))
+    assert store.rows().to_pylist() == rows
+    assert store.evaluations("exact").equals(verdicts)
+    assert {*verdicts["key"].to_pylist()} == {*KEYS}
+    assert set(verdicts["count_accuracy"].to_pylist()) == {1.0}
+    assert {name: store.read(name) for name in layouts} == layouts
+    assert all((root / row["file_name"]).is_file() for row in rows)
     assert not list(root.rglob(".numina-*"))
     assert len(list((root / "videos").rglob("*.mp4"))) == CLIPS
+    assert files - len(list((root / "runs").iterdir())) <= CLIPS + 10
 
 
 @pytest.mark.timeout(600 if LONG else 120)

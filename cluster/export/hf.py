@@ -7,18 +7,17 @@ DIR/README.md                             the card: what was measured, how it wa
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cluster.dataset.store import Store
 from cluster.export.columns import common_types, notes_of
 from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import Report, Video, copy_videos
+from cluster.export.readme import page
 from cluster.export.selection import Selection
 from cluster.rows import asks_no_count
 from cluster.storage.protocol import Files
@@ -54,11 +53,8 @@ def _parquet(rows: pa.Table) -> bytes:
 
 def card(selection: Selection, rows: pa.Table, license: str, notes: Sequence[str] = ()) -> str:
     """The dataset card in Markdown, with the hub's metadata in front."""
-    folder = Path(__file__).parent / "templates"
-    pages = Environment(
-        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return pages.get_template("card.md.j2").render(
+    return page(
+        "card.md.j2",
         license=license,
         size=next((name for most, name in SIZES if len(rows) < most), "n>1M"),
         clips=len(rows),

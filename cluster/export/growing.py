@@ -1,11 +1,11 @@
 """A growing export: clips of an output, as they become ready, into closed shards."""
 
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any
+from time import monotonic, sleep
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from cluster.dataset.store import Store
 from cluster.export.annotations import read_annotations
 from cluster.export.arrivals import ANNOTATED, Arrivals
-from cluster.export.columns import json_records
+from cluster.export.columns import json_rows
 from cluster.export.config import ExportConfig
 from cluster.export.copying import LostVideoError, Report, read_video
 from cluster.export.shards import Sample, Shards, Writer
@@ -24,7 +24,14 @@ SHARE = 0.1  # of its time that a following export looks, at most
 
 Row = dict[str, Any]
 
-_AHEAD = 64  # videos that are read ahead
+BLOCK, BATCH = 512, 32  # rows that become Python's at a time; clips that a thread reads in a row
+
+
+class Lost(NamedTuple):
+    """A video that is left out."""
+
+    name: str
+    problem: str
 
 
 @dataclass
@@ -52,13 +59,13 @@ class Growing:
         self._take(final=not self.store.others())
         self._close(rest=True)
 
-    def follow(self, sleep: Callable[[float], None] = time.sleep) -> None:
+    def follow(self) -> None:
         """Export clips as they become ready, until the job has ended and all are exported."""
         while True:
-            began = time.monotonic()
+            began = monotonic()
             ended = self._has_ended()  # asked first: what the job ended with is then seen
             self._take(final=ended)
-            looked = time.monotonic() - began
+            looked = monotonic() - began
             self._close(rest=ended)
             if ended:
                 return
@@ -86,28 +93,38 @@ class Growing:
 
     def _samples(self, table: pa.Table, wanted: int) -> Iterator[Sample]:
         """The clips of rows, without those whose videos are lost; `wanted` of them are read ahead."""
-        with ThreadPoolExecutor(max(4, self.store.files.readers)) as readers:
-            rows = _rows(table)
-            while some := list(islice(rows, min(_AHEAD, max(1, wanted)))):
-                for (row, _), sample in zip(some, readers.map(lambda own: self._sample(*own), some), strict=True):
+        with ThreadPoolExecutor(self.store.files.readers) as readers:
+            left, ahead = _batches(table, wanted), deque[Future[list[Sample | Lost]]]()
+            while True:
+                while len(ahead) <= self.store.files.readers and (some := next(left, None)):
+                    ahead.append(readers.submit(self._read, *some))
+                if not ahead:
+                    return
+                for sample in ahead.popleft().result():
                     if isinstance(sample, Sample):
                         yield sample
-                        wanted -= 1
                     else:
-                        self.lost[row["file_name"]] = sample
+                        self.lost[sample.name] = sample.problem
 
-    def _sample(self, row: Row, columns: pa.Table) -> Sample | str:
-        """A clip, or what is wrong with its video."""
-        try:
-            video = read_video(self.store, row["file_name"], row["video_sha256"])
-        except LostVideoError as problem:
-            return str(problem)
-        row[ANNOTATED] = read_annotations(self.store, row)
-        return Sample(row=row, columns=columns, video=video)
+    def _read(self, rows: list[Row], columns: pa.Table) -> list[Sample | Lost]:
+        """Clips with their videos, or what is wrong with those."""
+        found = list[Sample | Lost]()
+        for place, row in enumerate(rows):
+            try:
+                video = read_video(self.store, row["file_name"], row["video_sha256"])
+            except LostVideoError as problem:
+                found.append(Lost(row["file_name"], str(problem)))
+            else:
+                row[ANNOTATED] = read_annotations(self.store, row)
+                found.append(Sample(row=row, columns=columns, place=place, video=video))
+        return found
 
 
-def _rows(table: pa.Table) -> Iterator[tuple[Row, pa.Table]]:
-    """Each row as JSON has it and as it is, some made at a time."""
-    for start in range(0, len(table), 256):
-        some = table.slice(start, 256)
-        yield from zip(json_records(some), (some.slice(place, 1) for place in range(len(some))), strict=True)
+def _batches(table: pa.Table, wanted: int) -> Iterator[tuple[list[Row], pa.Table]]:
+    """Some rows at a time, as JSON has them and as they are: the first `wanted` ones, then one by one."""
+    start = 0
+    while start < len(table):
+        some = table.slice(start, min(BLOCK, max(1, wanted - start)))
+        rows = json_rows(some)
+        yield from ((rows[own : own + BATCH], some.slice(own, BATCH)) for own in range(0, len(rows), BATCH))
+        start += len(some)

@@ -60,7 +60,7 @@ class ParquetShard:
 
 
 def _table(samples: list[Sample]) -> pa.Table:
-    rows = pa.concat_tables([own.columns for own in samples])
+    rows = pa.concat_tables([own.columns.slice(own.place, 1) for own in samples])
     own = {*ROW_SCHEMA.names, *VERDICT.names}
     rows, _ = common_types(rows, [name for name in rows.column_names if name not in own])
     videos = [{"bytes": own.video, "path": f"{own.row['key']}.mp4"} for own in samples]

@@ -17,8 +17,9 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, BinaryIO, Protocol
@@ -65,8 +66,9 @@ class Shard:
 class Sample:
     """A clip on its way into a shard."""
 
-    row: dict[str, Any]  # as strict JSON has it, with `annotations`
-    columns: pa.Table  # the same with its types, without `annotations`
+    row: dict[str, Any]  # as `columns.json_bytes` takes it, with `annotations`
+    columns: pa.Table  # the same with its types, without `annotations`: at its `place`
+    place: int
     video: bytes
 
 
@@ -81,13 +83,21 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass
 class Hashed(io.RawIOBase):
-    """A file that is written once, in order; it hashes what it writes."""
+    """A file that is written once, in order. A thread of its own writes and hashes, a megabyte at a time."""
 
-    file: BinaryIO
-    size: int = 0
-    digest: Any = field(default_factory=hashlib.sha256)
+    def __init__(self, file: BinaryIO) -> None:
+        self.size = 0
+        self._file, self._digest = file, hashlib.sha256()
+        self._waiting, self._bytes = list[bytes](), 0
+        self._thread = ThreadPoolExecutor(1)
+        self._under_way: Future[None] | None = None
+
+    @property
+    def sha256(self) -> str:
+        """In hex, of all that was written."""
+        self.flush()
+        return self._digest.hexdigest()
 
     def writable(self) -> bool:
         return True
@@ -96,10 +106,36 @@ class Hashed(io.RawIOBase):
         return self.size
 
     def write(self, data: Any) -> int:
-        self.digest.update(data)
-        self.file.write(data)
-        self.size += memoryview(data).nbytes
-        return memoryview(data).nbytes
+        data = bytes(data)  # the same object, where it is one
+        self._waiting.append(data)
+        self._bytes += len(data)
+        self.size += len(data)
+        if self._bytes >= 2**20:
+            self._pass_on()
+        return len(data)
+
+    def flush(self) -> None:
+        """Waits until all is written."""
+        self._pass_on()
+        self._wait()
+
+    def close(self) -> None:
+        """Ends the thread. Flush before: what it hasn't begun to write is lost."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _pass_on(self) -> None:
+        self._wait()
+        self._under_way = self._thread.submit(self._write, self._waiting)
+        self._waiting, self._bytes = [], 0
+
+    def _wait(self) -> None:
+        if self._under_way is not None:
+            self._under_way.result()
+
+    def _write(self, parts: list[bytes]) -> None:
+        data = b"".join(parts)
+        self._file.write(data)
+        self._digest.update(data)
 
 
 class Shards:
@@ -147,9 +183,10 @@ class Shards:
                 entries = []
                 raise _TooFewError
             shard.close()
+            sha256 = stream.sha256
         if not entries:
             return 0
-        closed = Shard(name=name, sha256=stream.digest.hexdigest(), bytes=stream.size, clips=len(entries))
+        closed = Shard(name=name, sha256=sha256, bytes=stream.size, clips=len(entries))
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(entries, schema=INDEX), sink, compression="zstd", write_page_checksum=True)
         self.files.replace(closed.index, sink.getvalue())
@@ -181,9 +218,11 @@ class Shards:
             fs.makedirs(root, exist_ok=True)
             local = "file" in fs.protocol
             aside = f"{root}/{TEMPORARY}{uuid.uuid4().hex}" if local else f"{root}/{name}"
-            file = fs.open(aside, "wb") if not local else Path(aside).open("wb", buffering=2**20)
+            file = Path(aside).open("wb") if local else fs.open(aside, "wb")
+            hashed = Hashed(file)
             try:
-                yield (hashed := Hashed(file))
+                yield hashed
+                hashed.flush()
                 if local:
                     file.flush()
                     os.fsync(file.fileno())
@@ -195,9 +234,10 @@ class Shards:
                 else:
                     file.discard()
                 raise
+            finally:
+                hashed.close()
             if local:
                 os.replace(aside, f"{root}/{name}")
-            hashed.flush()
 
 
 @contextmanager

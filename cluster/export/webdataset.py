@@ -1,11 +1,13 @@
 """WebDataset: shards that are tars of `{key}.mp4` and `{key}.json`, the same bytes for the same clips."""
 
-import json
 import tarfile
+from functools import cache
 
+from cluster.export.columns import json_bytes
 from cluster.export.shards import Hashed, Sample
 
-_RECORD = bytes(tarfile.RECORDSIZE)
+_ZEROS = bytes(tarfile.RECORDSIZE)
+_NAME, _SIZE, _SUM = slice(0, 100), slice(124, 136), slice(148, 156)  # fields of a header
 
 
 class TarShard:
@@ -16,22 +18,39 @@ class TarShard:
 
     def add(self, sample: Sample) -> int:
         """Where the video begins."""
-        key = sample.row["key"]
-        record = json.dumps(sample.row, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
-        self._member(f"{key}.json", record)
-        return self._member(f"{key}.mp4", sample.video)
+        record, key = json_bytes(sample.row), sample.row["key"]
+        name = f"{key}.json", f"{key}.mp4"
+        head = b"".join((header(name[0], len(record)), record, _padding(record), header(name[1], len(sample.video))))
+        self._stream.write(head)
+        place = self._stream.size
+        self._stream.write(sample.video)
+        self._stream.write(_padding(sample.video))
+        return place
 
     def close(self) -> None:
         """The end of an archive: two empty blocks, and what is missing to a whole record."""
-        end = self._stream.size + 2 * tarfile.BLOCKSIZE
-        self._stream.write(_RECORD[: 2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE])
+        end = 2 * tarfile.BLOCKSIZE
+        self._stream.write(_ZEROS[:end])
+        self._stream.write(_ZEROS[: -self._stream.size % tarfile.RECORDSIZE])
 
-    def _member(self, name: str, data: bytes) -> int:
-        info = tarfile.TarInfo(name)
-        info.size, info.mode = len(data), 0o444
-        info.uname = info.gname = "numina"
-        self._stream.write(info.tobuf(tarfile.USTAR_FORMAT))
-        place = self._stream.size
-        self._stream.write(data)
-        self._stream.write(_RECORD[: -len(data) % tarfile.BLOCKSIZE])
-        return place
+
+def header(name: str, size: int) -> bytes:
+    """The block before a file of a short name: `tarfile`'s, which takes longer than to read a small video, with another
+    name, size and sum."""
+    block = bytearray(_blank())
+    block[_NAME] = name.encode().ljust(100, b"\0")
+    block[_SIZE] = b"%011o\0" % size
+    block[_SUM] = b" " * 8
+    block[_SUM] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@cache
+def _blank() -> bytes:
+    info = tarfile.TarInfo("name")
+    info.mode, info.uname, info.gname = 0o444, "numina", "numina"
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _padding(data: bytes) -> bytes:
+    return _ZEROS[: -len(data) % tarfile.BLOCKSIZE]

@@ -1,5 +1,6 @@
 """`numina export`: a dataset in the formats that trainers and evaluators read."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -43,10 +44,8 @@ def export(
     from cluster.dataset.store import Store
     from cluster.export.job import export as write
 
-    config = ExportConfig(
-        **{"to": to, "strategy": strategy, "judge": judge, "only": only},
-        **{"shard_clips": shard_clips, "license": license, "follow": follow},
-    )
+    chosen = ExportConfig(to=to, strategy=strategy, judge=judge, only=only, shard_clips=shard_clips, license=license)
+    config = replace(chosen, follow=follow)
     try:
         with bar("exporting") as report:
             exported = write(Store.reader(output), folder, config, report)

@@ -51,8 +51,8 @@ ANNOTATIONS = pa.struct(
 
 
 def read_annotations(store: Store, row: Row) -> dict[str, Any] | None:
-    """The annotations of a row; None if it has no layout, or its file is gone or torn."""
-    if row["layout_file"] is None:
+    """The annotations of a row; None if it has no layout or no size, or the layout's file is gone or torn."""
+    if None in (row["layout_file"], row["width"], row["height"], row["num_frames"]):
         return None
     try:
         with np.load(io.BytesIO(store.read(row["layout_file"])), allow_pickle=False) as arrays:

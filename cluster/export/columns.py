@@ -143,8 +143,11 @@ def json_rows(rows: pa.Table) -> list[dict[str, Any]]:
 
 
 def json_bytes(row: dict[str, Any]) -> bytes:
-    """A row as strict JSON, its names sorted: null for NaN and infinities, bytes in base64, times in ISO 8601, durations
-    in seconds, decimals as text; durations in nanoseconds, which Python hasn't, as their number in text."""
+    """A row as strict JSON, its names sorted.
+
+    NaN and infinities are null, bytes are base64, times ISO 8601, durations seconds, decimals text; durations in
+    nanoseconds, which Python hasn't, are their number in text.
+    """
     return orjson.dumps(row, default=_json, option=orjson.OPT_SORT_KEYS)
 
 

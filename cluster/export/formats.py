@@ -10,7 +10,9 @@ from dataclasses import dataclass
 class Format:
     """One form: either `write` or `shard`."""
 
-    write: str = ""  # module:name, of a store, files, a `Selection`, an `ExportConfig` and a report: gives an `Exported`
+    write: str = (
+        ""  # module:name, of a store, files, a `Selection`, an `ExportConfig` and a report: gives an `Exported`
+    )
     shard: str = ""  # module:name of the `shards.Writer` of one shard
     ending: str = ""  # of a shard's name
     one_clip: bool = False  # of each prompt and sample, and so of one strategy

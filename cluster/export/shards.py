@@ -218,7 +218,7 @@ class Shards:
             fs.makedirs(root, exist_ok=True)
             local = "file" in fs.protocol
             aside = f"{root}/{TEMPORARY}{uuid.uuid4().hex}" if local else f"{root}/{name}"
-            file = Path(aside).open("wb") if local else fs.open(aside, "wb")
+            file = fs.open(aside, "wb")
             hashed = Hashed(file)
             try:
                 yield hashed
@@ -228,11 +228,8 @@ class Shards:
                     os.fsync(file.fileno())
                 file.close()
             except BaseException:
-                if local:
-                    file.close()
-                    Path(aside).unlink(missing_ok=True)
-                else:
-                    file.discard()
+                file.close() if local else file.discard()
+                Path(aside).unlink(missing_ok=True)
                 raise
             finally:
                 hashed.close()

@@ -96,9 +96,9 @@ def test_trainers_take_shards_of_their_own(tmp_path: Path) -> None:
     grown(store, tmp_path / "x", shard_clips=2)
     names = [shard["name"] for shard in manifest(tmp_path / "x")]
     taken = [names[rank::4] for rank in range(4)]
-    assert sorted(sum(taken, [])) == names
-    keys = [keys_in(tmp_path / "x" / name) for own in taken for name in own]
-    assert sorted(sum(keys, [])) == sorted(store.committed())
+    assert sorted(name for own in taken for name in own) == names
+    keys = [key for own in taken for name in own for key in keys_in(tmp_path / "x" / name)]
+    assert sorted(keys) == sorted(store.committed())
 
 
 def test_the_index_leads_to_the_bytes(tmp_path: Path) -> None:
@@ -203,8 +203,8 @@ def test_a_seed_search_waits_for_all_its_clips(tmp_path: Path) -> None:
 
 
 def test_a_verdict_that_changes_changes_no_export(tmp_path: Path) -> None:
-    """A video came back and its first attempt is judged anew: the sample is exported already. The judge and the CountAcc
-    that is enough are those with which the export began."""
+    """A video came back and its first attempt is judged anew: the sample is exported already. The judge and the score
+    from which it accepts are those with which the export began."""
     output = Output(tmp_path / "out", 1, VERIFIED)
     first, second = output.make(0, 0, False), output.make(0, 1, True)
     grown(output.store, tmp_path / "x", only="accepted")

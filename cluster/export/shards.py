@@ -172,7 +172,7 @@ class Shards:
         """Close a shard of the next samples, `most` of them at most: a new one, or number `number` again. How many
         samples it holds; where they are too few for an `exact` one, or none, nothing is written: 0."""
         name, entries = f"shard-{number:06d}{self.ending}", list[dict[str, Any]]()
-        with suppress(_TooFewError), self._written(name) as stream:
+        with suppress(_TooFewError), written(self.files, name) as stream:
             shard = writer(stream)
             for sample in samples:
                 own = {name: sample.row[name] for name in ("key", "chain", "strategies")}
@@ -210,31 +210,32 @@ class Shards:
         except (ValueError, KeyError, TypeError) as error:
             raise DamageError(f"{place} can't be read ({error}): restore it, or export to a new folder") from error
 
-    @contextmanager
-    def _written(self, name: str) -> Iterator[Hashed]:
-        """A file that appears whole under its name, or not at all."""
-        fs, root = url_to_fs(self.files.root)
-        with storage_trouble("write", f"{self.files.root}/{name}"):
-            fs.makedirs(root, exist_ok=True)
-            local = "file" in fs.protocol
-            aside = f"{root}/{TEMPORARY}{uuid.uuid4().hex}" if local else f"{root}/{name}"
-            file = fs.open(aside, "wb")
-            hashed = Hashed(file)
-            try:
-                yield hashed
-                hashed.flush()
-                if local:
-                    file.flush()
-                    os.fsync(file.fileno())
-                file.close()
-            except BaseException:
-                file.close() if local else file.discard()
-                Path(aside).unlink(missing_ok=True)
-                raise
-            finally:
-                hashed.close()
+
+@contextmanager
+def written(files: Files, name: str) -> Iterator[Hashed]:
+    """A file that is written in order, and appears whole under its name or not at all."""
+    fs, root = url_to_fs(files.root)
+    with storage_trouble("write", f"{files.root}/{name}"):
+        fs.makedirs(root, exist_ok=True)
+        local = "file" in fs.protocol
+        aside = f"{root}/{TEMPORARY}{uuid.uuid4().hex}" if local else f"{root}/{name}"
+        file = fs.open(aside, "wb")
+        hashed = Hashed(file)
+        try:
+            yield hashed
+            hashed.flush()
             if local:
-                os.replace(aside, f"{root}/{name}")
+                file.flush()
+                os.fsync(file.fileno())
+            file.close()
+        except BaseException:
+            file.close() if local else file.discard()
+            Path(aside).unlink(missing_ok=True)
+            raise
+        finally:
+            hashed.close()
+        if local:
+            os.replace(aside, f"{root}/{name}")
 
 
 @contextmanager

@@ -365,3 +365,17 @@ def test_both_libraries_read_tars(tmp_path: Path) -> None:
     rows = {row["__key__"]: row for row in dataset.cast_column("mp4", datasets.Video(decode=False))}
     annotated(rows[key]["json"]["annotations"])
     assert decode_mp4(rows[plain]["mp4"]["bytes"]).shape == (FRAMES, SIZE, SIZE, 3)
+
+
+def test_hugging_face_folders_have_annotations_beside(tmp_path: Path) -> None:
+    """A line for each clip that has a layout; `load_dataset` reads the folder as before."""
+    output = Output(tmp_path / "out", 2, VERIFIED)
+    key, _ = with_layout(output), output.make(1, 0, True)
+    grown(output.store, tmp_path / "x", to="hf")
+    (line,) = (tmp_path / "x" / "annotations.jsonl").read_text().splitlines()
+    made = json.loads(line)
+    annotated(made)
+    assert (made["key"], made["caption"]) == (key, PROMPT)
+    assert "boxes and masks of 1 clips" in (tmp_path / "x" / "README.md").read_text()
+    dataset = datasets.load_dataset(str(tmp_path / "x"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(dataset) == 2

@@ -71,18 +71,23 @@ class Arrivals:
 
     def __init__(self, store: Store, config: ExportConfig, rule: Rule, index: pa.Table) -> None:
         self._store, self._config, self._rule = store, config, rule
-        self._exported = set(index["key"].to_pylist())
-        self._taken: set[tuple[str, str]] = {  # a strategy keeps one clip of a sample
-            (strategy, sample)
-            for sample, strategies in zip(index["chain"].to_pylist(), index["strategies"].to_pylist(), strict=True)
-            for strategy in strategies
-        }
+        self._exported = dict(zip(*(index[name].to_pylist() for name in ("key", "chain")), strict=True))
+        kept = zip(index["chain"].to_pylist(), index["strategies"].to_pylist(), strict=True)
+        self._taken = {(name, sample) for sample, names in kept for name in names}  # one clip of a sample each
         self._asked: list[Strategy] = []  # by the output's runs
         self.renamed: dict[str, str] = {}  # columns of the prompt set that have another name in the export
         self._forget()
 
     def _forget(self) -> None:
-        self._seen, self._segments = set[str](), set[str]()
+        bases: dict[str, set[str]] = {}
+        for strategy in self._asked:
+            bases.setdefault(strategy.base, set()).add(strategy.name)
+        wanting = {name: names for names in bases.values() for name in names}  # with those of the same samples
+        done = {
+            sample for name, sample in self._taken if all((own, sample) in self._taken for own in wanting.get(name, ()))
+        }
+        self._seen = {key for key, sample in self._exported.items() if sample in done}
+        self._segments = set[str]()
         self._waiting: list[pa.Table] = []  # rows of samples that aren't settled
         self._verdicts: dict[str, dict[str, Row]] = {}  # by judge and key, of waiting rows
 
@@ -202,10 +207,10 @@ class Arrivals:
         for outcome in chain.from_iterable(settled):
             key, sample = outcome.kept["key"], (outcome.strategy, _chain(outcome.kept))
             wanted = only == "all" or outcome.accepted or (only == "judged" and outcome.accepted is not None)
-            if wanted and sample not in self._taken and key not in self._exported:
+            if wanted and sample not in self._taken and (key in chosen or key not in self._exported):
                 chosen.setdefault(key, ([], outcome.accepted))[0].append(outcome.strategy)
                 self._taken.add(sample)
-        self._exported |= chosen.keys()
+                self._exported[key] = sample[1]
         return chosen
 
 

@@ -175,7 +175,8 @@ class Shards:
         with suppress(_TooFewError), written(self.files, name) as stream:
             shard = writer(stream)
             for sample in samples:
-                own = {name: sample.row[name] for name in ("key", "chain", "strategies")}
+                own = {"key": sample.row["key"], "strategies": sample.row["strategies"]}
+                own["chain"] = sample.row["chain"] or sample.row["key"]  # as `outcomes` groups them
                 entries.append({**own, "shard": name, "bytes": len(sample.video), "offset": shard.add(sample)})
                 if len(entries) == most:
                     break

@@ -33,7 +33,7 @@ def follow(root: str, folder: str, form: str, begun: Event) -> None:
     export(Store.reader(root), folder, ExportConfig(to=form, shard_clips=SHARD_CLIPS, follow=True))
 
 
-def wait_for_a_shard(folder: Path, patience: float = 5.0) -> None:
+def wait_for_a_shard(folder: Path, patience: float = 10.0) -> None:
     """Until one more is closed: on a busy machine an export may need longer for it than others let it live."""
     before, began = listed(folder), time.monotonic()
     while listed(folder) == before and time.monotonic() - began < patience:

@@ -21,12 +21,17 @@ from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import Outcome, Row, outcomes, strategies_of
 from cluster.export.columns import renamed
 from cluster.export.config import ExportConfig
-from cluster.export.selection import NEEDED, VERDICT, chosen_strategies, exported_rows
+from cluster.export.selection import VERDICT
 from cluster.job.acceptance import Acceptance
 from cluster.job.strategy import BEST, ONLY, Strategy
 from cluster.rows import ROW_SCHEMA, asks_no_count
 from numina.errors import OutputError
 
+# What outcomes need of a row: whole rows would be gigabytes of Python objects.
+NEEDED = (
+    *("key", "chain", "attempt", "strength", "strategy", "id", "sample", "prompt", "original_prompt", "targets"),
+    *("gpu_seconds", "rank_seconds", "timings", "ulysses", "ring", "cfg"),
+)
 ANNOTATED = "annotations"  # the column that a growing export has beside VERDICT's
 SINGLY = 1000  # verdicts that are looked for one by one, at most; of more, all that there are are read
 
@@ -58,6 +63,16 @@ def _asks_nothing(store: Store) -> bool:
     """Whether an output has rows, and none of them asks for a count."""
     rows = union(ROW_SCHEMA, store.row_files.tables(["key", "targets"]))
     return len(rows) > 0 and bool(pc.all(asks_no_count(rows)).as_py())
+
+
+def wanted_strategies(store: Store, rows: Sequence[Row], name: str | None) -> list[Strategy]:
+    """The strategies of an output that has such rows, or the one of this name. Raises OutputError where there is none."""
+    made = strategies_of(store, rows)
+    found = [own for own in made if name in (None, own.name)]
+    if name is not None and not found:
+        names = ", ".join(own.name for own in made)
+        raise OutputError(f"strategy {name!r} isn't in output {store.root!r}; choose from {names}")
+    return found
 
 
 def verifying(store: Store) -> str | None:
@@ -140,10 +155,24 @@ class Arrivals:
     def table(
         self, rows: pa.Table, chosen: Mapping[str, tuple[list[str], bool | None]], verdicts: Mapping[str, Row]
     ) -> pa.Table:
-        """`selection.exported_rows` of these clips."""
+        """The rows of these keys, sorted by id, prompt, sample and key, with VERDICT's columns. `chosen` has by key the
+        strategies that keep the clip, and whether it is accepted."""
         names = [name for name in rows.column_names if name not in ROW_SCHEMA.names]
         self.renamed = renamed(names, [*ROW_SCHEMA.names, *VERDICT.names, ANNOTATED])
-        return exported_rows(rows, chosen, self._rule.judge, verdicts, self.renamed)
+        rows = rows.filter(pc.is_in(rows["key"], pa.array(list(chosen), pa.string())))
+        rows = rows.sort_by([(name, "ascending") for name in ("id", "prompt", "sample", "key")])
+        rows = rows.rename_columns([self.renamed.get(name, name) for name in rows.column_names])
+        added = []
+        for key in rows["key"].to_pylist():
+            strategies, accepted = chosen[key]
+            verdict = verdicts.get(key, {})
+            own = {name: verdict.get(name) for name in VERDICT.names if name in verdict}
+            judge = self._rule.judge if verdict else None
+            added.append(own | {"strategies": strategies, "accepted": accepted, "judge": judge})
+        columns = pa.Table.from_pylist(added, schema=VERDICT)
+        for name in VERDICT.names:
+            rows = rows.append_column(VERDICT.field(name), columns[name])
+        return rows.combine_chunks()
 
     # --- rows and verdicts ---
 
@@ -187,7 +216,7 @@ class Arrivals:
 
     def _settled(self, rows: Sequence[Row], verdicts: Mapping[str, Row], final: bool) -> dict[str, list[Outcome]]:
         """By sample what its strategies keep, of the samples of which all are settled."""
-        strategies = chosen_strategies(self._store, rows, self._config.strategy)
+        strategies = wanted_strategies(self._store, rows, self._config.strategy)
         settling = _Settling(self._config, self._rule, Acceptance.recorded(self._store), verdicts)
         if (judge := verifying(self._store)) is not None:
             settling.job = self._read_verdicts(judge, [row["key"] for row in rows])

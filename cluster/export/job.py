@@ -8,14 +8,14 @@ from typing import Any
 from cluster.dataset.segments import union
 from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import strategies_of
-from cluster.export.arrivals import Arrivals, Rule, rule_of
+from cluster.export.arrivals import Arrivals, Rule, rule_of, wanted_strategies
 from cluster.export.columns import notes_of
 from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import Report
 from cluster.export.formats import FORMATS
 from cluster.export.growing import Growing
 from cluster.export.readme import readme
-from cluster.export.selection import chosen_strategies, select
+from cluster.export.selection import select
 from cluster.export.shards import Shards, alone
 from cluster.rows import ROW_SCHEMA
 from cluster.storage.destination import check_folder
@@ -50,7 +50,7 @@ def _grow(store: Store, files: Files, config: ExportConfig, report: Report) -> E
         raise OutputError(f"output {store.root!r} holds no rows; give an output of `numina run` that has some")
     if config.strategy not in (None, *(own.name for own in strategies_of(store))):
         made = union(ROW_SCHEMA, store.row_files.tables(["key", "strategy"])).select(["strategy"]).to_pylist()
-        chosen_strategies(store, made, config.strategy)
+        wanted_strategies(store, made, config.strategy)
     rule = rule_of(store, config)
     rule = Rule(**_claim(files, store, config, asdict(rule)))
     with alone(files):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,12 +11,11 @@ from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import Outcome, Row, outcomes, strategies_of
 from cluster.export.columns import renamed
 from cluster.job.acceptance import Acceptance
-from cluster.job.strategy import Strategy
 from cluster.rows import DETECTED, ROW_SCHEMA
 from numina.errors import OutputError
 
 # What outcomes need of a row: a hundred thousand whole rows would be gigabytes of Python objects.
-NEEDED = (
+_NEEDED = (
     *("key", "chain", "attempt", "strength", "strategy", "id", "sample", "prompt", "original_prompt", "targets"),
     *("gpu_seconds", "timings", "ulysses", "ring", "cfg"),
 )
@@ -74,8 +74,8 @@ def select(store: Store, *, strategy: str | None, judge: str | None, only: str, 
     table = store.rows() if store.run_config() is not None else None
     if not table:
         raise OutputError(f"output {store.root!r} holds no rows; give an output of `numina run` that has some")
-    rows = table.select(NEEDED).to_pylist()
-    made, acceptance = chosen_strategies(store, rows, strategy, one), Acceptance.recorded(store)
+    rows = table.select(_NEEDED).to_pylist()
+    made, acceptance = _strategies(store, rows, strategy, one), Acceptance.recorded(store)
     name = _judge(store, judge, only if any(row["targets"] for row in rows) else "all")
     verdicts = {own: _verdicts(store, own) for own in store.judges()}
     kept = {own.name: outcomes(own, rows, verdicts.get(name or "", {}), acceptance) for own in made}
@@ -91,7 +91,7 @@ def select(store: Store, *, strategy: str | None, judge: str | None, only: str, 
     own = [name for name in table.column_names if name not in ROW_SCHEMA.names]
     names = renamed(own, [*ROW_SCHEMA.names, *VERDICT.names])
     return Selection(
-        rows=exported_rows(table, chosen, name, verdicts.get(name or "", {}), names),
+        rows=_table(table, chosen, name, verdicts.get(name or "", {}), names),
         renamed=names,
         strategies=tuple(kept),
         judge=name,
@@ -101,10 +101,7 @@ def select(store: Store, *, strategy: str | None, judge: str | None, only: str, 
     )
 
 
-def chosen_strategies(
-    store: Store, rows: Sequence[Row] | None, strategy: str | None, one: str | None = None
-) -> list[Strategy]:
-    """The strategy of this name, or all. Raises OutputError where there is no such one, or `one` takes only one."""
+def _strategies(store: Store, rows: Sequence[Row], strategy: str | None, one: str | None) -> list[Any]:
     made = strategies_of(store, rows)
     names = ", ".join(own.name for own in made)
     if strategy is None:
@@ -155,15 +152,13 @@ def _accuracy(judge: str, strategy: str, found: Sequence[Outcome]) -> Accuracy:
     )
 
 
-def exported_rows(
+def _table(
     table: pa.Table,
     chosen: Mapping[str, tuple[list[str], bool | None]],
     judge: str | None,
     verdicts: Mapping[str, Row],
     names: Mapping[str, str],
 ) -> pa.Table:
-    """The rows of these keys, sorted by id, prompt, sample and key, with VERDICT's columns; `names` are new names of
-    columns, `chosen` has by key the strategies that keep the clip, and whether it is accepted."""
     kept = table.filter(pc.is_in(table["key"], pa.array(list(chosen))))
     kept = kept.sort_by([(name, "ascending") for name in ("id", "prompt", "sample", "key")])
     kept = kept.rename_columns([names.get(name, name) for name in kept.column_names])

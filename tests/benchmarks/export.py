@@ -3,8 +3,8 @@
     python -m tests.benchmarks.export --folder /tmp/export --clips 100000
 
 Makes an output of fake clips (20 kB each, their rows in segments) unless the folder is there. Copies its videos with
-`cp -r` and exports it, in turn, `--repeat` times, each from a warm cache and until all is on the disk (`sync -f`;
-shards are synced as they are closed). Prints seconds, MB/s and the ratio of the rates, and the most memory of the export.
+`cp -r` and exports it, in turn, `--repeat` times, each from a warm cache and until all is on the disk: `sync -f`, and
+shards are synced as they are closed. Prints seconds, MB/s, the ratio of the rates, and the most memory of the export.
 `--layouts` gives every clip a layout of 480p's grid: annotations are made.
 """
 

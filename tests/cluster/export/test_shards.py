@@ -208,7 +208,8 @@ def test_a_verdict_that_changes_changes_no_export(tmp_path: Path) -> None:
     output = Output(tmp_path / "out", 1, VERIFIED)
     first, second = output.make(0, 0, False), output.make(0, 1, True)
     grown(output.store, tmp_path / "x", only="accepted")
-    output.store.put_evaluation("counter", first, output.judged[second] | {"attempt": 0}, anew=True)
+    output.store.files.remove(f"evaluations/counter/{first}.parquet")
+    output.store.put_evaluation("counter", first, output.judged[second] | {"attempt": 0})
     output.store.put_evaluation("owlv2", first, output.judged[second])
     changed = {row["key"]: row for row in output.store.evaluations("counter").to_pylist()}
     assert outcomes(VERIFIED, output.store.rows().to_pylist(), changed)[0].kept["key"] == first

@@ -133,8 +133,8 @@ def python_rows(table: pa.Table) -> list[dict[str, Any]]:
 
     What Python's types can't hold is text: nanoseconds, years after 9999, bytes that aren't UTF-8 where text is meant.
     """
-    columns = [_values(column) for column in table.columns]
-    return [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
+    names, columns = table.column_names, [_values(column) for column in table.columns]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:

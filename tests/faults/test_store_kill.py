@@ -32,6 +32,7 @@ WRITERS = 2
 AT_ONCE = 3  # clips that a writer works on, so leases, at a time
 GENERATION_SECONDS = (0.0, 0.1 if LONG else 0.15)
 COMPACT_CLIPS = 40
+PRELOADED = ["cluster.dataset.garbage", "cluster.export.job", "tests.cluster.dataset.test_store"]
 SMALL_VIDEO, LARGE_VIDEO = 2**16, 2**22  # the large ones take so long to write that a kill may well come amid it
 
 
@@ -82,7 +83,9 @@ class Writers:
         self.generation_seconds = generation_seconds
         self.chance = random.Random(0)
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["cluster.dataset.garbage", "tests.cluster.dataset.test_store"])
+        self.context.set_forkserver_preload(
+            ["cluster.export.job", "cluster.dataset.garbage", "tests.cluster.dataset.test_store"]
+        )
         self.diary.touch()
         self.running = [self.start() for _ in range(WRITERS)]
 

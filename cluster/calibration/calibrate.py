@@ -24,6 +24,7 @@ from cluster.evaluation.evaluate import evaluate
 from cluster.evaluation.outcomes import rank_seconds, sample_of
 from cluster.job.config import config_hash
 from cluster.job.judge import judge_config
+from cluster.job.pinning import pinned_judge
 from cluster.job.prepared import prepare
 from cluster.observability.progress import JobProgress
 from cluster.rows import python_rows
@@ -76,7 +77,7 @@ class Standing:
     accuracy: Interval  # CountAcc
     prompts: int
     gain: Interval | None  # CountAcc more than the plain clips'; None for these
-    state: str  # chosen | left | worse than NAME | set aside
+    state: str  # chosen | not told apart | worse than NAME | set aside
     cost: float | None  # rank-seconds of a clip, on average
     reading: float | None  # share of nouns whose identified count is the plain clip's detected one
 
@@ -117,7 +118,8 @@ class Calibration:
                 f"budget is {budget}, fewer than the {len(self.names)} candidates; give at least one clip for each, or"
                 " fewer variants"
             )
-        self.judge: JudgeConfig = judge_config(job.verify.judge, job.judge)
+        known = Store(job.output, single_writer=True).hub_commits()
+        self.judge: JudgeConfig = pinned_judge(judge_config(job.verify.judge, job.judge), known)
         inspect_judge(self.judge)
         alone = replace(job, strategies=[PLAIN, "numina"], samples=1, shard="0/1", prompts_bad="skip")
         self.job = replace(alone, variants={name: own for name, own in methods.items() if name != "numina"})
@@ -259,7 +261,7 @@ class Calibration:
         return Result(
             chosen=chosen,
             method=self.methods[chosen],
-            verdict=racing.verdict(racing.gain(race, values, chosen)),
+            verdict=racing.verdict(race, values, chosen),
             standings=sorted(standings, key=lambda own: (own.name != chosen, -own.accuracy.mean)),
             agreement=agreements(reads[chosen]),
             budget=self.budget,
@@ -281,7 +283,7 @@ class Calibration:
 def _out(race: Race, name: str) -> str:
     """Where a candidate is that wasn't chosen."""
     if name not in race.out:
-        return "left"
+        return "not told apart"
     own = race.out[name]
     return f"worse than {own.rival}" if own.why == "worse" else own.why
 

@@ -143,15 +143,20 @@ def choice(race: Race, values: Values) -> str:
 
 def gain(race: Race, values: Values, name: str) -> Interval:
     """What a method's CountAcc is more than the plain clips', with an interval for the best of all candidates."""
-    number = min(race.made[name], race.made[PLAIN])
-    return difference(values, name, PLAIN, number, ERROR / (len(race.candidates) - 1))
+    return difference(values, name, PLAIN, _shared(race, name), ERROR / (len(race.candidates) - 1))
 
 
-def verdict(found: Interval) -> str:
-    """What a gain over plain clips means: better, no better, or not shown."""
+def verdict(race: Race, values: Values, name: str) -> str:
+    """What a method's gain over plain clips means: better, no better or, where prompts are few, not shown."""
+    found = gain(race, values, name)
     if found.low > 0:
         return "better"
-    return "no better" if found.mean < WORTH else "not shown"
+    return "no better" if found.mean < WORTH and _shared(race, name) >= FIRST_LOOK else "not shown"
+
+
+def _shared(race: Race, name: str) -> int:
+    """Prompts that a method and plain clips were both run on."""
+    return min(race.made[name], race.made[PLAIN])
 
 
 def difference(values: Values, name: str, other: str, prompts: int, alpha: float) -> Interval:

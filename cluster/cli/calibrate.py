@@ -1,5 +1,6 @@
 """`numina calibrate`: the method's settings for one's own model, prompts and judge."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,7 @@ def calibrate(
             "budget isn't given; give a number of clips such as budget=60, or GPU-hours such as budget=8h"
         )
     budget = Budget.parse(given["budget"])
-    rest = [f"verify.{text}" if text.startswith("judge=") else text for text in overrides or []]
+    rest = [f"verify.{text}" if re.match("judge=[^{]", text) else text for text in overrides or []]
     job = load_job(config, [text for text in rest if not text.startswith("budget=")], extra=CANDIDATES)
     set_up(job.cluster.log_format)
     if write is not None:

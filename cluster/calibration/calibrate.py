@@ -144,13 +144,12 @@ class Calibration:
     def run(self, jobs: Jobs, told: Callable[[str], None]) -> Result:
         """Races until the budget is spent or one is left; `jobs` gets each rung's progress, `told` a line for each."""
         began, rungs = time.monotonic(), 0
-        race, failed, stopped = racing.start(self.names), 0, False
+        race, stopped = racing.start(self.names), False
         self._read()
         first = self._made()
         if self.budget.hours is not None and not all(self._made().values()):
             told(f"first, a clip of each of {len(self.names)} candidates shows what they cost")
-            outcome = self._rung(Rung(candidates=tuple(self.names), prompts=1), jobs)
-            failed, stopped = outcome.failed, outcome.stopped
+            stopped = self._rung(Rung(candidates=tuple(self.names), prompts=1), jobs).stopped
         while not stopped:
             made = self._made()
             race, rung = racing.next_rung(
@@ -173,14 +172,13 @@ class Calibration:
                 f"rung {rungs}: {len(rung.candidates)} candidates left, on {rung.prompts} prompts: {new} new clips,"
                 f" {there} of {self.budget} are there{left}"
             )
-            outcome = self._rung(rung, jobs)
-            failed, stopped = outcome.failed, outcome.stopped
+            stopped = self._rung(rung, jobs).stopped
             if not stopped:
                 before, race = race, racing.after_rung(race, rung, self.values())
                 for name in before.left:
                     if name in race.out:
                         told(f"  {name}: {_out(race, name)}")
-        return self._result(race, failed=failed, stopped=stopped)
+        return self._result(race, stopped)
 
     def values(self) -> Values:
         """CountAcc by candidate, in the sample's order."""
@@ -236,7 +234,7 @@ class Calibration:
 
     # --- what came out ---
 
-    def _result(self, race: Race, *, failed: int, stopped: bool) -> Result:
+    def _result(self, race: Race, stopped: bool) -> Result:
         values = self.values()
         chosen = racing.choice(race, values) if race.prompts else "numina"
         rows = [row for own in self._rows.values() for row in own.values()]
@@ -272,7 +270,9 @@ class Calibration:
             model=model["model"],
             revision=model["model_revision"] or "",
             stopped=stopped,
-            failed=failed,
+            failed=sum(
+                key not in self._rows[name] for name, number in race.made.items() for key in self.sample[:number]
+            ),
         )
 
     def _reads(self, name: str) -> list[Any]:

@@ -6,7 +6,8 @@
 
 A table has a line per prompt and seed, and the CountAcc of each candidate. `collect` continues where it ended. `race`
 draws prompts with replacement, races as the verb does, and prints the mean regret: the best candidate's CountAcc of the
-whole table less that of the race's choice. `tests/benchmarks/outcomes/` has tables.
+whole table less that of the race's choice. `tests/benchmarks/outcomes/` has tables. With `--worse 0 0.1 …` candidates
+are mixed from a table: on each prompt the outcome of `numina` or, with that probability, that of the plain clip.
 """
 
 import argparse
@@ -71,6 +72,13 @@ def race(table: Table, clips: int, races: int, seed: int = 0) -> Races:
     )
 
 
+def mixed(table: Table, worse: list[float], seed: int = 0) -> Table:
+    """Plain clips, and candidates that are as bad as these on such shares of the prompts, else as `numina`."""
+    random, size = np.random.default_rng(seed), len(table[PLAIN])
+    own = [np.where(random.random(size) < share, table[PLAIN], table["numina"]) for share in worse]
+    return {PLAIN: table[PLAIN]} | {f"m{place}": values for place, values in enumerate(own)}
+
+
 def collect(path: Path, prompts: int, seed: int, steps: int, frames: int) -> None:
     """All candidates' CountAcc on held-out prompts of the embedded model, a prompt at a time, on one core."""
     import torch
@@ -118,6 +126,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--clips", type=int, nargs="+", default=[60])
     parser.add_argument("--plain-right", action="store_true", help="only prompts whose plain clip is right")
+    parser.add_argument("--worse", type=float, nargs="+", help="shares of prompts, of mixed candidates")
     parser.add_argument("--races", type=int, default=500)
     options = parser.parse_args()
     if options.what == "collect":
@@ -130,6 +139,9 @@ def main() -> None:
             right = table[PLAIN] == 1
             table = {name: own[right] for name, own in table.items()}
         print(f"{len(table[PLAIN])} prompts:", ", ".join(f"{name} {own.mean():.3f}" for name, own in table.items()))
+        if options.worse:
+            table = mixed(table, options.worse)
+            print("mixed:", ", ".join(f"{name} {own.mean():.3f}" for name, own in table.items()))
         for clips in options.clips:
             found = race(table, clips, options.races)
             print(

@@ -22,7 +22,7 @@ def a_job(joining_job: Job, tmp_path: Path) -> JobConfig:
     """Four candidates on twelve prompts; `same` has the job's own settings under another name."""
     prompts = [f"two {colour} {shape} moving on a grey background" for colour in COLOURS for shape in SHAPES]
     make_prompts([{"prompt": prompt} for prompt in prompts], str(tmp_path / "many.parquet"))
-    variants = ["variants.same.preset=closed", "variants.paper.preset=paper", "variants.s.guide.strength=[1.0,3.0]"]
+    variants = ["variants.same.preset=closed", "variants.late.identify.step=0.6", "variants.s.guide.strength=[1.0,3.0]"]
     job = joining_job("parallel.ulysses=1", "cluster.end_timeout=2", *variants)
     return replace(job, prompts=str(tmp_path / "many.parquet"))
 
@@ -39,13 +39,13 @@ def calibrated(job: JobConfig, clips: int) -> tuple[Result, int, list[str]]:
     return result, sum(now.generated for now in rungs), told
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("quick_model")
 def test_a_race_is_resumed_and_goes_on_with_a_larger_budget(joining_job: Job, tmp_path: Path) -> None:
     """Equal candidates are one; the budget holds; nothing is made twice; all that is known is in the output."""
     job = a_job(joining_job, tmp_path)
     first, made, told = calibrated(job, 17)
-    assert {own.name for own in first.standings} == {PLAIN, "numina", "paper", "s:strength=1.0", "s:strength=3.0"}
+    assert {own.name for own in first.standings} == {PLAIN, "numina", "late", "s:strength=1.0", "s:strength=3.0"}
     assert first.clips == made <= 17
     assert made >= 15
     assert sum(own.prompts for own in first.standings) == made

@@ -237,8 +237,9 @@ class JobConfig:
         return {"generation": self.generation.named(), "method": self.method.named(), "dtype": dtype}
 
 
-def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) -> JobConfig:
-    """The job of a YAML file (a path, or the name of one in `configs/`) with `key=value` overrides.
+def load_job(config: str | Path | None = None, overrides: Sequence[str] = (), extra: str | None = None) -> JobConfig:
+    """The job of a YAML file (a path, or the name of one in `configs/`) with `key=value` overrides; of a job that gives
+    no `variants`, those of the file `extra`.
 
     Raises ConfigError for a file that isn't there, an unknown key, or a value out of range.
     """
@@ -246,6 +247,8 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) ->
         given: Any = OmegaConf.merge(load_yaml(config, JobConfig) if config else {}, _given(overrides, JobConfig))
         if missing := OmegaConf.missing_keys(given):
             raise ConfigError(f"config {str(config)!r} needs {', '.join(map(_needed, sorted(missing)))}")
+        if extra and "variants" not in given:
+            given = OmegaConf.merge(given, {"variants": load_yaml(extra, JobConfig).variants})
         preset = OmegaConf.select(given, "method.preset", default=DEFAULT_PRESET)
         method = {"method": load_yaml(_preset_file(preset), MethodConfig)}
         variants = given.pop("variants", None) or OmegaConf.create({})
@@ -293,6 +296,8 @@ def _override(text: str, config: type) -> dict[str, Any]:
     if not found:
         raise ConfigError(f"override {text!r} isn't key=value; give for example limit=8 or model.path=/models/wan")
     key, given = found[1], text[found.end() :]
+    if key == "method" and _is_file(given):
+        key = "method.preset"  # as `numina calibrate` writes one
     if "[" in key:
         whole = key.partition("[")[0]
         raise ConfigError(
@@ -366,7 +371,12 @@ def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _preset_file(preset: str) -> Path:
-    return config_folder() / "method" / f"{preset}.yaml"
+    return Path(preset) if _is_file(preset) else config_folder() / "method" / f"{preset}.yaml"
+
+
+def _is_file(preset: str) -> bool:
+    """Whether a method is a YAML file of one's own, and not the name of a shipped one."""
+    return preset.endswith((".yaml", ".yml"))
 
 
 def config_folder() -> Path:

@@ -23,11 +23,11 @@ import os
 import re
 import uuid
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -56,6 +56,9 @@ from cluster.storage.protocol import Files
 from numina.errors import DamageError, OutputError, PromptSetError
 
 FORMAT = "numina-output/1"
+AT_ONCE = 1000  # small files that one part of `map_rows` and `map_evaluations` is made of
+
+T = TypeVar("T")
 
 _JUDGE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
@@ -276,6 +279,19 @@ class Store:
         """
         return first_of_each(union(ROW_SCHEMA, self.row_files.tables()), "key")
 
+    def map_rows(self, columns: Sequence[str] | None, part: Callable[[pa.Table], T]) -> list[T]:
+        """`part` of these columns of all rows ("key" must be among them), some thousand rows at a time: what it returns
+        is all that is held. None: of ROW_SCHEMA's columns, then the prompt set's own. A row may come twice."""
+        schema = ROW_SCHEMA if columns is None else _chosen(ROW_SCHEMA, columns)
+
+        def read_loose(keys: list[str]) -> list[T]:
+            starts = range(0, len(keys), AT_ONCE)
+            chunks = (map(commit_name, keys[start : start + AT_ONCE]) for start in starts)
+            return [part(union(schema, read_tables(self.files, names, columns))) for names in chunks]
+
+        _, segments, loose = self.row_files.read(columns, lambda table: part(union(schema, [table])), read_loose)
+        return [*segments, *loose]
+
     def row(self, key: str) -> dict[str, Any] | None:
         """One row, ROW_SCHEMA's columns at least; None where its key isn't committed."""
         try:
@@ -384,6 +400,18 @@ class Store:
         names = self.files.walk(f"evaluations/{judge}")
         return first_of_each(union(EVALUATION_SCHEMA, read_tables(self.files, names)), "key")
 
+    def map_evaluations(self, judge: str, columns: Sequence[str] | None, part: Callable[[pa.Table], T]) -> Iterator[T]:
+        """`part` of these columns of all verdicts of a judge (None: of all columns), some thousand verdicts at a time, in
+        no order: what it returns is all that is held. A verdict may come twice."""
+        schema = EVALUATION_SCHEMA if columns is None else _chosen(EVALUATION_SCHEMA, columns)
+        large, small = list[str](), list[str]()
+        for name in self.files.walk(f"evaluations/{judge}"):
+            (large if "/segments/" in name else small).append(name)
+        for name in large:
+            yield part(union(schema, [read_table(self.files, name, columns)]))
+        for start in range(0, len(small), AT_ONCE):
+            yield part(union(schema, read_tables(self.files, small[start : start + AT_ONCE], columns)))
+
     def evaluation(self, judge: str, key: str) -> dict[str, Any] | None:
         """A judge's verdict on one row, EVALUATION_SCHEMA's columns; None where there is none."""
         try:
@@ -439,6 +467,11 @@ class Store:
     def release(self) -> None:
         """Lease nothing any more: the work is done, or left."""
         self.leases.release()
+
+
+def _chosen(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
+    """The fields of these names that it has, in their order."""
+    return pa.schema([schema.field(name) for name in columns if name in schema.names])
 
 
 def _plain_rows(table: pa.Table) -> pa.Table:

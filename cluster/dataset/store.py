@@ -401,8 +401,8 @@ class Store:
         return first_of_each(union(EVALUATION_SCHEMA, read_tables(self.files, names)), "key")
 
     def map_evaluations(self, judge: str, columns: Sequence[str] | None, part: Callable[[pa.Table], T]) -> Iterator[T]:
-        """`part` of these columns of all verdicts of a judge (None: of all columns), some thousand verdicts at a time, in
-        no order: what it returns is all that is held. A verdict may come twice."""
+        """`part` of these columns of all verdicts of a judge (None: of all columns), some thousand at a time, in no
+        order: what it returns is all that is held. A verdict may come twice."""
         schema = EVALUATION_SCHEMA if columns is None else _chosen(EVALUATION_SCHEMA, columns)
         large, small = list[str](), list[str]()
         for name in self.files.walk(f"evaluations/{judge}"):

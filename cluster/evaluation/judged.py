@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
-from cluster.evaluation.clips import Clips, spread
+from cluster.evaluation.clips import Clips, read_clips, spread
 from numina import metrics
 
 if TYPE_CHECKING:
@@ -55,6 +55,25 @@ class Judged:
         found = np.zeros(len(self.judged), bool)
         found[list(self.problems)] = True
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """An output's clips and all verdicts on them."""
+
+    clips: Clips
+    judges: list[Judged]
+
+    def by(self, judge: str) -> Judged | None:
+        """What this judge said; None where there is no verdict of it."""
+        return next((own for own in self.judges if own.judge == judge), None)
+
+
+def read_evidence(store: Store) -> Evidence:
+    """All rows and verdicts of an output, with what several judges detected in every frame."""
+    clips, judges = read_clips(store), store.judges()
+    several = len(judges) > 1
+    return Evidence(clips=clips, judges=[read_judged(store, judge, clips, keep_frames=several) for judge in judges])
 
 
 def read_judged(store: Store, judge: str, clips: Clips, *, keep_frames: bool = False) -> Judged:
@@ -151,7 +170,10 @@ def _measure(own: Judged, detected: pa.ListArray, places: np.ndarray, clips: Cli
     _put(own.whole, places[judged], {name: of[judged] for name, of in sums.items()}, length[judged], sizes[judged])
 
 
-def _put(into: dict[str, np.ndarray], places: np.ndarray, sums: dict[str, np.ndarray], L: np.ndarray, k: np.ndarray):  # type: ignore[no-untyped-def]
+def _put(
+    into: dict[str, np.ndarray], places: np.ndarray, sums: dict[str, np.ndarray], L: np.ndarray, k: np.ndarray
+) -> None:
+    """MEASURES of clips of k targets with L judged frames each."""
     into["count_accuracy"][places] = sums["exact"] / (L * k)
     into["within_one_accuracy"][places] = sums["near"] / (L * k)
     into["all_frames_exact"][places] = sums["exact"] == L * k

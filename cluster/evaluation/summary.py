@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from cluster.dataset.segments import parquet_bytes
 from cluster.evaluation.clips import Clips, read_clips, spread
-from cluster.evaluation.judged import MEASURES, Judged, agreement, read_judged
+from cluster.evaluation.judged import MEASURES, Evidence, Judged, agreement, read_evidence, read_judged
 from cluster.evaluation.kept import Kept, kept_by, strategies_made
 from cluster.evaluation.readings import Band, reading_bands
+from cluster.evaluation.rows import file_names
 from cluster.job.acceptance import Acceptance
 from numina import metrics
 from numina.errors import InputError, OutputError
@@ -91,15 +92,17 @@ class Summary:
     agreement: Mapping[str, float]  # `one, other` → share of equal counts per frame and noun
 
 
-def summarize(store: Store) -> Summary:
-    """The figures of an output's rows and all verdicts on them. Raises OutputError where there are none."""
-    clips = read_clips(store)
+def summarize(store: Store, evidence: Evidence | None = None) -> Summary:
+    """The figures of an output's rows and all verdicts on them, where `evidence` hasn't them already.
+
+    Raises OutputError where there are none.
+    """
+    evidence = evidence or read_evidence(store)
+    clips = evidence.clips
     if not len(clips):
         raise OutputError(f"output {store.root!r} holds no rows: give a folder that `numina run` wrote to")
-    judges = store.judges()
-    read = [read_judged(store, judge, clips, keep_frames=len(judges) > 1) for judge in judges]
-    counting = [own for own in read if own.counts]
-    looks = _looks(read)
+    counting = [own for own in evidence.judges if own.counts]
+    looks = _looks(evidence.judges)
     made = strategies_made(store, clips)
     acceptance = Acceptance.recorded(store)
     found = []
@@ -255,8 +258,7 @@ def _parts(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Each value in ascending order, with the places that have it."""
     order = np.argsort(values, kind="stable")
     found, starts = np.unique(values[order], return_index=True)
-    for value, members in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
-        yield value, members
+    yield from zip(found.tolist(), np.split(order, starts[1:]), strict=True)
 
 
 def _group(
@@ -353,19 +355,6 @@ def _problems(store: Store, clips: Clips, own: Judged) -> list[tuple[str, str]]:
     places = sorted(own.problems)
     names = file_names(store, clips, np.array(places))
     return [(names[place], own.problems[place]) for place in places]
-
-
-def file_names(store: Store, clips: Clips, places: np.ndarray) -> dict[int, str]:
-    """The videos of clips, by the clips' places."""
-    wanted = np.zeros(len(clips), bool)
-    wanted[places] = True
-
-    def part(table: pa.Table) -> dict[int, str]:
-        own = clips.places(table["key"])
-        some = wanted[own] & (own >= 0)
-        return dict(zip(own[some].tolist(), table["file_name"].filter(pa.array(some)).to_pylist(), strict=True))
-
-    return {place: name for own in store.map_rows(["key", "file_name"], part) for place, name in own.items()}
 
 
 def _scores(store: Store, judge: str) -> dict[str, dict[Any, float]]:

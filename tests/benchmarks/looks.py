@@ -141,7 +141,7 @@ def _table(given: dict[str, object], schema: pa.Schema, rows: int) -> pa.Table:
         values = given.get(own.name)
         if values is None:
             columns.append(pa.nulls(rows, own.type))
-        elif isinstance(values, pa.Array) or isinstance(values, np.ndarray):
+        elif isinstance(values, (pa.Array, np.ndarray)):
             columns.append(pa.array(values).cast(own.type))
         else:
             columns.append(pa.array(values, own.type))

@@ -81,7 +81,7 @@ def read_judged(store: Store, judge: str, clips: Clips, *, keep_frames: bool = F
 
     Raises ValueError for a verdict on other nouns than the clip's.
     """
-    own = _nothing(judge, clips)
+    own = nothing_judged(judge, clips)
     first: bytes | None = None
     for table in store.map_evaluations(judge, COLUMNS, lambda table: table):
         if len(table) and (first is None or pc.min(table["key"]).as_py().encode() < first):
@@ -94,7 +94,8 @@ def read_judged(store: Store, judge: str, clips: Clips, *, keep_frames: bool = F
     return own
 
 
-def _nothing(judge: str, clips: Clips) -> Judged:
+def nothing_judged(judge: str, clips: Clips) -> Judged:
+    """What is known before there is any verdict."""
     n, m = len(clips), len(clips.asked)
     sums = np.bincount(np.repeat(np.arange(n), clips.targets), weights=clips.asked, minlength=n)
     means = sums / np.maximum(clips.targets, 1)

@@ -23,6 +23,13 @@ def export(
         str | None, typer.Option(help="The judge whose verdicts are exported, if there are several.")
     ] = None,
     only: Annotated[Only, typer.Option(help="Export all clips, only judged ones, or only accepted ones.")] = "all",
+    distinct: Annotated[
+        float | None,
+        typer.Option(
+            help="Of clips with the same targets whose embeddings have at least this cosine, export only the first: "
+            "0.95 for example."
+        ),
+    ] = None,
     shard_clips: Annotated[int, typer.Option(help="Largest number of clips in one tar file of webdataset.")] = 1000,
     license: Annotated[
         str, typer.Option(help="The license in the dataset card: an identifier of the Hugging Face hub.")
@@ -35,7 +42,15 @@ def export(
     from cluster.dataset.store import Store
     from cluster.export.job import export as write
 
-    config = ExportConfig(to=to, strategy=strategy, judge=judge, only=only, shard_clips=shard_clips, license=license)
+    config = ExportConfig(
+        to=to,
+        strategy=strategy,
+        judge=judge,
+        only=only,
+        distinct=distinct,
+        shard_clips=shard_clips,
+        license=license,
+    )
     with bar("exporting") as report:
         exported = write(Store.reader(output), folder, config, report)
     for name, problem in list(exported.lost.items())[:SHOWN_LOST]:

@@ -47,6 +47,7 @@ class Clips:
     sample: Int[np.ndarray, " n"]  # the same number for all clips of one sample of a prompt
     order: Int[np.ndarray, " n"]  # of `Outcome.sample`, as text
     page: Int[np.ndarray, " n"]  # the same number for all clips of a prompt and a negative prompt
+    target: Int[np.ndarray, " n"]  # the same number for clips of the same targets
     twin: Int[np.ndarray, " n"]  # the same number for clips of the same prompt, negative prompt, targets and seed
     models: list[str]
     model: Int[np.ndarray, " n"]
@@ -145,6 +146,7 @@ def clips_of(table: pa.Table) -> Clips:
         sample=joined(unit, sample, len(table)),
         order=order,
         page=joined(unit, negative, len(table)),
+        target=target,
         twin=twin,
         models=models.to_pylist(),
         model=model,

@@ -18,6 +18,7 @@ class ExportConfig:
     judge: str | None = None  # whose verdicts go along; None: the only one's
     only: Only = "all"  # clips that were judged, or accepted
     shard_clips: int = 1000  # of WebDataset: clips in one tar at most
+    distinct: float | None = None  # cosine from which of two clips with the same targets the first alone is exported
     license: str = "other"  # of the dataset card
 
     def __post_init__(self) -> None:
@@ -25,6 +26,8 @@ class ExportConfig:
             raise InputError(f"--to {self.to!r} isn't known; choose from {', '.join(FORMATS)}")
         if self.only not in get_args(Only):
             raise InputError(f"--only {self.only!r} isn't known; choose from {', '.join(get_args(Only))}")
+        if self.distinct is not None and not 0 < self.distinct <= 1:
+            raise InputError(f"--distinct is {self.distinct}; give a cosine above 0, at most 1, such as 0.95")
         if self.shard_clips < 1:
             raise InputError(f"--shard-clips is {self.shard_clips}; a tar takes at least 1")
 

@@ -19,6 +19,7 @@ from cluster.dataset.store import Store
 from cluster.export.columns import common_types, notes_of
 from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import Report, Video, copy_videos
+from cluster.export.diversity import diversity_of
 from cluster.export.selection import Selection
 from cluster.rows import asks_no_count
 from cluster.storage.protocol import Files
@@ -65,6 +66,7 @@ def card(selection: Selection, rows: pa.Table, license: str, notes: Sequence[str
         plain=pc.sum(asks_no_count(rows)).as_py() or 0,
         prompts=len(set(zip(*(rows[name].to_pylist() for name in ("id", "prompt")), strict=True))),
         counts=_counts(rows),
+        diversity=diversity_of(rows),
         settings=_settings(rows),
         selection=selection,
         notes=notes,

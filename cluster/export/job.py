@@ -24,7 +24,9 @@ def export(store: Store, folder: str, config: ExportConfig, report: Report = lam
     check_folder("--output", folder)
     form = FORMATS[config.to]
     one = config.to if form.one_clip else None
-    selection = select(store, strategy=config.strategy, judge=config.judge, only=config.only, one=one)
+    selection = select(
+        store, strategy=config.strategy, judge=config.judge, only=config.only, one=one, distinct=config.distinct
+    )
     files = open_files(folder, single_writer=True)
     _claim(files, store, config)
     exported: Exported = resolve_name(form.write)(store, files, selection, config, report)
@@ -33,8 +35,9 @@ def export(store: Store, folder: str, config: ExportConfig, report: Report = lam
 
 def _claim(files: Files, store: Store, config: ExportConfig) -> None:
     """The folder is empty, or holds an export of the same settings."""
-    settings: dict[str, str | int | None] = {"output": store.root, "to": config.to, "strategy": config.strategy}
+    settings: dict[str, str | int | float | None] = {"output": store.root, "to": config.to, "strategy": config.strategy}
     settings |= {"judge": config.judge, "only": config.only}
+    settings |= {} if config.distinct is None else {"distinct": config.distinct}
     settings |= {name: getattr(config, name) for name in FORMATS[config.to].settings}
     record = json.dumps(settings, sort_keys=True)
     try:

@@ -12,6 +12,7 @@ from cluster.evaluation.judged import Judged, nothing_judged, read_evidence
 from cluster.evaluation.kept import Kept, kept_by, strategies_made
 from cluster.evaluation.rows import rows_of, verdict_table
 from cluster.export.columns import renamed
+from cluster.export.similar import Similarity, similarity_of
 from cluster.job.acceptance import Acceptance
 from cluster.job.strategy import Strategy
 from cluster.rows import DETECTED, ROW_SCHEMA
@@ -26,6 +27,7 @@ VERDICT = pa.schema(
         ("detected", DETECTED),
         ("clip_score", pa.float64()),
         ("temporal_consistency", pa.float64()),
+        ("nearest_similarity", pa.float64()),  # cosine with the most similar other clip of the export and same targets
     ]
 )
 """The columns that an export has beside its rows' own; null where the clip wasn't judged."""
@@ -58,6 +60,8 @@ class Selection:
     accept: float  # CountAcc from which a clip is accepted
     accuracies: tuple[Accuracy, ...]  # of all judges and these strategies
     plain: int  # clips whose prompts ask for no count
+    left_out: dict[str, int]  # clips of the output that are not exported, by the reason
+    similarity_by: str | None  # the judge whose embeddings were compared
     renamed: dict[str, str]  # columns of the prompt set that have another name here: their names are reserved
 
     @property
@@ -67,11 +71,20 @@ class Selection:
         return [name for name in self.rows.column_names if name not in own]
 
 
-def select(store: Store, *, strategy: str | None, judge: str | None, only: str, one: str | None = None) -> Selection:
+def select(
+    store: Store,
+    *,
+    strategy: str | None,
+    judge: str | None,
+    only: str,
+    one: str | None = None,
+    distinct: float | None = None,
+) -> Selection:
     """The clips that the strategies keep; those of `strategy`, where it is given.
 
-    `one` names a form that takes one clip of each sample, so one strategy. Raises OutputError for an output without
-    rows, unknown names, or when nothing is left.
+    `distinct` leaves out clips whose cosine with an earlier one of the same targets is that or more. `one` names a form
+    that takes one clip of each sample, so one strategy. Raises OutputError for an output without rows, unknown names,
+    or when nothing is left.
     """
     evidence = read_evidence(store) if store.run_config() is not None else None
     if evidence is None or not len(evidence.clips):
@@ -91,15 +104,27 @@ def select(store: Store, *, strategy: str | None, judge: str | None, only: str, 
         for judged in evidence.judges
         for strategy in made
     ]
+    similarity = similarity_of(store, evidence, chosen, name, distinct)
+    if distinct is not None and similarity is None:
+        raise OutputError(f"output {store.root!r} has no verdict with an embedding; run `numina evaluate` first")
+    left_out = _left_out(clips, chosen, own, similarity)
+    nearest = np.full(len(clips), np.nan)
+    if similarity is not None:
+        nearest[chosen] = similarity.nearest
+        chosen = chosen[similarity.first < 0]
     rows = rows_of(store, clips, chosen, ("id", "prompt", "sample", "key"))
     names = renamed([name for name in rows.column_names if name not in ROW_SCHEMA.names], _TAKEN)
     rows = rows.rename_columns([names.get(name, name) for name in rows.column_names])
     order = clips.places(rows["key"])
-    for field, column in zip(VERDICT, _verdict_columns(store, clips, order, own, kept, places), strict=True):
+    for field, column in zip(list(VERDICT)[:-1], _verdict_columns(store, clips, order, own, kept, places), strict=True):
         rows = rows.append_column(field, column)
+    found = nearest[order]
+    rows = rows.append_column(VERDICT.field("nearest_similarity"), pa.array(found, mask=np.isnan(found)))
     return Selection(
         rows=rows,
         renamed=names,
+        similarity_by=similarity.judge if similarity is not None else None,
+        left_out=left_out,
         strategies=tuple(own.name for own in made),
         judge=name,
         accept=acceptance.accept,
@@ -131,6 +156,21 @@ def _judge(store: Store, judge: str | None, only: str) -> str | None:
     return judge if judge is not None or len(judges) != 1 else judges[0]
 
 
+def _left_out(clips: Clips, chosen: np.ndarray, own: Judged, similarity: Similarity | None) -> dict[str, int]:
+    """How many of all clips are in no export of these, and why."""
+    others = np.ones(len(clips), bool)
+    others[chosen] = False
+    close = int((similarity.first >= 0).sum()) if similarity is not None else 0
+    unjudged = others & ~own.judged if own.judge else np.zeros(len(clips), bool)
+    reasons = {
+        "video missing or unreadable": int((others & own.failed).sum()),
+        "not judged": int(unjudged.sum()),
+        "not the attempt that a strategy keeps, or not accepted": int((others & ~own.failed & ~unjudged).sum()),
+        "too similar to another clip of the same targets": close,
+    }
+    return {reason: number for reason, number in reasons.items() if number}
+
+
 def _wanted(kept: Kept, only: str) -> np.ndarray:
     if only == "all":
         return np.ones(len(kept), bool)
@@ -159,7 +199,8 @@ def _verdict_columns(
     kept: Sequence[Kept],
     places: Sequence[np.ndarray],
 ) -> Iterator[pa.ChunkedArray | pa.Array]:
-    """VERDICT's columns of the clips in this order; `places` are those that each strategy puts into the export."""
+    """VERDICT's columns, without the last one, of the clips in this order; `places` are those that each strategy puts
+    into the export."""
     names, accepted = [], np.full(len(clips), -1)
     for number, (some, chosen) in enumerate(zip(kept, places, strict=True)):
         names.append(np.stack([chosen, np.full(len(chosen), number)], axis=1))
@@ -175,7 +216,7 @@ def _verdict_columns(
     verdicts, where = (
         verdict_table(store, own.judge, clips, order, ["key", *_OF_VERDICT]) if judged.any() else (None, None)
     )
-    for field in list(VERDICT)[2:]:
+    for field in list(VERDICT)[2:-1]:
         if field.name == "accepted":
             yield pa.array(accepted[order] == 1, mask=accepted[order] < 0)
         elif verdicts is None or where is None:

@@ -4,12 +4,14 @@
 
 Makes an output unless the folder is there: segments of commits and of verdicts, as compaction leaves them, with all
 columns that a job writes; clips share a few real videos and layouts. Then each look runs in a process of its own.
-Prints, as JSON: seconds and most memory (RSS) of each, and the seconds until a browser shows the report's first page.
+Prints, as JSON: seconds by the clock and of the CPU, and most memory (RSS) of each, with the machine's load; and the
+seconds until a browser shows the report's first page.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -191,7 +193,12 @@ def measured(look: str, folder: Path) -> dict[str, object]:
     )
     if done.returncode:
         raise SystemExit(f"{look} of {folder} failed")
-    return {"look": look, "seconds": round(time.perf_counter() - began, 1), **json.loads(done.stdout)}
+    return {
+        "look": look,
+        "seconds": round(time.perf_counter() - began, 1),
+        "load": os.getloadavg()[0],
+        **json.loads(done.stdout),
+    }
 
 
 def main() -> None:
@@ -202,7 +209,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.look:
         told = LOOKS[options.look](options.folder)
-        print(json.dumps({"mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "told": told}))
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = round(used.ru_utime + used.ru_stime, 1)
+        print(json.dumps({"cpu_seconds": seconds, "mb": used.ru_maxrss // 1024, "told": told}))
         return
     if not options.folder.exists():
         began = time.perf_counter()

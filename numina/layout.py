@@ -31,7 +31,8 @@ NEIGHBOURS_8 = np.ones((3, 3), dtype=bool)  # tokens are coarse: instances that 
 class Capture:
     """What identification takes off the GPUs: the selected heads, reduced to what a layout needs."""
 
-    responses: Float32[np.ndarray, "nouns frames H W"]  # cross-attention to each noun
+    # cross-attention to each noun, float32; what fused reads is normalised, and so in float16
+    responses: Float[np.ndarray, "nouns frames H W"]
     components: Float32[np.ndarray, "frames H W 3"] | None  # self-attention image; None where the source needs none
     # what self-attention's affinity is a product of, and the nouns' peaks in the maps' own unit: where fused reads them
     coordinates: Float16[np.ndarray, "frames H W r"] | None = None

@@ -22,6 +22,9 @@ def train_model(
     minutes_vae: Annotated[
         float | None, typer.Option(min=0, help="Minutes of autoencoder training: 4.5, or 0 after --start.")
     ] = None,
+    minutes_decoder: Annotated[
+        float, typer.Option(min=0, help="Minutes of the decoder alone, which leaves the latents as they are.")
+    ] = 0.0,
     minutes_dit: Annotated[float, typer.Option(min=0, help="Minutes on clips with exact captions; 0 for none.")] = 8.0,
     minutes_miscounted: Annotated[
         float, typer.Option(min=0, help="Minutes on clips with loosely counted captions; 0 for none.")
@@ -42,6 +45,7 @@ def train_model(
         seed=seed,
         start=start,
         minutes_vae=minutes_vae,
+        minutes_decoder=minutes_decoder,
         minutes_dit=minutes_dit,
         minutes_miscounted=minutes_miscounted,
     )

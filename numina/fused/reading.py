@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int16
+import torch
+from jaxtyping import Bool, Float, Int16
 
 from numina.config import IdentifyConfig
 from numina.fused.links import link_pieces
@@ -24,7 +25,7 @@ FAINTEST = 0.3  # of the strongest noun's peak, below which a noun isn't in the 
 
 
 def fused_labels(
-    shares: Float32[np.ndarray, "nouns frames H W"],
+    shares: Float[np.ndarray, "nouns frames H W"],
     peaks: Float[np.ndarray, " nouns"],
     coordinates: Float[np.ndarray, "frames H W r"],
     config: IdentifyConfig,
@@ -36,7 +37,8 @@ def fused_labels(
     of area and presence, reaches ``evidence`` of what is typical in the clip. It is of the noun that it answers to
     most. A noun's confidence, from 0.5 to 1, is that of its closest decision: a track's distance from the threshold.
     """
-    noise = ground(shares)[1][..., 0, 0]
+    shares = np.asarray(shares, dtype=np.float32)
+    noise = ground(torch.from_numpy(shares))[1][..., 0, 0].numpy()
     vectors = np.asarray(coordinates, dtype=np.float32)
     pieces = [
         piece

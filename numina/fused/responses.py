@@ -1,57 +1,71 @@
 """Cross-attention's maps on one scale, whatever the model adds to them: sinks, floors, bright frames, weak nouns.
 
-Legend: B blocks, N nouns, F frames, H W the token grid of a frame.
+It runs where the maps are, so that none of them leaves a GPU. Legend: B blocks, N nouns, F frames, H W the token grid
+of a frame.
 """
 
-import warnings
-
-import numpy as np
-from jaxtyping import Float, Float32
-from scipy import ndimage
+import torch
+import torch.nn.functional as nnf
+from jaxtyping import Float
+from torch import Tensor
 
 TOP = 0.0025  # share of a frame's tokens whose mean is its peak: 4 of 1,560
 FAINTEST, BRIGHTEST = 3.0, 4.0  # how far a frame's peak is believed to be below or above the clip's typical one
 CLIPPED = 2.5  # standard deviations above the ground that belong to an object
 ROUNDS = 5  # of clipping
-HOLE = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], dtype=bool)
+MOST = 1e4  # peaks, of one token: what a clip of nothing else comes to; float16 holds it
 
 
 def normalised(
-    blocks: Float32[np.ndarray, "blocks nouns frames H W"],
-) -> tuple[Float32[np.ndarray, "nouns frames H W"], Float[np.ndarray, " nouns"]]:
+    blocks: Float[Tensor, "blocks nouns frames H W"],
+) -> tuple[Float[Tensor, "nouns frames H W"], Float[Tensor, " nouns"]]:
     """One map per noun, of which 0 is the ground and 1 what all blocks take for the frame's peak; and the nouns' peaks.
 
     In each block and frame by itself a token above all its neighbours is cut to the highest of them (sinks), the ground
     taken off, and the frame scaled to its own peak (a causal VAE's first frame stands alone); then blocks are averaged.
     So a peak that is elsewhere in every block, of a noun that isn't there, comes out low. A frame far fainter than the
     others has nothing of the noun, and isn't blown up. The nouns' own peaks are means over blocks, in the maps' unit.
+    All in float32.
     """
-    maps = np.minimum(blocks, _highest_neighbour(blocks)).astype(np.float32)
+    maps = blocks.float()
+    maps = torch.minimum(maps, _highest_neighbour(maps))
     maps = maps - ground(maps)[0]
-    number = max(2, round(TOP * maps.shape[-1] * maps.shape[-2]))
-    flat = maps.reshape(*maps.shape[:-2], -1)
-    number = min(number, flat.shape[-1])
-    peaks = np.partition(flat, -number, axis=-1)[..., -number:].mean(axis=-1)
-    typical = np.median(peaks, axis=2, keepdims=True)
-    scale = np.clip(peaks, typical / FAINTEST, typical * BRIGHTEST)[..., None, None]
-    shares = np.divide(maps, scale, out=np.zeros_like(maps), where=scale > 0).mean(axis=0)
-    return np.asarray(shares - ground(shares)[0], dtype=np.float32), typical[..., 0].mean(axis=0, dtype=np.float64)
+    tokens = maps.flatten(-2)
+    number = min(max(2, round(TOP * tokens.shape[-1])), tokens.shape[-1])
+    peaks = tokens.topk(number, dim=-1).values.mean(dim=-1)
+    typical = _median(peaks, dim=2)
+    scale = torch.clamp(peaks, typical / FAINTEST, typical * BRIGHTEST)[..., None, None]
+    shares = torch.where(scale > 0, maps / scale, 0.0).mean(dim=0)
+    shares = (shares - ground(shares)[0]).clamp(-MOST, MOST)
+    return shares, typical[..., 0].mean(dim=0)
 
 
-def _highest_neighbour(maps: Float32[np.ndarray, "... H W"]) -> Float32[np.ndarray, "... H W"]:
-    around = HOLE.reshape((1,) * (maps.ndim - 2) + HOLE.shape)
-    return np.asarray(ndimage.maximum_filter(maps, footprint=around, mode="nearest"))
+def _highest_neighbour(maps: Float[Tensor, "... H W"]) -> Float[Tensor, "... H W"]:
+    """Of the eight around a token; beyond the rim, where a token is its own neighbour, is what is at it."""
+    height, width = maps.shape[-2:]
+    padded = nnf.pad(maps.flatten(0, -3), (1, 1, 1, 1), mode="replicate")
+    around = [
+        padded[:, down : down + height, right : right + width]
+        for down in range(3)
+        for right in range(3)
+        if (down, right) != (1, 1)
+    ]
+    return torch.stack(around).amax(dim=0).reshape(maps.shape)
 
 
-def ground(
-    maps: Float32[np.ndarray, "... H W"],
-) -> tuple[Float32[np.ndarray, "... 1 1"], Float32[np.ndarray, "... 1 1"]]:
+def ground(maps: Float[Tensor, "... H W"]) -> tuple[Float[Tensor, "... 1 1"], Float[Tensor, "... 1 1"]]:
     """Level and standard deviation of what isn't an object: median and MAD, with what is far above them left out."""
-    left = maps
+    tokens = left = maps.flatten(-2)
     for _ in range(ROUNDS):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a flat map: nothing is below its level
-            level = np.nanmedian(left, axis=(-2, -1), keepdims=True)
-            spread = 1.4826 * np.nanmedian(np.abs(left - level), axis=(-2, -1), keepdims=True)
-        left = np.where(maps <= level + CLIPPED * spread, maps, np.float32(np.nan))
-    return level.astype(np.float32), spread.astype(np.float32)
+        level = _median(left, dim=-1)
+        spread = 1.4826 * _median((left - level).abs(), dim=-1)
+        left = torch.where(tokens <= level + CLIPPED * spread, tokens, torch.nan)
+    return level[..., None], spread[..., None]
+
+
+def _median(values: Tensor, dim: int) -> Tensor:
+    """Of what isn't NaN, the mean of the middle two; the dimension stays, of size 1."""
+    ordered = values.sort(dim=dim).values  # NaN comes last
+    number = ordered.isfinite().sum(dim=dim, keepdim=True)
+    low, high = ((number - 1) // 2).clamp_min(0), number // 2
+    return (ordered.gather(dim, low) + ordered.gather(dim, high.clamp_max(values.shape[dim] - 1))) / 2

@@ -139,11 +139,11 @@ class ClipCapture:
         ]
 
     def _capture(self, clip: int, blocks: Sequence[BlockCapture], components: np.ndarray | None) -> Capture:
-        maps = torch.stack([block.responses[clip] for block in blocks]).float().cpu().numpy()
+        maps = torch.stack([block.responses[clip] for block in blocks])
         deviation = float(torch.stack([block.deviations[clip] for block in blocks]).mean())
         if self.config.source != "fused":
-            return Capture(combine_blocks(maps, self.config.combine), components, deviation=deviation)
+            combined = combine_blocks(maps.float().cpu().numpy(), self.config.combine)
+            return Capture(combined, components, deviation=deviation)
         shares, peaks = normalised(maps)
-        tokens = torch.cat([block.coordinates[clip] for block in blocks])
-        kept, _, _ = chosen_coordinates(tokens, torch.from_numpy(shares).to(tokens.device))
-        return Capture(shares, None, kept.half().cpu().numpy(), peaks, deviation)
+        kept, _, _ = chosen_coordinates(torch.cat([block.coordinates[clip] for block in blocks]), shares)
+        return Capture(shares.half().cpu().numpy(), None, kept.half().cpu().numpy(), peaks.cpu().numpy(), deviation)

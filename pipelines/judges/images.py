@@ -16,6 +16,7 @@ from pipelines.judges.passes import Frames
 
 Image = Float[Tensor, "b 3 h w"]
 
+TIE = 1e-4  # [levels] by which halves are rounded up, as PIL's whole numbers are, on whatever device sums were made
 PIL_FILTERS = {2: "bilinear", 3: "bicubic"}  # of those that PIL numbers, what these models are published with
 
 
@@ -56,7 +57,9 @@ def resize(frames: Frames, size: tuple[int, int], mode: str) -> Image:
     images = frames.float()
     for between in ((frames.shape[-2], size[1]), size):
         if tuple(images.shape[-2:]) != between:
-            images = functional.interpolate(images, between, mode=mode, antialias=True).add(0.5).floor().clamp(0, 255)
+            images = (
+                functional.interpolate(images, between, mode=mode, antialias=True).add(0.5 + TIE).floor().clamp(0, 255)
+            )
     return images
 
 

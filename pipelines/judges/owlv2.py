@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from numina.errors import InputError
+from pipelines.judges.base import JudgeConfig
 from pipelines.judges.detector import Detector, Proposals
 from pipelines.judges.images import resize_padded
 from pipelines.judges.passes import Frames
@@ -21,6 +22,14 @@ class Owlv2(Detector[Queries]):
     """Counts boxes that OWLv2 finds (arXiv 2306.09683)."""
 
     model_class = "Owlv2ForObjectDetection"
+
+    def __init__(self, config: JudgeConfig) -> None:
+        """Only the image's backbone is in half precision: texts and heads cost nothing, and rounding there changes
+        counts."""
+        super().__init__(config)
+        model = self.model
+        for part in (model.owlv2.text_model, model.owlv2.text_projection, model.class_head, model.box_head):
+            part.float()
 
     def read(self, nouns: Sequence[str]) -> Queries:
         for noun in nouns:
@@ -53,9 +62,10 @@ class Owlv2(Detector[Queries]):
         queries = nn.utils.rnn.pad_sequence(list(texts), batch_first=True)
         known = torch.tensor([[number < len(text) for number in range(queries.shape[1])] for text in texts])
         grid = self.model.image_embedder(pixel_values=self.prepare(frames))[0]
+        grid = grid.float()
         patches = grid.flatten(1, 2)
         logits, _ = self.model.class_predictor(patches, queries, known.to(self.device))
-        return logits.float(), self.model.box_predictor(patches, grid).float()
+        return logits, self.model.box_predictor(patches, grid)
 
     def prepare(self, frames: Frames) -> Float[Tensor, "b 3 h w"]:
         size = self.processor.image_processor.size

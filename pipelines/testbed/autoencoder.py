@@ -77,6 +77,7 @@ def train_vae(
     *,
     minutes: float,
     single_frames: float = 0.2,
+    decoder_only: bool = False,
     rng: np.random.Generator,
     device: torch.device,
     log: Log,
@@ -86,14 +87,16 @@ def train_vae(
     """Trains the autoencoder, on single frames for a share of the time and then on whole clips.
 
     Whole clips, because the causal decoder hands features from frame to frame: trained on 9, its later ones decay. The
-    scale of its latents is unknown afterwards (latents_std is 1), and `train.train_dit` measures it.
+    scale of its latents is unknown afterwards (latents_std is 1), and `train.train_dit` measures it. With
+    `decoder_only` latents stay what they are, and with them all that a transformer has learned of them.
     """
     vae.to(device).train()
-    matrices = [
-        parameter for parameter in vae.parameters() if parameter.ndim >= 4 and min(parameter.flatten(1).shape) > 1
-    ]
+    learns = [vae.decoder, vae.post_quant_conv] if decoder_only else [vae]
+    vae.requires_grad_(False)
+    parameters = [parameter for part in learns for parameter in part.requires_grad_(True).parameters()]
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 4 and min(parameter.flatten(1).shape) > 1]
     known = {id(parameter) for parameter in matrices}
-    optimizers = optimizers_for(matrices, [parameter for parameter in vae.parameters() if id(parameter) not in known])
+    optimizers = optimizers_for(matrices, [parameter for parameter in parameters if id(parameter) not in known])
 
     def loss_of(video: Tensor, noise: Tensor) -> Tensor:
         latents = vae.encode(video).latent_dist.mean
@@ -128,7 +131,8 @@ def train_vae(
             log("vae", step=step, single=single, loss=loss.item())
         step += 1
     log("vae", step=step)
-    set_scale(vae, torch.zeros(LATENT_CHANNELS), torch.ones(LATENT_CHANNELS))
+    if not decoder_only:
+        set_scale(vae, torch.zeros(LATENT_CHANNELS), torch.ones(LATENT_CHANNELS))
     return vae.eval()
 
 

@@ -212,6 +212,7 @@ def train(
     world: str = "shapes",
     seed: int = 0,
     minutes_vae: float | None = None,
+    minutes_decoder: float = 0.0,
     minutes_dit: float = 8.0,
     minutes_miscounted: float = 2.5,
     device: str | None = None,
@@ -224,10 +225,10 @@ def train(
     `world` is one of WORLDS. Without `start`, the text encoder is taught to read first, and only the shapes'
     autoencoder begins from nothing: the others from its weights. `start` is an earlier run's folder of weights to go on
     from. A stage of 0 minutes is left out; the autoencoder's are 4.5, or 0 after `start`, because a transformer knows
-    the latents it was trained on. `transformer` begins a fresh one of (blocks, heads of 64 channels), for a second
-    model to hold settings against. With 0 `prompts` nothing is generated. Beside
-    the weights are `training.jsonl`, `reconstructions.png`, `figures.json` and `samples.png`. The schedules run by the
-    clock, so two runs from one seed are alike but not equal.
+    the latents it was trained on; `minutes_decoder` trains the decoder alone, which leaves latents as they are.
+    `transformer` begins a fresh one of (blocks, heads of 64 channels), for a second model to hold settings against.
+    With 0 `prompts` nothing is generated. Beside the weights are `training.jsonl`, `reconstructions.png`,
+    `figures.json` and `samples.png`. The schedules run by the clock, so two runs from one seed are alike but not equal.
     """
     own = WORLDS[world]
     output.mkdir(parents=True, exist_ok=True)
@@ -242,7 +243,7 @@ def train(
     name = torch.cuda.get_device_name() if on.type == "cuda" else "CPU"
     if minutes_vae is None:
         minutes_vae = 4.5 if start is None else 0.0
-    minutes = {"vae": minutes_vae, "dit": minutes_dit, "miscounted": minutes_miscounted}
+    minutes = {"vae": minutes_vae, "decoder": minutes_decoder, "dit": minutes_dit, "miscounted": minutes_miscounted}
     log("start", world=world, seed=seed, minutes=minutes, device=name, torch=torch.__version__)
     pipeline = build_pipeline(own) if start is None else load_pipeline(start)
     warm = start is not None or own is not SHAPES
@@ -254,10 +255,12 @@ def train(
     if transformer is not None:
         pipeline.register_modules(transformer=build_transformer(*transformer))
     common: dict[str, Any] = {"rng": rng, "device": on, "log": log}
+    small: dict[str, Any] = {} if on.type == "cuda" else {"frame_batch": 2, "clip_batch": 1}
     if minutes_vae:
-        small: dict[str, Any] = {} if on.type == "cuda" else {"frame_batch": 2, "clip_batch": 1}
         single = 0.0 if warm else 0.2
         train_vae(pipeline.vae, own, minutes=minutes_vae, single_frames=single, **common, **small)
+    if minutes_decoder:
+        train_vae(pipeline.vae, own, minutes=minutes_decoder, single_frames=0.0, decoder_only=True, **common, **small)
     pipeline.vae.to(on).eval().requires_grad_(False)
     drawn, truth = own.clips(24 if on.type == "cuda" else 1, seed, split="train")
     rebuilt = reconstruct(pipeline.vae, truth, batch=8)
@@ -289,6 +292,7 @@ def main() -> None:
     parser.add_argument("--world", choices=list(WORLDS), default="shapes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes-vae", type=float, help="4.5, or 0 after --start")
+    parser.add_argument("--minutes-decoder", type=float, default=0.0, help="of the decoder alone: latents stay")
     parser.add_argument("--minutes-dit", type=float, default=8.0)
     parser.add_argument("--minutes-miscounted", type=float, default=2.5)
     parser.add_argument("--device", help="cuda if there is one, else cpu")

@@ -11,23 +11,20 @@ H W pixel rows and columns.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as nnf
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from torch import Tensor
 
 from numina.errors import ModelError
 from pipelines.base import Decoded
-from pipelines.private.diffusers import padding_of
+from pipelines.video.layers import fast_layers
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def decode_pixels(vae: Any, latents: Tensor) -> Decoded | None:
     if split is None or not split.fits(latents.shape[-2]):
         if split is not None and split.rank > 0:
             return None
-        with unpadded(vae.decoder):
+        with fast_layers(vae.decoder):
             pixels = _on_cpu(map(as_bytes, _frames(vae, vae.decoder, latents)), vae.device)
         return Decoded(pixels, finite.bool().cpu())
     # Ranks need not agree on the last bits of a clip's latents; its rows are to come from one of them.
@@ -136,41 +133,6 @@ def _frames(vae: Any, decoder: Any, latents: Tensor) -> Iterator[Tensor]:
     for i in range(latents.shape[2]):
         frames = decoder(latents[:, :, i : i + 1], feat_cache=cache, feat_idx=[0], first_chunk=i == 0)
         yield frames if vae.config.patch_size is None else unpatchify(frames, vae.config.patch_size)
-
-
-@contextmanager
-def unpadded(decoder: Any) -> Iterator[None]:
-    """Within it, causal convolutions leave padding in height and width to the convolution itself.
-
-    diffusers' copy their input into a padded one first, which is 14 % of what Wan2.2's decoder holds at its most
-    (tests/benchmarks/decode_held.py).
-    """
-    layers = [layer for layer in decoder.modules() if type(layer) is WanCausalConv3d]
-    for layer in layers:
-        layer.forward = MethodType(_convolve, layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def _convolve(layer: Any, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-    """`WanCausalConv3d.forward`: `cache_x` are frames before x, zeros stand for those before the first."""
-    left, _, top, _, before, _ = padding_of(layer)
-    missing = before if cache_x is None else max(0, before - cache_x.shape[2])
-
-    def convolved(frames: Tensor) -> Tensor:
-        return nnf.conv3d(frames, layer.weight, layer.bias, layer.stride, (0, top, left))
-
-    if not before:
-        return convolved(x)
-    head = x[:, :, :before]  # the frames that reach back; a copy of x as a whole would be half as much again
-    if cache_x is not None:
-        head = torch.cat([cache_x.to(x.device), head], dim=2)
-    first = convolved(nnf.pad(head, (0, 0, 0, 0, missing, 0)) if missing else head)
-    del head
-    return first if x.shape[2] <= before else torch.cat([first, convolved(x)], dim=2)
 
 
 def all_finite(frames: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.atlas collect --prompts 100 --samples 2 --seed 4242 --workers 8 --output a.safetensors
     python -m tests.benchmarks.atlas collect --steps 8 --prompts 100 --samples 2 --seed 7777 --output b.safetensors
+    python -m tests.benchmarks.atlas collect --config scenes --prompts 75 --samples 2 --batch 9 --output c.safetensors
     python -m tests.benchmarks.atlas read a.safetensors [--set evidence=0.4 extent=0.5]
     python -m tests.benchmarks.atlas wrong a.safetensors
 
@@ -34,9 +35,11 @@ from numina.prompts.tokens import locate_tokens
 from pipelines.models.registry import load_model, resolve_device
 from pipelines.parallel.shard import ALONE
 from pipelines.sampling import denoise
+from pipelines.testbed.worlds import MODELS
 from tests.benchmarks.counting import Item, commonest, mean, shares
-from tests.benchmarks.reading import NOUNS, value
+from tests.benchmarks.reading import value
 
+NOUNS = 3  # at most, in any world's prompts
 SCALE = 256.0  # of responses, which are shares of attention and small, so that half precision keeps them
 
 
@@ -47,8 +50,8 @@ def collect(items: Sequence[Item], job: JobConfig, device: str, batch: int) -> d
     rows: dict[str, list] = {name: [] for name in ("blocks", "coordinates", "counts", "numbers", "seeds")}
     seen: list[np.ndarray] = []
 
-    def keep(blocks: np.ndarray) -> tuple:
-        seen.append(blocks)
+    def keep(blocks: torch.Tensor) -> tuple:
+        seen.append(blocks.float().cpu().numpy())
         return normalised(blocks)
 
     for first in range(0, len(items), batch):
@@ -79,8 +82,8 @@ def read(atlas: dict[str, np.ndarray], config: IdentifyConfig) -> list[tuple[lis
     found = []
     for clip, counts in enumerate(atlas["counts"]):
         nouns = int((counts[0] >= 0).sum())
-        shares, peaks = normalised(atlas["blocks"][clip, :, :nouns].astype(np.float32))
-        capture = Capture(shares, None, atlas["coordinates"][clip], peaks)
+        shares, peaks = normalised(torch.from_numpy(atlas["blocks"][clip, :, :nouns]))
+        capture = Capture(shares.half().numpy(), None, atlas["coordinates"][clip], peaks.numpy())
         layout = identify_layout(capture, config)
         found.append((list(map(int, commonest(counts[:, :nouns]))), list(map(int, layout.clip_counts()))))
     return found
@@ -90,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["collect", "read", "wrong"])
     parser.add_argument("atlas", type=Path, nargs="?")
+    parser.add_argument("--config", default="testbed", help="testbed or scenes")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--samples", type=int, default=2)
@@ -100,10 +104,11 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", nargs="*", default=[], help="setting=value of identify")
     options = parser.parse_args()
-    job = load_job("testbed", ["method.preset=fused", f"generation.steps={options.steps}"])
+    job = load_job(options.config, ["method.preset=fused", f"generation.steps={options.steps}"])
     if options.command == "collect":
         work = partial(collect, job=job, device=resolve_device(options.device), batch=options.batch)
-        dealt = shares(options.prompts, options.samples, options.seed, options.workers)
+        world = MODELS[job.model.path]
+        dealt = shares(options.prompts, options.samples, options.seed, options.workers, world=world)
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
             parts = list(pool.map(work, dealt))
         save_file({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, options.output)

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipelines.video import decode
+from pipelines.video.layers import fast_layers
 from tests.benchmarks.shapes import SHAPES
 
 FRAMES = 4  # latent
@@ -55,7 +56,7 @@ def held(name: str, ours: bool) -> float:
         vae = AutoencoderKLWan(**shape.vae)
         space = vae.config.scale_factor_spatial
         latents = torch.empty(1, vae.config.z_dim, FRAMES, shape.clip.height // space, shape.clip.width // space)
-        with decode.unpadded(vae.decoder) if ours else nullcontext(), Held() as counted:
+        with fast_layers(vae.decoder) if ours else nullcontext(), Held() as counted:
             for _ in decode._frames(vae, vae.decoder, latents):
                 pass
         return counted.most / 2**30

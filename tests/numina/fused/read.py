@@ -14,9 +14,9 @@ def captured(clip: Clip) -> Capture:
     q, k = torch.from_numpy(clip.q), torch.from_numpy(clip.k)
     rows = centred(q, k, frame, frame_sums(q, k, frame, FRAMES) / (HEIGHT * WIDTH))
     tokens = coordinates(rows, gram(rows)).unflatten(1, (FRAMES, HEIGHT, WIDTH))
-    shares, peaks = normalised(clip.blocks)
-    kept, _, _ = chosen_coordinates(tokens, torch.from_numpy(shares))
-    return Capture(shares, None, kept.half().numpy(), peaks)
+    shares, peaks = normalised(torch.from_numpy(clip.blocks))
+    kept, _, _ = chosen_coordinates(tokens, shares)
+    return Capture(shares.half().numpy(), None, kept.half().numpy(), peaks.numpy())
 
 
 def read(clip: Clip, config: IdentifyConfig) -> Layout:

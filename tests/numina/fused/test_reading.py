@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from numina.fused.responses import normalised
@@ -107,7 +108,7 @@ def test_a_thing_keeps_its_number_while_it_is_hidden() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 1, 1, 3, 5), (1, 2, 3, 4, 4)])
 def test_nothing_is_in_maps_without_contrast(shape: tuple[int, ...]) -> None:
     """Flat maps, of any size, hold no instance."""
-    shares, peaks = normalised(np.full(shape, 0.3, np.float32))
+    shares, peaks = (found.numpy() for found in normalised(torch.full(shape, 0.3)))
     coordinates = np.zeros((*shape[2:], 4), np.float16)
     assert not identify_layout(Capture(shares, None, coordinates, peaks), FUSED).labels.any()
 

@@ -11,6 +11,7 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProcessorPil
 
 from pipelines.judges import Judge
+from pipelines.judges.images import PIL_FILTERS, resize
 from tests.pipelines.judges.conftest import a_video
 
 LEVEL = 1 / 255 / 0.225  # of a byte, after normalisation
@@ -46,6 +47,19 @@ def test_resized_as_pil_does(kind: str, processor: Any, size: tuple[int, int], l
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).max() < 1.01 * LEVEL
     assert (np.abs(ours - theirs) > 0.01 * LEVEL).mean() < 0.01
+
+
+@pytest.mark.parametrize("mode", PIL_FILTERS.values())
+@pytest.mark.parametrize("size", [(30, 50), (32, 53), (64, 106), (48, 80)])
+def test_a_half_is_rounded_up_however_sums_are_made(mode: str, size: tuple[int, int]) -> None:
+    """Blotches make many values halfway between two levels; devices add in other orders, here in another precision."""
+    frames = torch.from_numpy(a_video(2, (96, 160))).permute(0, 3, 1, 2)
+    exact = frames.double()
+    for between in ((96, size[1]), size):
+        if tuple(exact.shape[-2:]) != between:
+            exact = torch.nn.functional.interpolate(exact, between, mode=mode, antialias=True)
+            exact = exact.add(0.5 + 1e-6).floor().clamp(0, 255)
+    assert (resize(frames, size, mode) == exact).float().mean() > 0.9999
 
 
 @pytest.mark.parametrize("size", SIZES)

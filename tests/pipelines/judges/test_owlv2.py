@@ -38,6 +38,14 @@ def test_its_boxes_are_those_of_transformers_forward(judge: Any) -> None:
         np.testing.assert_allclose(found.boxes[index], frame["boxes"], atol=1e-3)
 
 
+def test_half_precision_counts_the_same(judge: Any, load: Callable[..., Judge]) -> None:
+    """Texts and heads stay in float32: of 151 boxes, many of them near the threshold, at most one decides otherwise."""
+    half: Any = load("owlv2", dtype="float16")
+    assert half.model.owlv2.vision_model.dtype == torch.float16
+    both = zip(half.judge(CASES), judge.judge(CASES), strict=True)
+    assert sum(np.abs(one.detected - other.detected).sum() for one, other in both) <= 1
+
+
 @pytest.mark.parametrize("batch", [1, 32])
 def test_a_pass_s_size_changes_nothing(batch: int, judge: Any, load: Callable[..., Judge]) -> None:
     """Cases with other numbers of nouns share passes, and a noun that isn't theirs counts nothing."""

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.models.families import inspect
+from pipelines.testbed import WEIGHTS
+from pipelines.testbed.model import load_pipeline
 from pipelines.testbed.train import train
 from pipelines.testbed.world import MAX_COUNT, MAX_OBJECTS, make_prompts, miscount
 
@@ -28,6 +31,19 @@ def test_stages_of_the_harder_world_go_on_from_one_another(tmp_path: Path) -> No
     logs = [(tmp_path / name / "training.jsonl").read_text() for name in ("first", "second")]
     stages = [list(dict.fromkeys(json.loads(line)["stage"] for line in log.splitlines())) for log in logs]
     assert stages == [["start", "vae", "reconstruction", "saved"], ["start", "reconstruction", "pool", "dit", "saved"]]
+
+
+@pytest.mark.slow
+def test_a_decoder_learns_alone(tmp_path: Path) -> None:
+    """Latents, their scale and the transformer stay to the bit; the decoder doesn't."""
+    train(tmp_path, start=WEIGHTS, minutes_decoder=0.02, minutes_dit=0, minutes_miscounted=0, device="cpu", prompts=0)
+    before, after = (load_pipeline(folder) for folder in (WEIGHTS, tmp_path / "weights"))
+    assert after.vae.config.latents_std == before.vae.config.latents_std
+    same = dict.fromkeys(("encoder", "quant_conv", "decoder"), True)
+    for (name, one), other in zip(before.vae.named_parameters(), after.vae.parameters(), strict=True):
+        if (part := name.split(".")[0]) in same:
+            same[part] &= torch.equal(one, other)
+    assert same == {"encoder": True, "quant_conv": True, "decoder": False}
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@
 Makes an output unless the folder is there: segments of commits and of verdicts, as compaction leaves them, with all
 columns that a job writes; clips share a few real videos and layouts. Then each look runs in a process of its own.
 Prints, as JSON: seconds by the clock and of the CPU, and most memory (RSS) of each, with the machine's load; and the
-seconds until a browser shows the report's first page.
+seconds until a browser shows the report's first page. `near_duplicates` is of 100,000 prompts, whatever the output.
 """
 
 import argparse
@@ -180,7 +180,23 @@ def report(folder: Path) -> str:
     return build_report(folder).name
 
 
-LOOKS: dict[str, Callable[[Path], str]] = {own.__name__: own for own in (status, summary, selection, report)}
+def near_duplicates(folder: Path) -> str:
+    """Of 100,000 made prompts, without reading or writing them."""
+    from cluster.prompts.alike import AlikeFinder
+    from cluster.prompts.make import Recipe, made_prompts
+    from numina.prompts.targets import Target
+
+    finder, number = AlikeFinder(), 0
+    for batch in made_prompts(Recipe(seed=0), 100_000):
+        for row in batch.to_pylist():
+            finder.add(number, row["id"], row["prompt"], [Target(**target) for target in row["targets"]])
+            number += 1
+    return f"{len(finder.found())} of {number} prompts"
+
+
+LOOKS: dict[str, Callable[[Path], str]] = {
+    own.__name__: own for own in (status, summary, selection, report, near_duplicates)
+}
 
 
 def measured(look: str, folder: Path) -> dict[str, object]:

@@ -95,6 +95,10 @@ EVALUATION_SCHEMA = pa.schema(
         ("chain", pa.string()),  # the row's own, so that a job knows without it which samples are settled
         ("attempt", pa.int32()),
         ("strength", pa.float64()),
+        (
+            "embedding",
+            pa.list_(pa.float16()),
+        ),  # of the clip, length 1: CLIP's, or else a thumbnail's; null in older ones
     ]
 )
 """The columns of all judges' verdicts."""

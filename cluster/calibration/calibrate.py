@@ -208,7 +208,8 @@ class Calibration:
             if name is not None and key in asked and not row["sample"] and not row["attempt"]:
                 self._rows[name][key] = row
         if any(self._rows.values()):
-            self._verdicts = dict(evaluate(store, self.judge))
+            evaluate(store, self.judge)
+            self._verdicts = {own["key"]: own for own in store.evaluations(self.judge.name).to_pylist()}
 
     def _made(self) -> dict[str, int]:
         """Clips of each candidate that are there."""

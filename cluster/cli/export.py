@@ -24,6 +24,13 @@ def export(
         str | None, typer.Option(help="The judge whose verdicts are exported, if there are several.")
     ] = None,
     only: Annotated[Only, typer.Option(help="Export all clips, only judged ones, or only accepted ones.")] = "all",
+    distinct: Annotated[
+        float | None,
+        typer.Option(
+            help="Of clips with the same targets whose embeddings have at least this cosine, export only the first: "
+            "0.95 for example."
+        ),
+    ] = None,
     shard_clips: Annotated[int, typer.Option(help="Number of clips in one shard of webdataset and parquet.")] = 1000,
     follow: Annotated[
         bool,
@@ -44,7 +51,15 @@ def export(
     from cluster.dataset.store import Store
     from cluster.export.job import export as write
 
-    chosen = ExportConfig(to=to, strategy=strategy, judge=judge, only=only, shard_clips=shard_clips, license=license)
+    chosen = ExportConfig(
+        to=to,
+        strategy=strategy,
+        judge=judge,
+        only=only,
+        distinct=distinct,
+        shard_clips=shard_clips,
+        license=license,
+    )
     config = replace(chosen, follow=follow)
     try:
         with bar("exporting") as report:

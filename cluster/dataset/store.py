@@ -22,10 +22,10 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +51,8 @@ from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, asks_no_count, check_row
 from cluster.storage.open import open_files
 from cluster.storage.protocol import Files
 from numina.errors import OutputError, PromptSetError
+
+T = TypeVar("T")
 
 _JUDGE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
@@ -229,6 +231,12 @@ class Store:
         """
         return first_of_each(union(ROW_SCHEMA, self.row_files.tables()), "key")
 
+    def map_rows(self, columns: Sequence[str] | None, part: Callable[[pa.Table], T]) -> list[T]:
+        """`part` of these columns of all rows ("key" must be among them), some thousand rows at a time, each once: what
+        it returns is all that is held. None: of ROW_SCHEMA's columns, then the prompt set's own."""
+        schema = ROW_SCHEMA if columns is None else _chosen(ROW_SCHEMA, columns)
+        return [part(union(schema, [table])) for table in self.row_files.stream(columns)]
+
     def row(self, key: str) -> dict[str, Any] | None:
         """One row, ROW_SCHEMA's columns at least; None where its key isn't committed."""
         found = self.row_files.row(key)
@@ -290,6 +298,13 @@ class Store:
         asked = None if columns is None else ["key", *columns]
         table = first_of_each(union(EVALUATION_SCHEMA, self.verdict_files(judge).tables(asked)), "key")
         return table if columns is None else table.select(columns)
+
+    def map_evaluations(self, judge: str, columns: Sequence[str] | None, part: Callable[[pa.Table], T]) -> Iterator[T]:
+        """`part` of these columns of all verdicts of a judge (None: of all columns), some thousand at a time, each
+        once, in no order: what it returns is all that is held. "key" must be among the columns."""
+        schema = EVALUATION_SCHEMA if columns is None else _chosen(EVALUATION_SCHEMA, columns)
+        for table in self.verdict_files(judge).stream(columns):
+            yield part(union(schema, [table]))
 
     def evaluation(self, judge: str, key: str) -> dict[str, Any] | None:
         """A judge's verdict on one row, EVALUATION_SCHEMA's columns; None where there is none."""
@@ -358,6 +373,11 @@ class Store:
     def release(self) -> None:
         """Lease nothing any more: the work is done, or left."""
         self.leases.release()
+
+
+def _chosen(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
+    """The fields of these names that it has, in their order."""
+    return pa.schema([schema.field(name) for name in columns if name in schema.names])
 
 
 def _plain_rows(table: pa.Table) -> pa.Table:

@@ -21,6 +21,7 @@ from cluster.export.annotations import read_annotations
 from cluster.export.columns import common_types, notes_of
 from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import Report, Video, copy_videos
+from cluster.export.diversity import diversity_of
 from cluster.export.readme import page
 from cluster.export.selection import Selection
 from cluster.export.shards import written
@@ -85,6 +86,7 @@ def card(selection: Selection, rows: pa.Table, license: str, notes: Sequence[str
         plain=pc.sum(asks_no_count(rows)).as_py() or 0,
         prompts=len(set(zip(*(rows[name].to_pylist() for name in ("id", "prompt")), strict=True))),
         counts=_counts(rows),
+        diversity=diversity_of(rows),
         settings=_settings(rows),
         selection=selection,
         notes=notes,

@@ -36,7 +36,9 @@ def export(store: Store, folder: str, config: ExportConfig, report: Report = lam
     if form.shard:
         return _grow(store, open_files(folder, single_writer=True), config, report)
     one = config.to if form.one_clip else None
-    selection = select(store, strategy=config.strategy, judge=config.judge, only=config.only, one=one)
+    selection = select(
+        store, strategy=config.strategy, judge=config.judge, only=config.only, one=one, distinct=config.distinct
+    )
     files = open_files(folder, single_writer=True)
     _claim(files, store, config)
     exported: Exported = resolve_name(form.write)(store, files, selection, config, report)
@@ -71,6 +73,7 @@ def _claim(files: Files, store: Store, config: ExportConfig, fixed: dict[str, An
     """The folder is empty, or holds an export of the same settings; `fixed` as it was when the export began."""
     settings: dict[str, Any] = {"output": store.root, "to": config.to, "strategy": config.strategy}
     settings |= {"judge": config.judge, "only": config.only}
+    settings |= {} if config.distinct is None else {"distinct": config.distinct}
     settings |= {name: getattr(config, name) for name in FORMATS[config.to].settings}
     try:
         kept = json.loads(files.read(RECORD))

@@ -33,8 +33,8 @@ from cluster.workers import tasks as stages
 from cluster.workers.tasks import Receipt
 from numina.errors import GangError
 
-RIGHT = SimpleNamespace(prepared=None)
-WRONG = SimpleNamespace(prepared="plan")
+RIGHT = SimpleNamespace(plan=None)
+WRONG = SimpleNamespace(plan="plan")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -43,6 +43,8 @@ class FakeGang:
 
     silent = overdue = False
     leaves_at = None
+    placed = True
+    arrivals = ()
     state = GangState.STANDING
     spec = SimpleNamespace(ranks=1)
 

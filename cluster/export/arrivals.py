@@ -66,7 +66,7 @@ def _asks_nothing(store: Store) -> bool:
 
 
 def wanted_strategies(store: Store, rows: Sequence[Row], name: str | None) -> list[Strategy]:
-    """The strategies of an output that has such rows, or the one of this name. Raises OutputError where there is none."""
+    """The strategies of an output that has such rows, or the one of this name. Raises OutputError if there is none."""
     made = strategies_of(store, rows)
     found = [own for own in made if name in (None, own.name)]
     if name is not None and not found:

@@ -295,7 +295,7 @@ class Store:
     def evaluations(self, judge: str, columns: Sequence[str] | None = None) -> pa.Table:
         """All verdicts of a judge, sorted by key, with EVALUATION_SCHEMA's columns and any others, or with these; no
         rows when it gave none."""
-        asked = None if columns is None else ["key", *columns]
+        asked = None if columns is None else list(dict.fromkeys(["key", *columns]))
         table = first_of_each(union(EVALUATION_SCHEMA, self.verdict_files(judge).tables(asked)), "key")
         return table if columns is None else table.select(columns)
 

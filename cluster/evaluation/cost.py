@@ -132,7 +132,7 @@ def _judge(store: Store) -> str | None:
 
 def _judged(store: Store, rows: pa.Table, judge: str) -> tuple[int, np.ndarray]:
     """How many rows are accepted, those among them that ask for no count; and which were judged and aren't."""
-    verdicts = store.evaluations(judge).select(["key", "count_accuracy"])
+    verdicts = store.evaluations(judge, ["key", "count_accuracy"])
     place = pc.index_in(rows["key"], verdicts["key"].combine_chunks())
     accuracy = np.asarray(verdicts["count_accuracy"].take(place).fill_null(np.nan)) if len(verdicts) else None
     plain = np.asarray(asks_no_count(rows))

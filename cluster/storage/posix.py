@@ -165,8 +165,9 @@ class PosixFiles:
     def _require_root(self) -> None:
         """An output that was there and isn't any more must not be begun anew: its folder was removed, or what is seen
         now is the empty folder that it was mounted on. (Inodes would tell more, but FUSE may change them.)"""
+        known = self._begun  # before looking: another thread may begin it meanwhile
         begun = _holds_files(self.root)
-        if self._begun and not begun:
+        if known and not begun:
             raise OSError(errno.ESTALE, "the output's folder was removed, emptied or unmounted while in use")
         self._begun = begun
 

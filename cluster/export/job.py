@@ -84,7 +84,11 @@ def _claim(files: Files, store: Store, config: ExportConfig, fixed: dict[str, An
             ) from None
         files.replace(RECORD, json.dumps(settings | ({"fixed": fixed} if fixed else {}), sort_keys=True).encode())
         return fixed or {}
-    before = kept.pop("fixed", fixed)
+    before = kept.pop("fixed", None)
+    if fixed and before is None:
+        raise OutputError(
+            f"{files.root!r} was written by an earlier version, whose shards don't grow: give another folder"
+        )
     if kept != settings:
         was, now = (json.dumps(own, sort_keys=True) for own in (kept, settings))
         raise OutputError(f"{files.root!r} holds another export, {was}; now it is {now}: give another folder")

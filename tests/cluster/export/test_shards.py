@@ -314,6 +314,19 @@ def test_what_cannot_grow_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_a_folder_of_an_earlier_version_is_left_as_it_is(tmp_path: Path) -> None:
+    """Its record names no rule; its tars are not overwritten."""
+    store, folder = an_output(tmp_path / "out"), tmp_path / "x"
+    grown(store, folder)
+    record = json.loads((folder / "export.json").read_text())
+    del record["fixed"]
+    (folder / "export.json").write_text(json.dumps(record))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(OutputError, match="earlier version, whose shards don't grow: give another folder"):
+        grown(store, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 # --- read back ---
 
 

@@ -71,6 +71,7 @@ ROW_SCHEMA = pa.schema(
         ("attention_kernel", pa.string()),  # of self-attention, by its engine's name for it
         ("confidences", pa.list_(pa.float64())),  # of each target's identified count; null where the reading tells none
         ("left_alone", pa.string()),  # why a clip whose counts are wrong wasn't guided; null where it was, or is right
+        ("lost_seconds", pa.float64()),  # rank_seconds of its tries that failed or were handed back; null in older rows
     ]
 )
 """The columns of every row; the prompt set's own columns follow them. A missing one is null, unless REQUIRED."""
@@ -94,6 +95,10 @@ EVALUATION_SCHEMA = pa.schema(
         ("chain", pa.string()),  # the row's own, so that a job knows without it which samples are settled
         ("attempt", pa.int32()),
         ("strength", pa.float64()),
+        (
+            "embedding",
+            pa.list_(pa.float16()),
+        ),  # of the clip, length 1: CLIP's, or else a thumbnail's; null in older ones
     ]
 )
 """The columns of all judges' verdicts."""
@@ -132,8 +137,8 @@ def python_rows(table: pa.Table) -> list[dict[str, Any]]:
 
     What Python's types can't hold is text: nanoseconds, years after 9999, bytes that aren't UTF-8 where text is meant.
     """
-    columns = [_values(column) for column in table.columns]
-    return [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
+    names, columns = table.column_names, [_values(column) for column in table.columns]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:

@@ -169,7 +169,9 @@ class GuideConfig:
 class MethodConfig:
     """The method: its preset, the frame that its lengths are given for, and its three stages."""
 
-    preset: str = "paper"  # the name of the file in configs/method/ that the values below start from
+    # the file in configs/method/ that the values below start from, by its name; or a YAML file of the same form, as
+    # `numina calibrate` writes one (short: method=FILE.yaml)
+    preset: str = "paper"
     # [tokens] of the frame that lengths and areas are given for; they scale with the clip's (1560: 30 × 52 at 480p);
     # 0: never
     grid: int = 1560

@@ -8,10 +8,12 @@ is a number of steps, as published: step 20 of 50, and in proportion of any othe
     σ = a·s / (1 + (a − 1)·s)           noise level under flow shift a (arXiv 2403.03206 §5.3.2)
     time = 1 − s', s' of σ under the native shift
 
-By index, at the native shift, and where a sampler has no shift, step i of n is at time i/n.
+By index, at the native shift, and where a sampler has no shift, step i of n is at time i/n. If noise levels are given
+instead of a shift, each is σ above.
 """
 
 import math
+from collections.abc import Sequence
 
 from numina.config import GuideConfig
 
@@ -20,7 +22,17 @@ def schedule_times(steps: int, shift: float | None = None, native: float | None 
     """The time of each step, from 0 (pure noise) up to below 1; ``shift`` is the sampler's, ``native`` the model's."""
     if shift is None or native is None or shift == native:
         return tuple(i / steps for i in range(steps))
-    return tuple(1 - _unshifted(_shifted(1 - i / steps, shift), native) for i in range(steps))
+    return times_of(noise_levels(steps, shift), native)
+
+
+def noise_levels(steps: int, shift: float) -> tuple[float, ...]:
+    """σ of each step under a flow shift, from 1 down to above 0."""
+    return tuple(_shifted(1 - i / steps, shift) for i in range(steps))
+
+
+def times_of(sigmas: Sequence[float], native: float) -> tuple[float, ...]:
+    """The time of each noise level under the model's native shift."""
+    return tuple(1 - _unshifted(sigma, native) for sigma in sigmas)
 
 
 def _shifted(left: float, shift: float) -> float:

@@ -7,12 +7,14 @@ channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from numina.choices import check_choices
 from numina.config import ScheduleBy
 from numina.errors import ConfigError
-from numina.schedule import schedule_times
+from numina.schedule import noise_levels, schedule_times, times_of
 from pipelines.parallel.support import check_cache
 
 if TYPE_CHECKING:  # settings and facts are read where torch, seconds to import, isn't needed
@@ -46,6 +48,11 @@ class GenerationConfig:
     guidance_scale: float = 5.0  # weight of classifier-free guidance; 1: no unconditional pass
     # shift of the noise schedule; null: the model's own at this size (Wan2.1: 3 at 480p, 5 at 720p)
     flow_shift: float | None = None
+    # what denoises: native (the model's own: UniPC or DDIM), euler (straight steps along the flow), or renoise (to the
+    # clean clip, then back to the next noise level with fresh noise, as models distilled to a few steps are trained)
+    sampler: Literal["native", "euler", "renoise"] = "native"
+    # [noise level] of each step, falling, above 0 and at most 1, shift included; empty: made of steps and flow shift
+    sigmas: list[float] = field(default_factory=list)
     negative_prompt: str = ""  # used for rows that have none
     # step cache of plain, continued and guided denoising (pipelines/README.md): none, taylorseer, magcache,
     # first_block or cfg_cache
@@ -74,9 +81,49 @@ class GenerationConfig:
             )
         if self.flow_shift is not None and self.flow_shift <= 0:
             raise ConfigError(f"generation.flow_shift is {self.flow_shift:g}; it must be above 0, or null")
+        check_choices("generation", self)
+        self._check_sigmas()
         check_cache("generation.cache", self.cache)
         if not 0 <= self.crf <= 51:
             raise ConfigError(f"generation.crf is {self.crf}; x264 takes 0 (lossless) to 51 (worst)")
+
+    def _check_sigmas(self) -> None:
+        if not self.sigmas:
+            return
+        given = f"generation.sigmas is [{', '.join(f'{sigma:g}' for sigma in self.sigmas)}]"
+        if any(not 0 < sigma <= 1 for sigma in self.sigmas):
+            raise ConfigError(
+                f"{given}; each must be above 0 and at most 1: give noise levels, which are timesteps / 1000, without"
+                " the 0 after the last step"
+            )
+        if any(after >= before for before, after in pairwise(self.sigmas)):
+            raise ConfigError(f"{given}; they must fall from step to step: sort them, and give each once")
+        if len(self.sigmas) != self.steps:
+            raise ConfigError(
+                f"{given}, {len(self.sigmas)} noise levels, but generation.steps is {self.steps}; give one for each"
+                f" step: set steps to {len(self.sigmas)}"
+            )
+        if self.flow_shift is not None:
+            raise ConfigError(
+                f"generation.flow_shift is {self.flow_shift:g}, but generation.sigmas gives the noise levels as they"
+                " are, shift included; leave flow_shift null, or sigmas empty"
+            )
+
+    def named(self) -> dict[str, Any]:
+        """The settings for names of outputs, all of which decide what comes out.
+
+        Settings that came after the first outputs are left out where they change nothing: names stay.
+        """
+        named = asdict(self)
+        if self.sampler == "native":
+            del named["sampler"]
+        if not self.sigmas:
+            del named["sigmas"]
+        return named
+
+    def first(self, steps: int) -> GenerationConfig:
+        """The same clip with so many steps at most, uncached: for a trial."""
+        return replace(self, steps=min(self.steps, steps), sigmas=self.sigmas[:steps], cache="none")
 
 
 @dataclass(frozen=True)
@@ -142,12 +189,20 @@ class ModelFacts:
         return max(self.shift, self.large_shift)
 
     def flow_shift(self, generation: GenerationConfig) -> float | None:
-        """The flow shift that a clip is sampled with. Raises ConfigError where one is asked of a sampler without."""
-        if generation.flow_shift is not None and self.shift is None:
-            raise ConfigError(
-                f"generation.flow_shift is {generation.flow_shift:g}, but {self.name} is sampled by {self.sampler},"
-                " which has none; leave it null"
-            )
+        """The flow shift that a clip is sampled with.
+
+        Raises ConfigError where one, or what else only a flow has, is asked of a sampler without.
+        """
+        if self.shift is None:
+            asked, wrong = f"but {self.name} is sampled by {self.sampler}", None
+            if generation.flow_shift is not None:
+                wrong = f"flow_shift is {generation.flow_shift:g}, {asked}, which has none; leave it null"
+            elif generation.sampler != "native":
+                wrong = f"sampler is {generation.sampler}, {asked} and is no flow model; use native"
+            elif generation.sigmas:
+                wrong = f"sigmas is {generation.sigmas}, {asked}, whose noise levels are fixed; leave it empty"
+            if wrong:
+                raise ConfigError(f"generation.{wrong}")
         return self.native_shift(generation) if generation.flow_shift is None else generation.flow_shift
 
     def check_stride(self, stride: int) -> None:
@@ -162,7 +217,16 @@ class ModelFacts:
         """When each step comes: a share of the model's native schedule, or of the steps (`numina.schedule`)."""
         shift = self.flow_shift(generation)
         native = shift if by == "index" else self.native_shift(generation)
+        if generation.sigmas and by == "noise":
+            assert native is not None, "`flow_shift` refuses noise levels where there is no flow"
+            return times_of(generation.sigmas, native)
         return schedule_times(generation.steps, shift, native)
+
+    def sigmas(self, generation: GenerationConfig) -> tuple[float, ...]:
+        """The noise level of each step: those that are given, or of the steps under the flow shift."""
+        shift = self.flow_shift(generation)
+        assert shift is not None, "`flow_shift` refuses samplers that need noise levels where there is no flow"
+        return tuple(generation.sigmas) or noise_levels(generation.steps, shift)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +261,10 @@ class Scheduler(Protocol):
 
     timesteps: Tensor
 
-    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool) -> tuple[Tensor, ...]: ...
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool, **noise: Any
+    ) -> tuple[Tensor, ...]:
+        """`noise`: `generator`, one for each clip, where the sampler renoises."""
 
 
 class Decoded(NamedTuple):

@@ -28,9 +28,10 @@ LAZY = {"xfuser", "deepspeed"}  # can't be imported on every machine
 # Each room of a package, from the top, and the rooms right below it; what those may import, it may too.
 ROOMS: dict[str, dict[str, set[str]]] = {
     "cluster": {
-        "cli": {"api", "runtime", "report", "export", "planner", "doctor"},
+        "cli": {"api", "calibration", "export", "planner", "doctor"},
         "api": {"job", "dataset"},
         "doctor": {"workers"},
+        "calibration": {"runtime", "report"},
         "runtime": {"workers", "planner"},
         "workers": {"evaluation", "observability"},
         "report": {"evaluation", "observability"},

@@ -31,6 +31,7 @@ VERBS = {  # by the panels of `numina --help`
         "run": "cluster.cli.run:run",
         "generate": "cluster.cli.generate:generate",
         "compare": "cluster.cli.compare:compare",
+        "calibrate": "cluster.cli.calibrate:calibrate",
     },
     "Look at results": {
         "status": "cluster.cli.status:status",

@@ -29,13 +29,15 @@ def compare(
     from cluster.evaluation.evaluate import evaluate as judge_all
     from cluster.job.config import load_job
     from cluster.job.judge import judge_config
+    from cluster.job.pinning import pinned_judge
     from cluster.job.prepared import prepare
     from cluster.runtime.run import run_job
     from pipelines.judges import inspect_judge
 
     job = load_job(config, overrides or [])
     set_up(job.cluster.log_format)
-    judges, prepared = [judge_config(job.verify.judge, job.judge)], prepare(job)
+    known = Store(job.output, single_writer=True).hub_commits()
+    judges, prepared = [pinned_judge(judge_config(job.verify.judge, job.judge), known)], prepare(job)
     if clip is not None:
         judges.append(judge_config("clip", {"path": clip}))
     for judge in judges:

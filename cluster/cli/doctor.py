@@ -22,28 +22,33 @@ def doctor(
     With --config or overrides, just what that job needs; without, everything. With --on-cluster, this machine is asked
     for what a driver needs, and each node for the rest. Exit status 1 if something will fail.
     """
-    from cluster.doctor.check import Result, State, examine
-    from cluster.doctor.checks import CHECKS, TORCH
-    from cluster.doctor.needs import Needs, needs_of
+    import ray  # checks are forked: it is imported once
 
-    results, nodes = examine(TORCH, Needs()), dict[str, list[Result]]()
+    assert ray
+    from cluster.doctor.check import Examination, Result, State, examine
+    from cluster.doctor.checks import CHECKS, RAY, TORCH
+    from cluster.doctor.needs import Needs, needs_of
+    from cluster.job.config import load_job
+
+    asked = config is not None or bool(overrides)
+    needs = needs_of(load_job(config, overrides or [])) if asked else Needs()
+    early = Examination({} if on_cluster else RAY, needs)
+    results, nodes = examine(TORCH, needs), dict[str, list[Result]]()
     if results[0].state is State.OK:  # all else begins with its import
-        import ray
         import torch
 
-        assert ray
         assert torch
-        from cluster.job.config import load_job
-
-        asked = config is not None or bool(overrides)
-        needs = needs_of(load_job(config, overrides or [])) if asked else Needs()
         if on_cluster:
             from cluster.doctor.nodes import examine_cluster
 
             here, nodes = examine_cluster(needs)
             results += here
         else:
-            results += examine(CHECKS, needs)
+            late = examine({name: check for name, check in CHECKS.items() if name not in RAY}, needs)
+            found = {result.name: result for result in [*late, *early.results()]}
+            results += [found[name] for name in CHECKS if name in found]
+    else:
+        results += early.results()
     every = [*results, *(line for lines in nodes.values() for line in lines)]
     if as_json:
         lines = [result.as_json() | {"node": None} for result in results]

@@ -47,36 +47,29 @@ def evaluate(
     config = judge_config(judge, changes)
     store = Store.reader(output)
     with bar("judging") as judged:
-        verdicts = judge_all(store, config, judged, workers=workers, gpus=gpus, address=address)
+        problems = judge_all(store, config, judged, workers=workers, gpus=gpus, address=address)
     if against is not None:
         show_difference(store, Store.reader(against), config.name)
         return
     show_counts(store, config.name)
-    for key, verdict in verdicts.items():
-        if verdict["problem"]:
-            say(f"scores 0: {key}: {verdict['problem']}")
+    for key, problem in problems.items():
+        say(f"scores 0: {key}: {problem}")
 
 
 def show_counts(store: Store, judge: str) -> None:
-    """Prints counts prompt by prompt, and each strategy's sums; keeps these in the output."""
-    from cluster.cli.tables import count_table
-    from cluster.evaluation.outcomes import outcomes, strategies_of
-    from cluster.job.acceptance import Acceptance
-    from cluster.rows import python_rows
+    """Prints counts of the first prompts, and each strategy's sums; keeps these in the output."""
+    from cluster.cli.tables import PROMPTS_SHOWN, count_table
+    from cluster.evaluation.first import first_outcomes
+    from cluster.evaluation.judged import read_evidence
 
-    rows = python_rows(store.rows())
-    verdicts = {row["key"]: row for row in store.evaluations(judge).to_pylist()}
-    if any(row["count_accuracy"] is not None for row in verdicts.values()):
-        acceptance = Acceptance.recorded(store)
-        made = {own.name: outcomes(own, rows, verdicts, acceptance) for own in strategies_of(store, rows)}
+    evidence = read_evidence(store)
+    own = evidence.by(judge)
+    if own is not None and own.counts:
+        first = first_outcomes(store, evidence.clips, own, PROMPTS_SHOWN)
         console.print(
-            count_table(
-                {name: some for name, some in made.items() if some},
-                verdicts,
-                f"{store.root}: objects detected by {judge}",
-            )
+            count_table(first.made, first.verdicts, f"{store.root}: objects detected by {judge}", of=first.of)
         )
-    show_strategies(store)
+    show_strategies(store, evidence)
 
 
 def show_difference(one: Store, other: Store, judge: str) -> None:

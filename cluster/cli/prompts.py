@@ -46,6 +46,15 @@ TargetsFrom = Annotated[
 ]
 
 
+NearDuplicates = Annotated[
+    Literal["mark", "drop", "ignore"],
+    typer.Option(
+        help="For prompts with equal targets and nearly equal words: name the first one in column near_duplicate_of, "
+        "drop them, or don't look for them."
+    ),
+]
+
+
 @prompts.command("check")
 def prompts_check(
     source: Annotated[
@@ -54,6 +63,7 @@ def prompts_check(
     write: Annotated[str | None, typer.Option(help="Write the set with its targets filled in to this file.")] = None,
     skip: Skip = False,
     rejected: Rejected = None,
+    near_duplicates: NearDuplicates = "mark",
     targets_from: TargetsFrom = "numerals+articles",
     show: Annotated[
         int, typer.Option(min=0, help="Number of rows to print: all of a small set, else doubtful ones.")
@@ -86,7 +96,8 @@ def prompts_check(
             max_count=max_count,
             reading=TargetReading(articles=targets_from == "numerals+articles"),
             skip=skip,
-            rejected=_rejected(rejected, write, skip),
+            rejected=_rejected(rejected, write, skip or near_duplicates == "drop"),
+            near_duplicates=near_duplicates,
             report=report,
             tell=tell,
         )
@@ -100,10 +111,11 @@ def prompts_check(
         say(f"{source}: {summary.rows:,} rows")
     for line in summary.lines():
         say(line)
+    _tell_alike(len(found.alike), len(found.dropped))
     found.require(skip=skip)
     _tell_skipped(found.problems, _rejected(rejected, write, skip))
     if write:
-        say(f"{write}: {summary.rows - summary.bad:,} rows")
+        say(f"{write}: {summary.rows - summary.bad - len(found.dropped):,} rows")
 
 
 @prompts.command("import")
@@ -125,6 +137,7 @@ def prompts_import(
     drop: Annotated[str | None, typer.Option(help="Columns to leave out, separated by commas.")] = None,
     skip: Skip = False,
     rejected: Rejected = None,
+    near_duplicates: NearDuplicates = "mark",
     targets_from: TargetsFrom = "numerals+articles",
     max_count: MaxCount = 20,
     force: Force = False,
@@ -146,7 +159,8 @@ def prompts_import(
             max_count=max_count,
             reading=TargetReading(articles=targets_from == "numerals+articles"),
             skip=skip,
-            rejected=_rejected(rejected, output, skip),
+            rejected=_rejected(rejected, output, skip or near_duplicates == "drop"),
+            near_duplicates=near_duplicates,
             force=force,
             report=lambda rows: read(rows, rows),
         )
@@ -162,6 +176,7 @@ def prompts_import(
         say(line)
     if found.nouns:
         say(f"nouns: {_most(found.nouns)}")
+    _tell_alike(found.alike, len(found.dropped))
     _tell_skipped(found.problems, _rejected(rejected, output, skip))
 
 
@@ -317,6 +332,16 @@ def _rejected(rejected: str | None, output: str | None, skip: bool) -> str | Non
     if rejected is not None or not skip or output is None:
         return rejected
     return f"{split_path(output)[0].rstrip('/')}/{REJECTED}"
+
+
+def _tell_alike(alike: int, dropped: int) -> None:
+    if alike:
+        told = (
+            f"{dropped:,} of them left out"
+            if dropped
+            else "column near_duplicate_of of the written set names the first"
+        )
+        say(f"  {alike:,} near-duplicates of an earlier prompt with the same targets: {told}")
 
 
 def _tell_skipped(problems: Sequence[Any], rejected: str | None) -> None:

@@ -8,14 +8,15 @@ from cluster.cli.terminal import console, say
 
 if TYPE_CHECKING:
     from cluster.dataset.store import Store
+    from cluster.evaluation.judged import Evidence
 
 
-def show_strategies(store: Store) -> None:
+def show_strategies(store: Store, evidence: Evidence | None = None) -> None:
     """Prints each strategy's sums by every judge that counts; keeps them in the output."""
     from cluster.cli.tables import difference_text, strategy_table
     from cluster.evaluation.summary import summarize, write_summary
 
-    summary = summarize(store)
+    summary = summarize(store, evidence)
     for judge in summary.judges:
         console.print(strategy_table(judge, summary.cost_unit))
         for own in judge.strategies:

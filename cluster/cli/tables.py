@@ -142,9 +142,13 @@ def candidate_table(candidates: Sequence["Candidate"]) -> Table:
 
 
 def count_table(
-    made: Mapping[str, Sequence["Outcome"]], verdicts: Mapping[str, Mapping[str, Any]], title: str
+    made: Mapping[str, Sequence["Outcome"]],
+    verdicts: Mapping[str, Mapping[str, Any]],
+    title: str,
+    of: int | None = None,
 ) -> Table:
-    """Asked, identified and detected counts of the first prompts: a line per noun, the strategies beside each other."""
+    """Asked, identified and detected counts of the first prompts: a line per noun, the strategies beside each other.
+    `of` is the number of all samples, where `made` holds only some."""
     table = Table(title=escape(redact(title)), show_lines=False)
     kept = {
         name: {outcome.sample: outcome.kept for outcome in some if not outcome.plain} for name, some in made.items()
@@ -168,8 +172,8 @@ def count_table(
                 sure = (row and row["confidences"]) or [None] * len(seen or [])
                 columns.append(list(map(_identified, seen, sure)) if seen else ["–"])
         table.add_row(*map("\n".join, columns), end_section=True)
-    if len(samples) > PROMPTS_SHOWN:
-        table.caption = f"the first {PROMPTS_SHOWN} of {len(samples)}; `numina report` shows all"
+    if (all_samples := of or len(samples)) > PROMPTS_SHOWN:
+        table.caption = f"the first {PROMPTS_SHOWN} of {all_samples}; `numina report` shows more"
     return table
 
 

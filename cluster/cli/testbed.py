@@ -7,7 +7,7 @@ import typer
 
 from cluster.cli.options import Seed
 
-testbed = typer.Typer(no_args_is_help=True, help="Retrain an embedded counting model.")
+testbed = typer.Typer(no_args_is_help=True, help="Retrain an embedded counting model, or distil it to a few steps.")
 
 
 @testbed.command("train")
@@ -49,3 +49,26 @@ def train_model(
         minutes_dit=minutes_dit,
         minutes_miscounted=minutes_miscounted,
     )
+
+
+@testbed.command("distil")
+def distil_model(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the LoRA, the training log and figures.")],
+    world: Annotated[
+        Literal["shapes", "scenes"], typer.Option(help="Of the embedded model that is distilled.")
+    ] = "shapes",
+    seed: Seed = 0,
+    start: Annotated[Path | None, typer.Option(help="File of an earlier stage's LoRA to continue from.")] = None,
+    minutes: Annotated[float, typer.Option(min=0, help="Minutes of training; 0 measures --start alone.")] = 8.0,
+    prompts: Annotated[int, typer.Option(min=0, help="Held-out prompts to measure on; 0 for none.")] = 200,
+) -> None:
+    """Distil an embedded counting model to 4 steps without a second branch, on one GPU, at once or in stages."""
+    from cluster.storage.destination import check_folder
+    from numina.errors import InputError
+
+    check_folder("--output", output)
+    if start is not None and not start.is_file():
+        raise InputError(f"--start {start} is no file; give the few-step.safetensors of an earlier stage")
+    from pipelines.testbed.distil import distil
+
+    distil(output, world=world, seed=seed, start=start, minutes=minutes, prompts=prompts)

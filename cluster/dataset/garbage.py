@@ -16,14 +16,18 @@ from threading import Event, Thread
 import pyarrow as pa
 
 from cluster.dataset.leases import LEASE_SECONDS
-from cluster.dataset.segments import SEGMENT_ROWS, commit_name, packed, read_table, read_tables, split
+from cluster.dataset.row_files import RowFiles, Segments
+from cluster.dataset.segments import commit_name, read_table
 from cluster.dataset.store import Store
-from numina.errors import DamageError, OutputError, StorageError
+from numina.errors import OutputError, StorageError
 
-KINDS = ("temporaries", "videos", "layouts", "latents", "failures", "leases", "commits", "segments")
+KINDS = (
+    *("temporaries", "videos", "layouts", "latents", "failures", "leases"),  # that no row needs
+    *("commits", "verdicts", "gathered layouts", "segments"),  # that another file holds
+)
 
 _LOOK_SECONDS = 5.0  # between two looks whether somebody came
-_AT_ONCE = 64  # files that one thread removes in a row
+_AT_ONCE = 1000  # files that one thread removes in a row
 _NAMING = ("file_name", "layout_file", "latents_file")  # a row's columns that hold names of files
 _MADE = re.compile(r"(?P<key>[0-9a-f]{32})-[0-9a-f]{16}\.(mp4|npz|safetensors)")
 
@@ -39,8 +43,9 @@ class Collected:
 
 def collect_garbage(store: Store, *, dry_run: bool = False) -> Collected:
     """Remove what killed writers left, videos, layouts and latents that no row names, failures of keys that have a row,
-    and dead leases; gather commits into segments, and small segments into larger ones; remove commits and segments
-    whose rows were read back from another segment. With `dry_run` only count: all commits, and segments as they lie.
+    and dead leases; gather commits, verdicts and the rows' layouts into segments, and small segments into larger ones;
+    remove the single files and segments that were read back from another segment. With `dry_run` only count: all single
+    files, and segments as they lie.
 
     Raises OutputError where no run ever started, while anybody is at work on the output, and when a row can't be read:
     its files aren't known.
@@ -50,16 +55,18 @@ def collect_garbage(store: Store, *, dry_run: bool = False) -> Collected:
     work = _CleanUp(store, dry_run=dry_run)
     work.look()
     named = work.named_files()
-    work.remove("temporaries", store.files.temporaries())  # first: on a full disk they make room for all else
+    work.remove("temporaries", _unsized(store.files.temporaries()))  # first: on a full disk they make room for all else
     with _said(store) if not dry_run else nullcontext():
         work.look()  # who starts from now on sees that a clean-up is at work; who started before is seen here
         for folder in ("videos", "layouts", "latents"):
             work.remove(folder, work.unnamed(folder, named))
         work.remove_failures()
-        work.remove("leases", store.leases.dead())
-        written = work.gather_commits() + work.merge_segments()
-        work.remove_commits()
-    return Collected(files=work.files, bytes=work.bytes, segments_written=written)
+        work.remove("leases", _unsized(store.leases.dead()))
+        work.gather("commits", store.row_files)
+        for judge in store.judges():
+            work.gather("verdicts", store.verdict_files(judge))
+        work.gather_layouts(named)
+    return Collected(files=work.files, bytes=work.bytes, segments_written=work.written)
 
 
 @contextmanager
@@ -89,6 +96,7 @@ class _CleanUp:
     dry_run: bool
     files: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    written: int = 0  # segments
     looked: float = 0.0
 
     def look(self) -> None:
@@ -96,8 +104,8 @@ class _CleanUp:
         self.store.leases.refuse(self.store.leases.in_the_way(), "a clean-up works alone")
         self.looked = time.monotonic()
 
-    def remove(self, kind: str, names: Iterable[str]) -> None:
-        """Remove and count files, many at once."""
+    def remove(self, kind: str, names: Iterable[tuple[str, int | None]]) -> None:
+        """Remove and count files, many at once; with each name its size, where it is known."""
         rest = iter(names)
         threads = self.store.files.readers
         with ThreadPoolExecutor(threads) as removers:
@@ -109,17 +117,14 @@ class _CleanUp:
                     self.files[kind] += files
                     self.bytes[kind] += size
 
-    def _remove_some(self, names: Iterable[str]) -> tuple[int, int]:
-        files = size = 0
-        for name in names:
-            try:
-                size += self.store.files.stat(name).size
-            except FileNotFoundError:
-                continue
-            if not self.dry_run:
-                self.store.files.remove(name)
-            files += 1
-        return files, size
+    def _remove_some(self, names: Iterable[tuple[str, int | None]]) -> tuple[int, int]:
+        there = dict[str, int]()
+        for name, size in names:
+            with suppress(FileNotFoundError):
+                there[name] = self.store.files.stat(name).size if size is None else size
+        if not self.dry_run:
+            self.store.files.remove_all(there)
+        return len(there), sum(there.values())
 
     # --- what no row needs ---
 
@@ -128,18 +133,22 @@ class _CleanUp:
         tables = self.store.row_files.tables(["key", *_NAMING])
         return set().union(*map(_names, tables))
 
-    def unnamed(self, folder: str, named: set[str]) -> Iterator[str]:
-        files = self.store.files
-        for shard in files.names(folder):
-            for bare in files.names(f"{folder}/{shard}"):
-                name, made = f"{folder}/{shard}/{bare}", _MADE.fullmatch(bare)
-                if made and name not in named and not self._is_named_by_commit(made["key"], name):
-                    yield name
+    def unnamed(self, folder: str, named: set[str]) -> Iterator[tuple[str, int | None]]:
+        for name, size in self._made(folder):
+            if name not in named and not self._is_named_by_commit(name):
+                yield name, size
 
-    def _is_named_by_commit(self, key: str, name: str) -> bool:
+    def _made(self, folder: str) -> Iterator[tuple[str, int | None]]:
+        """Single files of this folder that a job made, and their sizes where these are known."""
+        for part in self.store.files.keyed(folder):
+            for bare, size in part.items():
+                if _MADE.fullmatch(bare):
+                    yield f"{folder}/{bare[:2]}/{bare}", size
+
+    def _is_named_by_commit(self, name: str) -> bool:
         """A row that was committed since all were read, by somebody who leases nothing, keeps its files too."""
         try:
-            row = read_table(self.store.files, commit_name(key), _NAMING)
+            row = read_table(self.store.files, commit_name(name.split("/")[-1][:32]), _NAMING)
         except FileNotFoundError:
             return False
         return name in _names(row)
@@ -148,56 +157,51 @@ class _CleanUp:
         folders = [f"failures/{key}" for key in self.store.files.names("failures")]
         committed = self.store.committed() if folders else set()
         done = [folder for folder in folders if folder.removeprefix("failures/") in committed]
-        self.remove("failures", (name for folder in done for name in self.store.files.walk(folder)))
+        self.remove("failures", _unsized(name for folder in done for name in self.store.files.walk(folder)))
         for folder in [] if self.dry_run else done:
             self.store.files.remove_folder(folder)
 
     # --- few large files ---
 
-    def gather_commits(self) -> int:
-        return 0 if self.dry_run else len(self.store.compact(at_least=1))
+    def gather(self, kind: str, rows: RowFiles) -> None:
+        """Rows' own files into segments."""
+        if not self.dry_run:
+            self.written += len(rows.compact(None, at_least=1))
+        self._merge(rows.in_segments)
+        held: set[str] | None = None
+        for part in rows.singles():
+            if held is None and part and not self.dry_run:
+                held = rows.in_segments.held(rows.segments())  # that can be read whole, now
+            self.remove(kind, ((rows.name(key), size) for key, size in part.items() if held is None or key in held))
 
-    def merge_segments(self) -> int:
+    def gather_layouts(self, named: set[str]) -> None:
+        """The layouts that rows name into segments."""
+        layouts, segments = self.store.layouts, self.store.layouts.in_segments
+        single = {name: size for name, size in self._made("layouts") if name in named}
+        if single and not self.dry_run:
+            known = {name for segment in segments.names() for name in segments.told(segment) if name in single}
+            self.written += layouts.gather(sorted(single.keys() - known))
+        self._merge(segments)
+        for segment in segments.names() if single and not self.dry_run else ():
+            if segments.told(segment) & single.keys():
+                held = segments.held([segment]) & single.keys()
+                self.remove("gathered layouts", ((name, single.pop(name)) for name in held))
+        if self.dry_run:
+            self.remove("gathered layouts", single.items())
+
+    def _merge(self, segments: Segments) -> None:
         """Small segments into larger ones: the larger is written and read back before the smaller are removed."""
-        written = 0
-        for group in self._groups():
+        for group in segments.groups():
             if self.dry_run:
-                self.remove("segments", group)
+                self.remove("segments", _unsized(group))
                 continue
-            tables = read_tables(self.store.files, group)
-            merged = self.store.row_files.write_segment(tables)
-            self._require_rows(merged, tables)
-            self.remove("segments", [name for name in group if name != merged])  # one of them may hold all the rows
-            written += merged not in group
-        return written
+            merged = segments.merge(group)
+            self.remove("segments", _unsized(name for name in group if name != merged))  # one may hold all the rows
+            self.written += merged not in group
 
-    def _groups(self) -> Iterator[list[str]]:
-        """Segments to merge: in each group at least two, and together not above SEGMENT_ROWS."""
-        names = self.store.row_files.segments()
-        rows = [len(table) for table in read_tables(self.store.files, names, ["key"])]
-        group, total = list[str](), 0
-        for size, name in sorted(zip(rows, names, strict=True)):
-            if total + size > SEGMENT_ROWS:
-                yield from [group] * (len(group) > 1)
-                group, total = [], 0
-            group, total = [*group, name], total + size
-        yield from [group] * (len(group) > 1)
 
-    def _require_rows(self, name: str, tables: list[pa.Table]) -> None:
-        there = set(split(packed([read_table(self.store.files, name)], "key")))
-        if missing := set(split(packed(tables, "key"))) - there:
-            raise DamageError(
-                f"{self.store.root}/{name} lacks {len(missing)} rows of the segments it was made of: "
-                "nothing was removed; remove this file and clean up again"
-            )
-
-    def remove_commits(self) -> None:
-        """Those whose rows a segment holds that can be read whole, now."""
-        held = set[bytes]()
-        for name in [] if self.dry_run else self.store.row_files.segments():
-            held.update(split(packed([read_table(self.store.files, name)], "key")))
-        commits = self.store.row_files.commits()
-        self.remove("commits", (commit_name(key) for key in commits if self.dry_run or bytes.fromhex(key) in held))
+def _unsized(names: Iterable[str]) -> Iterator[tuple[str, None]]:
+    return ((name, None) for name in names)
 
 
 def _names(rows: pa.Table) -> set[str]:

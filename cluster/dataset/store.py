@@ -4,68 +4,67 @@
         runs/{time}-{token}.json              one per start: rows asked for, and whatever else is worth knowing later
         videos/ab/{key}-{sha256:16}.mp4       immutable, named by content
         layouts/ab/{key}-{sha256:16}.npz      identified and refined layout, no pickles
+        layouts/segments/{digest}.parquet     many layouts in one file, by an offline `gc`, see layouts.py
         latents/ab/{key}-{sha256:16}.safetensors    where asked for: what the video was decoded from, float32
         commits/ab/{key}.parquet              create-if-absent: this IS the commit, one row
         segments/{digest}.parquet             many commits in one file; the commits stay until an offline `gc`
         failures/{key}/{attempt}.json
         evaluations/{judge}/{key}.parquet     verdicts, never written into commits
+        evaluations/{judge}/segments/{digest}.parquet    many verdicts in one file, as with commits
         evaluations/summary.{json,parquet}    what they come to, rewritten by every `numina evaluate`
         leases/{owner}.json                   what a living driver works on: a hint, see leases.py
 
 A video may be made twice (a driver died, two drivers raced); its row is seen once, because only one writer can create
-the commit. Nothing here is kept in memory between calls: storage is the truth.
+the commit. Nothing but keys of segments, which never change, is kept in memory between calls: storage is the truth.
 """
 
 import hashlib
-import io
-import json
 import os
 import re
 import uuid
-import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from safetensors.numpy import save
 
+from cluster.dataset.failures import Failures
+from cluster.dataset.layouts import Layouts
 from cluster.dataset.leases import Leases
+from cluster.dataset.row_files import RowFiles, Segments
+from cluster.dataset.run_record import RunRecord
 from cluster.dataset.segments import (
     SEGMENT_ROWS,
-    RowFiles,
+    checked,
     commit_name,
     first_of_each,
-    is_key,
     packed,
-    parquet_bytes,
-    read_table,
     read_tables,
     sharded,
     split,
     union,
 )
-from cluster.keys import canonical, canonical_json
 from cluster.rows import EVALUATION_SCHEMA, ROW_SCHEMA, asks_no_count, check_row, one_value, plain_value, python_rows
-from cluster.storage.open import check_promise, open_files
+from cluster.storage.open import open_files
 from cluster.storage.protocol import Files
-from numina.errors import DamageError, OutputError, PromptSetError
+from numina.errors import OutputError, PromptSetError
 
-FORMAT = "numina-output/1"
+T = TypeVar("T")
 
 _JUDGE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Committed:
-    """What an output holds: 16 bytes for each row's key, and for each row's `task_digest` where it has one."""
+    """What an output holds: 16 bytes for each row's key, and for each row's `task_digest` where it has one; where it
+    was asked for, the chain of each row that asks for no count."""
 
     keys: frozenset[bytes]
     tasks: frozenset[bytes]
+    plain: frozenset[bytes] = frozenset()
 
 
 class Store:
@@ -84,7 +83,11 @@ class Store:
         self._extra_columns = extra_columns if extra_columns is not None else pa.schema([])
         self.owner = uuid.uuid4().hex  # names this holder's lease
         self.leases = Leases(self.files, self.owner)
-        self.row_files = RowFiles(self.files)
+        self.row_files = RowFiles(self.files, "commits", commit_name, Segments(self.files, "segments", ROW_SCHEMA))
+        self.layouts = Layouts(self.files)
+        self._run = RunRecord(self.files, self.leases, self.owner)
+        self._failures = Failures(self.files)
+        self._verdicts: dict[str, RowFiles] = {}  # by judge
 
     @classmethod
     def reader(cls, root: str) -> Self:
@@ -119,16 +122,7 @@ class Store:
         wants in all) and `info` (anything: degrees, versions) are recorded for this start only. Raises OutputError as
         `check_run` does.
         """
-        begun = self.check_run(config) is not None
-        if not self._single_writer:
-            check_promise(self.files)
-        if not begun:
-            pins = {"hub": hub} if hub else {}
-            self.files.create("run.json", _json({"format": FORMAT, "config": config, **pins}))
-            self.check_run(config)
-        started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        record = {"started": started, "asked": asked, "info": info or {}, "hub": hub or {}}
-        self.files.create(f"runs/{started}-{self.owner[:8]}.json", _json(record))
+        self._run.open(config, asked=asked, info=info, hub=hub, single_writer=self._single_writer)
 
     def check_run(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
         """What `run_config` gives, if a job of this `config` may start here; writes nothing.
@@ -136,63 +130,23 @@ class Store:
         Raises OutputError that shows every difference, when the folder holds something else than an output, or while a
         clean-up is at work in it.
         """
-        self.leases.refuse((lease for lease in self.leases.in_the_way() if lease.cleaning), "a clean-up works alone")
-        kept = self.run_config()
-        if kept is None:
-            self._refuse_foreign()
-        else:
-            self._refuse_difference(kept, json.loads(canonical_json(config)))
-        return kept
+        return self._run.check(config)
 
     def run_config(self) -> dict[str, Any] | None:
         """What enters the keys of this output, as its first run wrote it; None before that."""
-        run = self._run_json()
-        if run is None:
-            return None
-        config: dict[str, Any] = run["config"]
-        return config
+        return self._run.config()
 
     def hub_commits(self) -> dict[str, str]:
         """The commit of every hub id that the output's jobs had, that of the first start that had it."""
-        run = self._run_json()
-        found: dict[str, str] = {}
-        for record in [run, *self.runs()] if run else []:
-            found = {**record.get("hub", {}), **found}
-        return found
+        return self._run.hub_commits()
 
-    def _run_json(self) -> dict[str, Any] | None:
-        try:
-            run = json.loads(self.files.read("run.json"))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise DamageError(f"{self.root}/run.json isn't JSON ({error}); restore it or use another output") from error
-        if not isinstance(run, dict) or run.get("format") != FORMAT:
-            found = run.get("format") if isinstance(run, dict) else run
-            raise OutputError(
-                f"{self.root}/run.json has format {found!r}, this version reads {FORMAT!r}: "
-                "use the version that wrote it, or another output"
-            )
-        return run
+    def latest_run(self) -> dict[str, Any] | None:
+        """What the latest start of a job recorded."""
+        return self._run.latest()
 
-    def _refuse_foreign(self) -> None:
-        entries = sorted(entry for entry in self.files.names() if entry != "lost+found")
-        if entries and "run.json" not in entries:
-            shown = ", ".join(entries[:5]) + (", …" if len(entries) > 5 else "")
-            raise OutputError(
-                f"output {self.root!r} has no run.json but holds {len(entries)} other entries ({shown}): "
-                "give an empty or a new folder"
-            )
-
-    def _refuse_difference(self, kept: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        before, now = _flat(kept), _flat(config)
-        names = [name for name in sorted(before | now) if before.get(name, _ABSENT) != now.get(name, _ABSENT)]
-        if names:
-            lines = [f"  {name}: {_shown(before, name)} there, {_shown(now, name)} now" for name in names]
-            raise OutputError(
-                f"output {self.root!r} was started with another configuration:\n" + "\n".join(lines) + "\n"
-                "put these values back to resume, or give another output: one dataset has one configuration"
-            )
+    def runs(self) -> list[dict[str, Any]]:
+        """What every start of a job recorded, the first one first."""
+        return self._run.starts()
 
     # --- one row ---
 
@@ -208,10 +162,7 @@ class Store:
 
         Raises ValueError for an object array: a pickle is never written, so never read.
         """
-        data = _npz(arrays)
-        name = f"layouts/{sharded(key)}-{hashlib.sha256(data).hexdigest()[:16]}.npz"
-        self.files.create(name, data)
-        return name
+        return self.layouts.put(key, arrays)
 
     def put_latents(self, key: str, latents: np.ndarray, model: str) -> str:
         """Store what a video was decoded from, [C, F, h, w], as the VAE was given it; its file name (for the row's
@@ -222,8 +173,9 @@ class Store:
         return name
 
     def read(self, file_name: str) -> bytes:
-        """A stored file by the name that a row has for it; FileNotFoundError when it is gone."""
-        return self.files.read(file_name)
+        """A stored file by the name that a row has for it, also a layout that a clean-up gathered; FileNotFoundError
+        when it is gone."""
+        return self.layouts.read(file_name) if file_name.startswith("layouts/") else self.files.read(file_name)
 
     def commit(self, row: Mapping[str, Any]) -> bool:
         """Make the row visible; True if this call did, False if it was there already (then it stays as it is).
@@ -237,25 +189,28 @@ class Store:
     def is_committed(self, key: str) -> bool:
         """Whether the key's commit is there, by one look at the storage. `committed_index` also knows the rows whose
         commits a clean-up removed."""
-        return self.row_files.is_committed(key)
+        return self.row_files.has_file(key)
 
     def committed(self) -> set[str]:
         """Keys of all rows, in hex. For a million of them `committed_index` is leaner."""
         keys, _, loose = self.row_files.read(["key"], lambda table: None, list)
         return {key.hex() for key in split(keys)} | set(loose)
 
-    def committed_index(self) -> Committed:
-        """Keys and task digests of all rows: segments by these two columns, and the commits that no segment holds."""
+    def committed_index(self, *, plain: bool = False) -> Committed:
+        """Keys and task digests of all rows, and with `plain` the chains of those that ask for no count: segments by
+        these columns, and the commits that no segment holds."""
+        columns = ["key", "task_digest", *(["chain", "targets"] if plain else [])]
 
-        def read_loose(keys: list[str]) -> tuple[bytes, bytes]:
-            tables = read_tables(self.files, map(commit_name, keys), ["task_digest"])
-            return bytes.fromhex("".join(keys)), packed(tables, "task_digest")
+        def found(tables: Sequence[pa.Table]) -> tuple[bytes, bytes]:
+            return packed(tables, "task_digest"), packed(map(_plain_rows, tables), "chain") if plain else b""
 
-        keys, tasks, (loose_keys, loose_tasks) = self.row_files.read(
-            ["key", "task_digest"], lambda table: packed([table], "task_digest"), read_loose
-        )
+        def read_loose(keys: list[str]) -> tuple[bytes, tuple[bytes, bytes]]:
+            return bytes.fromhex("".join(keys)), found(read_tables(self.files, map(commit_name, keys), columns[1:]))
+
+        keys, segments, (loose_keys, loose) = self.row_files.read(columns, lambda table: found([table]), read_loose)
+        tasks, chains = (b"".join(parts) for parts in zip(*segments, loose, strict=True))
         return Committed(
-            keys=frozenset(split(keys + loose_keys)), tasks=frozenset(split(b"".join([*tasks, loose_tasks])))
+            keys=frozenset(split(keys + loose_keys)), tasks=frozenset(split(tasks)), plain=frozenset(split(chains))
         )
 
     def plain(self) -> Committed:
@@ -276,19 +231,16 @@ class Store:
         """
         return first_of_each(union(ROW_SCHEMA, self.row_files.tables()), "key")
 
+    def map_rows(self, columns: Sequence[str] | None, part: Callable[[pa.Table], T]) -> list[T]:
+        """`part` of these columns of all rows ("key" must be among them), some thousand rows at a time, each once: what
+        it returns is all that is held. None: of ROW_SCHEMA's columns, then the prompt set's own."""
+        schema = ROW_SCHEMA if columns is None else _chosen(ROW_SCHEMA, columns)
+        return [part(union(schema, [table])) for table in self.row_files.stream(columns)]
+
     def row(self, key: str) -> dict[str, Any] | None:
         """One row, ROW_SCHEMA's columns at least; None where its key isn't committed."""
-        try:
-            found = read_table(self.files, commit_name(key))
-        except FileNotFoundError:  # a clean-up may have gathered it
-            for name in self.row_files.segments():
-                segment = read_table(self.files, name)
-                found = segment.filter(pc.equal(segment["key"], key))
-                if len(found):
-                    break
-            else:
-                return None
-        return python_rows(union(ROW_SCHEMA, [found]))[0]
+        found = self.row_files.row(key)
+        return None if found is None else python_rows(union(ROW_SCHEMA, [found]))[0]
 
     def compact(self, keys: Iterable[str] | None = None, *, at_least: int = 2, most: int = SEGMENT_ROWS) -> list[str]:
         """Gather commits into segments of at most `most` rows, when there are at least so many; the segments' names.
@@ -317,100 +269,82 @@ class Store:
 
     def fail(self, key: str, record: Mapping[str, Any]) -> str:
         """Keep the record of one failed attempt; its file name. `final=False` in it: the key isn't given up yet."""
-        content = _json({"failed_at": datetime.now(UTC).isoformat(), **record})
-        folder = f"failures/{_checked(key)}"
-        attempt = max(self._attempts(key), default=0) + 1
-        while not self.files.create(f"{folder}/{attempt}.json", content):
-            attempt += 1
-        return f"{folder}/{attempt}.json"
+        return self._failures.add(key, record)
 
     def failures(self) -> dict[str, list[dict[str, Any]]]:
         """The records of all failed attempts by key, in the order of the attempts; keys that have a row since, too."""
-        keys = sorted(filter(is_key, self.files.names("failures")))
-        with ThreadPoolExecutor(self.files.readers) as readers:
-            return dict(zip(keys, readers.map(self._failures_of, keys), strict=True))
+        return self._failures.all()
 
     def given_up(self, committed: Committed) -> Committed:
         """Keys, and task digests where the records have them, of what failed for good and has no row."""
-        failed = filter(is_key, self.files.names("failures"))
-        keys = [key for key in failed if bytes.fromhex(key) not in committed.keys]
-        with ThreadPoolExecutor(self.files.readers) as readers:
-            last = dict(zip(keys, readers.map(self._last_failure, keys), strict=True))
-        final = {key: record for key, record in last.items() if record is not None and record.get("final", True)}
+        final = self._failures.final(committed.keys)
         digests = [record["task_digest"] for record in final.values() if record.get("task_digest")]
         return Committed(keys=frozenset(map(bytes.fromhex, final)), tasks=frozenset(map(bytes.fromhex, digests)))
 
-    def _attempts(self, key: str) -> list[int]:
-        numbers = [name.removesuffix(".json") for name in self.files.names(f"failures/{key}")]
-        return sorted(int(number) for number in numbers if number.isdecimal())
-
-    def _failures_of(self, key: str) -> list[dict[str, Any]]:
-        return [self._read_failure(key, attempt) for attempt in self._attempts(key)]
-
-    def _last_failure(self, key: str) -> dict[str, Any] | None:
-        attempts = self._attempts(key)
-        return self._read_failure(key, attempts[-1]) if attempts else None
-
-    def _read_failure(self, key: str, attempt: int) -> dict[str, Any]:
-        return self._read_json(f"failures/{key}/{attempt}.json", "remove it, and the key is tried again")
-
-    def _read_json(self, name: str, remedy: str) -> dict[str, Any]:
-        try:
-            content = json.loads(self.files.read(name))
-        except ValueError as error:
-            raise DamageError(f"{self.root}/{name} isn't JSON ({error}): {remedy}") from error
-        if not isinstance(content, dict):
-            raise DamageError(f"{self.root}/{name} holds {content!r}, must be a mapping: {remedy}")
-        return content
-
     # --- what judges said ---
 
-    def put_evaluation(self, judge: str, key: str, row: Mapping[str, Any], *, anew: bool = False) -> bool:
+    def put_evaluation(self, judge: str, key: str, row: Mapping[str, Any]) -> bool:
         """Keep a judge's verdict on a row: EVALUATION_SCHEMA's columns and any others. False if there was one, which
-        stays, unless it is judged `anew`: a video came back."""
-        if not _JUDGE.fullmatch(judge):
-            raise ValueError(f"judge {judge!r} can't name a folder: use 1 to 64 of A-Z a-z 0-9 . _ -")
-        own = {name: plain_value(value) for name, value in row.items()} | {"key": _checked(key), "judge": judge}
+        stays, unless it has a `problem` and this one has none: a video came back."""
+        own = {name: plain_value(value) for name, value in row.items()} | {"key": checked(key), "judge": judge}
         table = pa.Table.from_pylist([own], schema=EVALUATION_SCHEMA)
         for name in own.keys() - set(EVALUATION_SCHEMA.names):
             table = table.append_column(name, pa.array([own[name]]))
-        name, content = f"evaluations/{judge}/{key}.parquet", parquet_bytes(table)
-        if anew:
-            self.files.replace(name, content)
-        return anew or self.files.create(name, content)
+        return self.verdict_files(judge).add(key, table)
 
-    def evaluations(self, judge: str) -> pa.Table:
-        """All verdicts of a judge, sorted by key; no rows when it gave none."""
-        names = self.files.walk(f"evaluations/{judge}")
-        return first_of_each(union(EVALUATION_SCHEMA, read_tables(self.files, names)), "key")
+    def evaluations(self, judge: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """All verdicts of a judge, sorted by key, with EVALUATION_SCHEMA's columns and any others, or with these; no
+        rows when it gave none."""
+        asked = None if columns is None else list(dict.fromkeys(["key", *columns]))
+        table = first_of_each(union(EVALUATION_SCHEMA, self.verdict_files(judge).tables(asked)), "key")
+        return table if columns is None else table.select(columns)
+
+    def map_evaluations(self, judge: str, columns: Sequence[str] | None, part: Callable[[pa.Table], T]) -> Iterator[T]:
+        """`part` of these columns of all verdicts of a judge (None: of all columns), some thousand at a time, each
+        once, in no order: what it returns is all that is held. "key" must be among the columns."""
+        schema = EVALUATION_SCHEMA if columns is None else _chosen(EVALUATION_SCHEMA, columns)
+        for table in self.verdict_files(judge).stream(columns):
+            yield part(union(schema, [table]))
 
     def evaluation(self, judge: str, key: str) -> dict[str, Any] | None:
         """A judge's verdict on one row, EVALUATION_SCHEMA's columns; None where there is none."""
-        try:
-            found = read_table(self.files, f"evaluations/{judge}/{_checked(key)}.parquet")
-        except FileNotFoundError:
-            return None
-        verdict: dict[str, Any] = union(EVALUATION_SCHEMA, [found]).to_pylist()[0]
-        return verdict
+        found = self.verdict_files(judge).row(checked(key))
+        return None if found is None else dict(union(EVALUATION_SCHEMA, [found]).to_pylist()[0])
 
-    def verdicts_of_attempts(self, judge: str) -> Iterator[dict[str, Any]]:
-        """Key, chain, attempt, strength and CountAcc of all verdicts of a judge, some files at a time."""
-        columns = ["key", "chain", "attempt", "strength", "count_accuracy"]
-        for table in read_tables(self.files, self.files.walk(f"evaluations/{judge}"), columns):
-            yield from union(EVALUATION_SCHEMA, [table]).select(columns).to_pylist()
+    def verdict_tables(self, judge: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """These columns of EVALUATION_SCHEMA of all verdicts of a judge, each once, some thousand at a time."""
+        schema = pa.schema([EVALUATION_SCHEMA.field(name) for name in columns])
+        for table in self.verdict_files(judge).stream(list({"key", *columns})):
+            yield union(schema, [table]).select(columns)
+
+    def verdicts_of_attempts(self, judge: str) -> Iterator[pa.Table]:
+        """Key, chain, attempt, strength and CountAcc of all verdicts of a judge, as `verdict_tables` does."""
+        return self.verdict_tables(judge, ["key", "chain", "attempt", "strength", "count_accuracy"])
+
+    def compact_evaluations(self, judge: str, keys: Iterable[str] | None = None, *, at_least: int = 2) -> list[str]:
+        """Gather a judge's verdicts into segments, as `compact` does commits. One with a problem stays as it is."""
+        return self.verdict_files(judge).compact(keys, at_least=at_least)
 
     def judges(self) -> list[str]:
         """Names of the judges that gave verdicts."""
-        return sorted(name for name in self.files.names("evaluations") if not name.endswith((".json", ".parquet")))
+        found = self.files.names("evaluations")
+        return sorted(name for name in found if _JUDGE.fullmatch(name) and not name.endswith((".json", ".parquet")))
 
-    def latest_run(self) -> dict[str, Any] | None:
-        """What the latest start of a job recorded."""
-        latest = max(self.files.names("runs"), default=None)
-        return self._read_json(f"runs/{latest}", "remove it") if latest else None
-
-    def runs(self) -> list[dict[str, Any]]:
-        """What every start of a job recorded, the first one first."""
-        return [self._read_json(f"runs/{name}", "remove it") for name in sorted(self.files.names("runs"))]
+    def verdict_files(self, judge: str) -> RowFiles:
+        """Where the verdicts of a judge lie. Raises ValueError for what can't name a folder."""
+        if not _JUDGE.fullmatch(judge):
+            raise ValueError(f"judge {judge!r} can't name a folder: use 1 to 64 of A-Z a-z 0-9 . _ -")
+        folder = f"evaluations/{judge}"
+        return self._verdicts.setdefault(
+            judge,
+            RowFiles(
+                self.files,
+                folder,
+                lambda key: f"{folder}/{checked(key)}.parquet",
+                Segments(self.files, f"{folder}/segments", EVALUATION_SCHEMA),
+                is_final=_has_no_problem,
+            ),
+        )
 
     # --- who works on what ---
 
@@ -441,46 +375,15 @@ class Store:
         self.leases.release()
 
 
+def _chosen(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
+    """The fields of these names that it has, in their order."""
+    return pa.schema([schema.field(name) for name in columns if name in schema.names])
+
+
 def _plain_rows(table: pa.Table) -> pa.Table:
     return table.filter(asks_no_count(table))
 
 
-_ABSENT = object()
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(canonical(value), sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode(
-        errors="backslashreplace"  # half a surrogate pair, as JSON writes it
-    )
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Leaves by dotted name; lists are leaves."""
-    if not isinstance(value, Mapping):
-        return {name: value}
-    return {
-        path: leaf
-        for key, item in value.items()
-        for path, leaf in _flat(item, f"{name}.{key}" if name else key).items()
-    }
-
-
-def _shown(leaves: Mapping[str, Any], name: str) -> str:
-    return json.dumps(leaves[name], ensure_ascii=False) if name in leaves else "absent"
-
-
-def _checked(key: str) -> str:
-    return sharded(key)[3:]
-
-
-def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """`numpy.savez_compressed` without the clock: names sorted, one fixed date."""
-    sink = io.BytesIO()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(arrays):
-            member = io.BytesIO()
-            np.lib.format.write_array(member, np.ascontiguousarray(arrays[name]), version=(1, 0), allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, member.getvalue())
-    return sink.getvalue()
+def _has_no_problem(verdict: pa.Table) -> bool:
+    """A verdict on a video that is missing or torn may be given anew."""
+    return "problem" not in verdict.column_names or verdict["problem"].null_count == len(verdict)

@@ -85,34 +85,45 @@ def examine(checks: dict[str, Check], needs: Needs) -> list[Result]:
 
     A check that raises, crashes or takes longer than it may is a line like the others.
     """
-    context = multiprocessing.get_context("fork")
-    asked = {name: check for name, check in checks.items() if check.when(needs)}
-    found: dict[str, Result] = {}
-    running = {}
-    sys.stdout.flush(), sys.stderr.flush()  # or a child prints again what waits in the buffers
-    for name, check in asked.items():
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_answer, args=(check, needs, sender), daemon=False)
-        process.start()
-        sender.close()
-        running[receiver] = (name, process, time.monotonic())
-    while running:
-        now = time.monotonic()
-        left = min(asked[name].seconds - (now - began) for name, _, began in running.values())
-        ready = wait([*running], timeout=max(0.0, left))
-        late = [receiver for receiver, (name, _, began) in running.items() if _over(asked[name], began)]
-        for receiver in [own for own in running if own in ready] or late:
-            name, process, began = running.pop(receiver)
-            finding = _received(receiver, process, asked[name])
-            took = time.monotonic() - began
-            found[name] = Result(
-                name=name,
-                state=finding.state,
-                found=redact(finding.found),
-                remedy=redact(finding.remedy),
-                seconds=round(took, 2),
-            )
-    return [found[name] for name in asked]
+    return Examination(checks, needs).results()
+
+
+class Examination:
+    """Checks at work. This process may do other things, such as imports, before it asks for their results."""
+
+    def __init__(self, checks: dict[str, Check], needs: Needs) -> None:
+        context = multiprocessing.get_context("fork")
+        self._asked = {name: check for name, check in checks.items() if check.when(needs)}
+        self._running: dict[Connection, tuple[str, Any, float]] = {}
+        sys.stdout.flush(), sys.stderr.flush()  # or a child prints again what waits in the buffers
+        for name, check in self._asked.items():
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_answer, args=(check, needs, sender), daemon=False)
+            process.start()
+            sender.close()
+            self._running[receiver] = (name, process, time.monotonic())
+
+    def results(self) -> list[Result]:
+        """In the checks' order, once all have answered or are late."""
+        found: dict[str, Result] = {}
+        asked, running = self._asked, self._running
+        while running:
+            now = time.monotonic()
+            left = min(asked[name].seconds - (now - began) for name, _, began in running.values())
+            ready = wait([*running], timeout=max(0.0, left))
+            late = [receiver for receiver, (name, _, began) in running.items() if _over(asked[name], began)]
+            for receiver in [own for own in running if own in ready] or late:
+                name, process, began = running.pop(receiver)
+                finding = _received(receiver, process, asked[name])
+                took = time.monotonic() - began
+                found[name] = Result(
+                    name=name,
+                    state=finding.state,
+                    found=redact(finding.found),
+                    remedy=redact(finding.remedy),
+                    seconds=round(took, 2),
+                )
+        return [found[name] for name in asked]
 
 
 def _over(check: Check, began: float) -> bool:

@@ -4,6 +4,12 @@ from cluster.doctor.check import Check, State
 
 TORCH = {"torch": Check(place="cluster.doctor.gpus:torch_build", seconds=60.0)}  # before any other: they import it
 
+# The longest one, which needs no torch: it begins while that is imported. A job waits longer for a Ray that starts on a
+# busy machine.
+RAY = {
+    "Ray": Check(place="cluster.doctor.rays:ray_cluster", seconds=14.0, late=State.WARNING, everywhere=False),
+}
+
 CHECKS = {
     "python": Check(place="cluster.doctor.system:python"),
     "GPUs": Check(place="cluster.doctor.gpus:gpus", when=lambda needs: needs.may_use_gpu, seconds=20.0),
@@ -28,8 +34,7 @@ CHECKS = {
     "prompts": Check(place="cluster.doctor.places:prompts", when=lambda needs: bool(needs.prompts), everywhere=False),
     "output": Check(place="cluster.doctor.places:output", when=lambda needs: bool(needs.output)),
     "ports": Check(place="cluster.doctor.rays:ports"),
-    # A job waits longer for a Ray that starts on a busy machine.
-    "Ray": Check(place="cluster.doctor.rays:ray_cluster", seconds=14.0, late=State.WARNING, everywhere=False),
+    **RAY,
     "model": Check(place="cluster.doctor.models:model", when=lambda needs: needs.model is not None),
     "judge": Check(place="cluster.doctor.models:judge", when=lambda needs: needs.judge is not None),
     "hub": Check(place="cluster.doctor.models:hub", when=lambda needs: not needs.job),

@@ -67,7 +67,7 @@ def needs_of(job: JobConfig) -> Needs:
         attention=job.parallel.attention,
         ranks=job.parallel.ranks,
         sequence_ranks=job.parallel.sequence_ranks,
-        gangs=job.parallel.gangs,
+        gangs=job.parallel.gangs_at_least,
         shard=job.memory.shard,
         dtype=job.model.dtype,
         address=job.cluster.address,

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.dataset.segments import packed, split
 from cluster.dataset.store import Store
 from cluster.job.acceptance import Acceptance
 from cluster.job.judge import judge_config
@@ -19,8 +23,17 @@ def accepted_share(job: JobConfig) -> float | None:
     if store.run_config() is None:
         return None
     verified = {strategy.base for strategy in job.all_strategies if strategy.select == ACCEPTED}
-    own = {row["key"] for row in store.rows().select(["key", "strategy"]).to_pylist() if row["strategy"] in verified}
-    verdicts = store.evaluations(judge_config(job.verify.judge, job.judge).name).select(["key", "count_accuracy"])
-    judged = [row["count_accuracy"] for row in verdicts.to_pylist() if row["key"] in own]
-    accepted = sum(Acceptance.of(job.verify).decide(0, accuracy or 0.0).accepted for accuracy in judged)
-    return accepted / len(judged) if accepted else None
+    strategies = pa.array(sorted(verified), pa.string())
+    own = set[bytes]()
+    for rows in store.row_files.stream(["key", "strategy"]):
+        own.update(split(packed([rows.filter(pc.is_in(rows["strategy"], strategies))], "key")))
+    rule, judged, accepted = Acceptance.of(job.verify), 0, 0
+    name = judge_config(job.verify.judge, job.judge).name
+    for verdicts in store.verdict_tables(name, ["key", "count_accuracy"]):
+        accuracies = verdicts["count_accuracy"].to_pylist()
+        mine = [
+            accuracy for key, accuracy in zip(split(packed([verdicts], "key")), accuracies, strict=True) if key in own
+        ]
+        judged += len(mine)
+        accepted += sum(map(rule.accepts, mine))
+    return accepted / judged if accepted else None

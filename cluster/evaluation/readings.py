@@ -5,12 +5,12 @@ The plain clip shows what was read: the clip of the same prompt and seed that wa
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-Row = Mapping[str, Any]
+import numpy as np
+
+from cluster.evaluation.clips import Clips
+from cluster.evaluation.judged import Judged
 
 BANDS = (0.0, 0.5, 0.8, 1.0)  # of confidence; the last one includes its end
 
@@ -25,31 +25,22 @@ class Band:
     right: float  # share of them whose identified count is the commonest that the judge detected
 
 
-def reading_bands(rows: Sequence[Row], verdicts: Mapping[str, Row]) -> list[Band]:
+def reading_bands(clips: Clips, judged: Judged) -> list[Band]:
     """The bands that hold any noun whose plain clip is judged, in ascending order."""
-    plain = {_clip(row): verdicts[row["key"]] for row in rows if row["key"] in verdicts and not row["guided"]}
-    found: dict[int, list[bool]] = {}
-    for row in rows:
-        if row["confidences"] and (seen := plain.get(_clip(row))) and seen["detected"]:
-            for identified, confidence, noun in zip(
-                row["identified"], row["confidences"], seen["detected"], strict=True
-            ):
-                if noun["frames"]:
-                    found.setdefault(_band(confidence), []).append(identified["count"] == _commonest(noun["frames"]))
-    return [
-        Band(least=BANDS[band], most=BANDS[band + 1], nouns=len(right), right=sum(right) / len(right))
-        for band, right in sorted(found.items())
-    ]
-
-
-def _clip(row: Row) -> tuple[Any, ...]:
-    targets = tuple((target["noun"], target["count"]) for target in row["targets"])
-    return row["prompt"], row["negative_prompt"], row["seed"], targets
-
-
-def _band(confidence: float) -> int:
-    return max(band for band, least in enumerate(BANDS[:-1]) if confidence >= least)
-
-
-def _commonest(frames: Iterable[int]) -> int:
-    return Counter(frames).most_common(1)[0][0]
+    plain = np.full(int(clips.twin.max(initial=-1)) + 1, -1)
+    candidates = np.flatnonzero(judged.judged & ~clips.guided)
+    plain[clips.twin[candidates]] = candidates  # of several the last one by key
+    target = np.flatnonzero(~np.isnan(clips.confidence))
+    clip = np.repeat(np.arange(len(clips)), clips.targets)[target]
+    twin = plain[clips.twin[clip]]
+    target, clip, twin = (column[twin >= 0] for column in (target, clip, twin))
+    shown = judged.commonest[clips.starts[twin] + target - clips.starts[clip]]
+    confidence, right = clips.confidence[target], clips.identified[target] == shown
+    band = np.searchsorted(BANDS[1:-1], confidence, side="right")
+    found = []
+    for number in range(len(BANDS) - 1):
+        own = right[(band == number) & (shown >= 0)]
+        if len(own):
+            share = int(own.sum()) / len(own)
+            found.append(Band(least=BANDS[number], most=BANDS[number + 1], nouns=len(own), right=share))
+    return found

@@ -7,7 +7,7 @@ every interval and comparison is the prompt: samples of one prompt are averaged 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.dataset.segments import parquet_bytes
-from cluster.evaluation.outcomes import Outcome, outcomes, strategies_of
+from cluster.evaluation.clips import Clips, read_clips, spread
+from cluster.evaluation.judged import MEASURES, Evidence, Judged, agreement, read_evidence, read_judged
+from cluster.evaluation.kept import Kept, kept_by, strategies_made
 from cluster.evaluation.readings import Band, reading_bands
-from cluster.evaluation.verdicts import Row
+from cluster.evaluation.rows import file_names
 from cluster.job.acceptance import Acceptance
-from cluster.rows import python_rows
 from numina import metrics
 from numina.errors import InputError, OutputError
 from numina.metrics import Difference, Interval
@@ -28,20 +29,8 @@ from numina.metrics import Difference, Interval
 if TYPE_CHECKING:
     from cluster.dataset.store import Store
 
-SHOWN_PROBLEMS = 20
-GROUPS = ("noun", "count", "nouns", "model")  # what clips are grouped by, beside their strategy
-
-MEASURES: dict[str, Callable[[np.ndarray | None, Sequence[int]], float]] = {
-    "count_accuracy": metrics.count_accuracy,
-    "within_one_accuracy": metrics.within_one_accuracy,
-    "all_frames_exact": metrics.all_frames_exact,
-    "mean_absolute_error": metrics.mean_absolute_error,
-    "signed_bias": metrics.signed_bias,
-    "count_stability": lambda detected, asked: metrics.count_stability(detected),
-}
-"""Of a clip's detected counts [frames, nouns] and the asked ones (method.md §7)."""
-
 LOOKS = ("clip_score", "temporal_consistency")
+Looks = dict[str, np.ndarray]  # by LOOKS' names, of each clip; NaN where it wasn't measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +49,7 @@ class StrategySummary:
     """What one strategy came to, by one judge."""
 
     strategy: str
-    groups: Sequence[Group]  # all, then by GROUPS
+    groups: Sequence[Group]  # all, then by noun, count, number of nouns, model
     judged: int  # clips
     missing: int  # of those, clips without a video that can be read
     accepted: int
@@ -103,41 +92,41 @@ class Summary:
     agreement: Mapping[str, float]  # `one, other` → share of equal counts per frame and noun
 
 
-def summarize(store: Store) -> Summary:
-    """The figures of an output's rows and all verdicts on them. Raises OutputError where there are none."""
-    rows = python_rows(store.rows())
-    if not rows:
+def summarize(store: Store, evidence: Evidence | None = None) -> Summary:
+    """The figures of an output's rows and all verdicts on them, where `evidence` hasn't them already.
+
+    Raises OutputError where there are none.
+    """
+    evidence = evidence or read_evidence(store)
+    clips = evidence.clips
+    if not len(clips):
         raise OutputError(f"output {store.root!r} holds no rows: give a folder that `numina run` wrote to")
-    verdicts = {judge: {row["key"]: row for row in store.evaluations(judge).to_pylist()} for judge in store.judges()}
-    counting = [
-        judge for judge, own in verdicts.items() if any(row["count_accuracy"] is not None for row in own.values())
-    ]
-    looks = _looks(verdicts.values())
-    made = strategies_of(store, rows)
+    counting = [own for own in evidence.judges if own.counts]
+    looks = _looks(evidence.judges)
+    made = strategies_made(store, clips)
     acceptance = Acceptance.recorded(store)
     found = []
-    for judge in counting:
-        own = verdicts[judge]
-        per_strategy = {own_.name: outcomes(own_, rows, own, acceptance) for own_ in made}
+    for own in counting:
+        per_strategy = [kept_by(strategy, clips, own.accuracy, own.failed, acceptance) for strategy in made]
         found.append(
             JudgeSummary(
-                judge=judge,
-                settings=next((row["settings"] for row in own.values()), None),
-                strategies=_strategies({name: some for name, some in per_strategy.items() if some}, own, looks),
-                problems=[(row["file_name"], own[row["key"]]["problem"]) for row in rows if _problem(own, row)],
-                readings=reading_bands(rows, own),
+                judge=own.judge,
+                settings=own.settings,
+                strategies=_strategies([some for some in per_strategy if len(some)], clips, own, looks),
+                problems=_problems(store, clips, own),
+                readings=reading_bands(clips, own),
             )
         )
     return Summary(
         output=store.root,
-        rows=len(rows),
-        plain=sum(not row["targets"] for row in rows),
-        cost_unit="GPU-seconds" if rows[0]["gpu_seconds"] is not None else "CPU rank-seconds",
+        rows=len(clips),
+        plain=int(clips.plain.sum()),
+        cost_unit="GPU-seconds" if clips.on_gpus else "CPU rank-seconds",
         judges=found,
         agreement={
-            f"{one}, {other}": share
+            f"{one.judge}, {other.judge}": share
             for one, other in combinations(counting, 2)
-            for share in [_agreement(verdicts[one], verdicts[other])]
+            for share in [agreement(one, other, clips)]
             if share is not None
         },
     )
@@ -224,138 +213,160 @@ def compare_outputs(one: Store, other: Store, judge: str) -> list[tuple[str, str
 # --- one strategy ---
 
 
-def _strategies(
-    made: Mapping[str, Sequence[Outcome]], verdicts: Mapping[str, Row], looks: Mapping[str, Row]
-) -> list[StrategySummary]:
-    accuracies = {name: _per_prompt(some, [outcome.accuracy for outcome in some]) for name, some in made.items()}
-    first = next(iter(made), None)
-    return [_strategy(name, some, verdicts, looks, accuracies, first) for name, some in made.items()]
+def _strategies(made: Sequence[Kept], clips: Clips, own: Judged, looks: Looks) -> list[StrategySummary]:
+    accuracies = [_accuracies(some, clips) for some in made]
+    return [
+        _strategy(some, clips, own, looks, scores, (made[0], accuracies[0]))
+        for some, scores in zip(made, accuracies, strict=True)
+    ]
 
 
 def _strategy(
-    name: str,
-    some: Sequence[Outcome],
-    verdicts: Mapping[str, Row],
-    looks: Mapping[str, Row],
-    accuracies: Mapping[str, Mapping[Any, float]],
-    first: str | None,
+    some: Kept, clips: Clips, own: Judged, looks: Looks, accuracies: _Means, first: tuple[Kept, _Means]
 ) -> StrategySummary:
-    plain, some = sum(outcome.plain for outcome in some), [outcome for outcome in some if not outcome.plain]
-    judged = [outcome for outcome in some if outcome.accuracy is not None]
-    groups = [_group("all", "", [(outcome, None) for outcome in judged], verdicts, looks)]
-    for by in GROUPS:
-        parts: dict[Any, list[tuple[Outcome, int | None]]] = {}
-        for outcome in judged:
-            for value, place in _values(outcome.kept, by):
-                parts.setdefault(value, []).append((outcome, place))
-        groups += [_group(by, str(value), parts[value], verdicts, looks) for value in sorted(parts)]
+    judged = some.clip[~some.plain & ~np.isnan(some.accuracy)]
+    counted = ~some.plain
+    groups = [_group("all", "", judged, None, clips, own, looks)]
+    targets = spread(clips.starts[judged], clips.targets[judged])
+    of = np.repeat(judged, clips.targets[judged])
+    for by, values, names in (("noun", clips.noun, clips.nouns), ("count", clips.asked, None)):
+        for value, members in _parts(values[targets]):
+            name = str(value) if names is None else names[value]
+            groups.append(_group(by, name, of[members], targets[members], clips, own, looks))
+    for by, values, names in (("nouns", clips.targets, None), ("model", clips.model, clips.models)):
+        for value, members in _parts(values[judged]):
+            name = str(value) if names is None else names[value]
+            groups.append(_group(by, name, judged[members], None, clips, own, looks))
     against = {}
-    if first is not None and first != name and (shared := accuracies[name].keys() & accuracies[first].keys()):
-        units = sorted(shared, key=str)
-        ours, its = ([accuracies[own][unit] for unit in units] for own in (name, first))
-        against[first] = metrics.paired_difference(ours, its)
+    if first[0] is not some and (difference := _difference(accuracies, first[1], clips)):
+        against[first[0].strategy] = difference[1]
     return StrategySummary(
-        strategy=name,
+        strategy=some.strategy,
         groups=groups,
         judged=len(judged),
-        missing=sum(bool(_problem(verdicts, outcome.kept)) for outcome in judged),
-        accepted=sum(outcome.accepted is True for outcome in some),
-        rejected=sum(outcome.accepted is False for outcome in some),
-        attempts=sum(len(outcome.rows) for outcome in some),
-        cost=sum(outcome.cost for outcome in some),
-        plain=plain,
+        missing=int(own.failed[judged].sum()),
+        accepted=int(some.accepted[counted].sum()),
+        rejected=int(some.rejected[counted].sum()),
+        attempts=int(some.attempts[counted].sum()),
+        cost=sum(some.cost[counted].tolist()),
+        plain=int(some.plain.sum()),
         against=against,
     )
+
+
+def _parts(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each value in ascending order, with the places that have it."""
+    order = np.argsort(values, kind="stable")
+    found, starts = np.unique(values[order], return_index=True)
+    yield from zip(found.tolist(), np.split(order, starts[1:]), strict=True)
 
 
 def _group(
     by: str,
     value: str,
-    members: Sequence[tuple[Outcome, int | None]],
-    verdicts: Mapping[str, Row],
-    looks: Mapping[str, Row],
+    members: np.ndarray,
+    targets: np.ndarray | None,
+    clips: Clips,
+    own: Judged,
+    looks: Looks,
 ) -> Group:
     """Of kept clips, whole or of each the noun at a place."""
-    some = [outcome for outcome, _ in members]
-    values: dict[str, list[float | None]] = {name: [] for name in MEASURES}
-    for outcome, place in members:
-        asked = [target["count"] for target in outcome.kept["targets"]]
-        detected = _counts(verdicts[outcome.kept["key"]])
-        if place is not None:
-            asked, detected = asked[place : place + 1], None if detected is None else detected[:, place : place + 1]
-        for name, measure in MEASURES.items():
-            values[name].append(measure(detected, asked))
-    for name in LOOKS:
-        values[name] = [looks.get(outcome.kept["key"], {}).get(name) for outcome in some]
-    means = {name: list(_per_prompt(some, own).values()) for name, own in values.items()}
-    return Group(
-        by=by,
-        value=value,
-        prompts=len(_per_prompt(some, [0.0] * len(some))),
-        clips=len(members),
-        measures={name: metrics.bootstrap_interval(own) for name, own in means.items() if own},
-    )
+    units = _Units(clips.unit[members])
+    measures: dict[str, Interval] = {}
+    for name in MEASURES:
+        values = own.whole[name][members] if targets is None else own.single[name][targets]
+        if len(members):
+            measures[name] = metrics.bootstrap_interval(units.means(values))
+    for name, measured in looks.items():
+        values = measured[members]
+        there = ~np.isnan(values)
+        if there.any():
+            means = _Units(clips.unit[members[there]]).means(values[there])
+            measures[name] = metrics.bootstrap_interval(means)
+    return Group(by=by, value=value, prompts=len(units), clips=len(members), measures=measures)
 
 
-def _values(row: Row, by: str) -> list[tuple[Any, int | None]]:
-    """The groups that a clip belongs to; of some kinds, with the place of the noun that does."""
-    if by == "noun":
-        return [(target["noun"], place) for place, target in enumerate(row["targets"])]
-    if by == "count":
-        return [(target["count"], place) for place, target in enumerate(row["targets"])]
-    return [(len(row["targets"]) if by == "nouns" else row["model"] or "", None)]
+class _Units:
+    """Clips by their prompts, these in the order of their first clip."""
+
+    def __init__(self, units: np.ndarray) -> None:
+        self.units, firsts, places = np.unique(units, return_index=True, return_inverse=True)
+        order = np.argsort(firsts, kind="stable")
+        self.units = self.units[order]
+        self._places = np.empty(len(order), np.int64)
+        self._places[order] = np.arange(len(order))
+        self._places = self._places[places]
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """The mean over each prompt's clips."""
+        sums = np.bincount(self._places, weights=values, minlength=len(self))
+        return np.asarray(sums / np.bincount(self._places, minlength=len(self)))
 
 
-def _per_prompt(some: Sequence[Outcome], values: Sequence[float | None]) -> dict[Any, float]:
-    """The mean over each prompt's samples; None counts for nothing."""
-    parts: dict[Any, list[float]] = {}
-    for outcome, value in zip(some, values, strict=True):
-        if value is not None:
-            parts.setdefault(outcome.sample[:3], []).append(value)
-    return {unit: sum(own) / len(own) for unit, own in parts.items()}
+@dataclass(frozen=True)
+class _Means:
+    """CountAcc of prompts: their numbers, a clip of each, and the mean over its samples."""
+
+    units: np.ndarray
+    clips: np.ndarray
+    means: np.ndarray
+
+
+def _accuracies(some: Kept, clips: Clips) -> _Means:
+    there = ~np.isnan(some.accuracy)
+    members = some.clip[there]
+    units = _Units(clips.unit[members])
+    firsts = np.sort(np.unique(clips.unit[members], return_index=True)[1])
+    return _Means(units.units, members[firsts], units.means(some.accuracy[there]))
+
+
+def _difference(ours: _Means, its: _Means, clips: Clips) -> tuple[int, Difference] | None:
+    """The number of prompts in common and what `ours` have more on them; None where there is none."""
+    _, one, other = np.intersect1d(ours.units, its.units, assume_unique=True, return_indices=True)
+    if not len(one):
+        return None
+    if len(one) <= metrics.RESAMPLED:  # resampling depends on the order
+        order = sorted(range(len(one)), key=lambda place: str(clips.unit_of(int(ours.clips[one[place]]))))
+        one, other = one[order], other[order]
+    return len(one), metrics.paired_difference(ours.means[one], its.means[other])
 
 
 # --- verdicts ---
 
 
-def _looks(verdicts: Iterable[Mapping[str, Row]]) -> dict[str, Row]:
-    """By key what CLIP said, of whichever judge measured it."""
-    return {key: row for own in verdicts for key, row in own.items() if row["clip_score"] is not None}
+def _looks(read: Iterable[Judged]) -> Looks:
+    """What CLIP said of each clip, of whichever judge measured it; NaN where none did."""
+    found: Looks = {}
+    for own in read:
+        there = ~np.isnan(own.clip_score)
+        for name in LOOKS:
+            values = getattr(own, name)
+            found[name] = np.where(there, values, found[name]) if name in found else np.where(there, values, np.nan)
+    return found
 
 
-def _counts(verdict: Row) -> np.ndarray | None:
-    """Detected counts [frames, nouns]; None where there was no video."""
-    detected = verdict["detected"]
-    return np.array([noun["frames"] for noun in detected]).T if detected else None
-
-
-def _problem(verdicts: Mapping[str, Row], row: Row) -> str | None:
-    problem: str | None = verdicts.get(row["key"], {}).get("problem")
-    return problem
-
-
-def _agreement(one: Mapping[str, Row], other: Mapping[str, Row]) -> float | None:
-    """Over the clips that both judges saw; None where there is none."""
-    shares = []
-    for key in one.keys() & other.keys():
-        counts = _counts(one[key]), _counts(other[key])
-        if counts[0] is not None and counts[1] is not None:
-            shares.append(metrics.agreement(counts[0], counts[1], _every(one[key]), _every(other[key])))
-    return float(np.mean(shares)) if shares else None
-
-
-def _every(verdict: Row) -> int:
-    return int(json.loads(verdict["settings"] or "{}").get("every", 1))
+def _problems(store: Store, clips: Clips, own: Judged) -> list[tuple[str, str]]:
+    """File names of what could not be judged, with the reason, by key."""
+    if not own.problems:
+        return []
+    places = sorted(own.problems)
+    names = file_names(store, clips, np.array(places))
+    return [(names[place], own.problems[place]) for place in places]
 
 
 def _scores(store: Store, judge: str) -> dict[str, dict[Any, float]]:
     """CountAcc per strategy and prompt."""
-    rows, verdicts = python_rows(store.rows()), {row["key"]: row for row in store.evaluations(judge).to_pylist()}
-    if not verdicts:
+    clips = read_clips(store)
+    own = read_judged(store, judge, clips)
+    if not own.judged.any():
         raise InputError(f"{store.root!r} has no verdicts of {judge!r}: run `numina evaluate {store.root}` first")
-    found = {}
-    for strategy in strategies_of(store, rows):
-        some = outcomes(strategy, rows, verdicts, Acceptance.recorded(store))
-        if scores := _per_prompt(some, [outcome.accuracy for outcome in some]):
-            found[strategy.name] = scores
+    found, acceptance = {}, Acceptance.recorded(store)
+    for strategy in strategies_made(store, clips):
+        scores = _accuracies(kept_by(strategy, clips, own.accuracy, own.failed, acceptance), clips)
+        if len(scores.units):
+            units = map(clips.unit_of, scores.clips.tolist())
+            found[strategy.name] = dict(zip(units, scores.means.tolist(), strict=True))
     return found

@@ -22,6 +22,7 @@ from cluster.keys import canonical_json
 from numina.metrics import count_accuracy
 from numina.prompts.targets import Target
 from pipelines.judges import Case, Judgement
+from pipelines.judges.thumbnail import thumbnail
 from pipelines.models.registry import place_free
 from pipelines.video.mp4 import decode_mp4
 
@@ -40,7 +41,7 @@ def verdicts_of(store: Store, judge: Judge, rows: Sequence[Row]) -> list[dict[st
     Raises InputError for a noun that the judge can't know, naming the row.
     """
     began = time.perf_counter()
-    cases, problems = dict[int, Case](), dict[int, str]()
+    cases, problems, seen = dict[int, Case](), dict[int, str](), dict[int, np.ndarray]()
     for place, row in enumerate(rows):
         try:
             video = decode_mp4(store.read(row["file_name"]))
@@ -50,6 +51,7 @@ def verdicts_of(store: Store, judge: Judge, rows: Sequence[Row]) -> list[dict[st
             problems[place] = f"unreadable: {error}"
         else:
             targets = tuple(Target(**target) for target in row["targets"])
+            seen[place] = thumbnail(video)
             if judge.config.counts and not targets:
                 continue  # there is nothing to count
             cases[place] = Case(video=video, prompt=row["original_prompt"] or row["prompt"], targets=targets)
@@ -66,7 +68,7 @@ def verdicts_of(store: Store, judge: Judge, rows: Sequence[Row]) -> list[dict[st
             **(
                 _failed(judge, row, problems[place])
                 if place in problems
-                else _judged(row, judgements.get(place, _NOTHING_ASKED))
+                else _judged(row, judgements.get(place, _NOTHING_ASKED), seen[place])
             ),
         }
         for place, row in enumerate(rows)
@@ -98,7 +100,7 @@ def _failed(judge: Judge, row: Row, problem: str) -> dict[str, Any]:
     }
 
 
-def _judged(row: Row, judgement: Judgement) -> dict[str, Any]:
+def _judged(row: Row, judgement: Judgement, seen: np.ndarray) -> dict[str, Any]:
     nouns = [target["noun"] for target in row["targets"]]
     asked = [target["count"] for target in row["targets"]]
     detected, unique = judgement.detected, judgement.unique
@@ -116,6 +118,7 @@ def _judged(row: Row, judgement: Judgement) -> dict[str, Any]:
         else [{"noun": noun, "count": int(count)} for noun, count in zip(nouns, unique, strict=True)],
         "clip_score": judgement.clip_score,
         "temporal_consistency": judgement.temporal_consistency,
+        "embedding": list((seen if judgement.embedding is None else judgement.embedding).astype(np.float16)),
     }
 
 
@@ -129,8 +132,5 @@ def judge_rows(store: Store, judge: Judge, rows: Sequence[Row]) -> list[dict[str
     """A judge's verdicts on rows, kept in the output."""
     verdicts = verdicts_of(store, judge, rows)
     for verdict in verdicts:
-        if not store.put_evaluation(judge.config.name, verdict["key"], verdict):
-            kept = store.evaluation(judge.config.name, verdict["key"]) or {}
-            if kept.get("problem") and not verdict["problem"]:
-                store.put_evaluation(judge.config.name, verdict["key"], verdict, anew=True)
+        store.put_evaluation(judge.config.name, verdict["key"], verdict)
     return verdicts

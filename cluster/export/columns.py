@@ -7,11 +7,11 @@ which Hugging Face's builders find files, loses its `_name` or `_names`. A name 
 from __future__ import annotations
 
 import base64
-import math
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pat
@@ -134,25 +134,24 @@ def _exact(type: pa.DataType) -> pa.DataType:
     return pa.string() if nanoseconds else type
 
 
-def json_records(rows: pa.Table) -> Iterator[dict[str, Any]]:
-    """Each row as strict JSON has it: null for NaN and infinities, bytes in base64, times in ISO 8601, durations in
-    seconds, decimals as text; durations in nanoseconds, which Python hasn't, as their number in text."""
+def json_rows(rows: pa.Table) -> list[dict[str, Any]]:
+    """Each row as values that `json_bytes` can write."""
     for place, own in enumerate(rows.schema):
         column = _cast(rows.column(place), _retyped(own.type, _exact))
         rows = rows.set_column(place, own.name, column)
-    for row in python_rows(rows):
-        yield {name: _json(value) for name, value in row.items()}
+    return python_rows(rows)
+
+
+def json_bytes(row: dict[str, Any]) -> bytes:
+    """A row as strict JSON, its names sorted.
+
+    NaN and infinities are null, bytes are base64, times ISO 8601, durations seconds, decimals text; durations in
+    nanoseconds, which Python hasn't, are their number in text.
+    """
+    return orjson.dumps(row, default=_json, option=orjson.OPT_SORT_KEYS)
 
 
 def _json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _json(own) for name, own in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(own) for own in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if hasattr(value, "total_seconds"):

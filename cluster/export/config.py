@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from cluster.export.formats import FORMATS
+from cluster.export.formats import FORMATS, GROWING
 from numina.errors import InputError
 
 Only = Literal["all", "judged", "accepted"]
@@ -17,7 +17,9 @@ class ExportConfig:
     strategy: str | None = None  # None: all of them, where the form takes several
     judge: str | None = None  # whose verdicts go along; None: the only one's
     only: Only = "all"  # clips that were judged, or accepted
-    shard_clips: int = 1000  # of WebDataset: clips in one tar at most
+    shard_clips: int = 1000  # of forms that grow: clips in one shard
+    follow: bool = False  # go on while the job runs
+    distinct: float | None = None  # cosine from which of two clips with the same targets the first alone is exported
     license: str = "other"  # of the dataset card
 
     def __post_init__(self) -> None:
@@ -25,8 +27,18 @@ class ExportConfig:
             raise InputError(f"--to {self.to!r} isn't known; choose from {', '.join(FORMATS)}")
         if self.only not in get_args(Only):
             raise InputError(f"--only {self.only!r} isn't known; choose from {', '.join(get_args(Only))}")
+        if self.follow and self.to not in GROWING:
+            raise InputError(f"--follow adds shards, and --to {self.to} has none; choose from {', '.join(GROWING)}")
+        if self.distinct is not None and not 0 < self.distinct <= 1:
+            raise InputError(f"--distinct is {self.distinct}; give a cosine above 0, at most 1, such as 0.95")
+        if self.distinct is not None and self.to in GROWING:
+            others = ", ".join(name for name in FORMATS if name not in GROWING)
+            raise InputError(
+                f"--distinct compares all clips with one another, but shards of --to {self.to} are closed before all "
+                f"are there; choose from {others}"
+            )
         if self.shard_clips < 1:
-            raise InputError(f"--shard-clips is {self.shard_clips}; a tar takes at least 1")
+            raise InputError(f"--shard-clips is {self.shard_clips}; a shard takes at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,28 +2,35 @@
 
 DIR/README.md                             the card: what was measured, how it was made
     metadata.parquet                      a row for each clip; `file_name` leads to its video
+    annotations.jsonl                     a line for each clip that has a layout: boxes and masks, see annotations.py
     videos/ab/{key}-{sha256:16}.mp4       no folder holds more than a share of them
 """
 
 import io
+import json
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cluster.dataset.store import Store
+from cluster.export.annotations import read_annotations
 from cluster.export.columns import common_types, notes_of
 from cluster.export.config import ExportConfig, Exported
 from cluster.export.copying import Report, Video, copy_videos
+from cluster.export.diversity import diversity_of
+from cluster.export.readme import page
 from cluster.export.selection import Selection
+from cluster.export.shards import written
 from cluster.rows import asks_no_count
 from cluster.storage.protocol import Files
 
 ROW_GROUP = 1000
+ANNOTATIONS = "annotations.jsonl"
+LABELLED = ("key", "file_name", "prompt", "targets", "detected", "layout_file", "width", "height", "num_frames")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 SETTINGS = ("model", "model_revision", "width", "height", "num_frames", "fps", "steps", "guidance_scale", "cache")
 
@@ -37,8 +44,9 @@ def write(store: Store, files: Files, selection: Selection, config: ExportConfig
     kept = rows.filter(pc.invert(pc.is_in(rows["file_name"], pa.array(list(lost), pa.string()))))
     table, fields = common_types(kept, selection.set_columns)
     notes = (*notes_of(selection.renamed), *fields)
+    annotated = _write_annotations(store, files, kept)
     files.replace("metadata.parquet", _parquet(table.select(["file_name", *_others(table)])))
-    files.replace("README.md", card(selection, kept, config.license, notes).encode())
+    files.replace("README.md", card(selection, kept, config.license, notes, annotated=annotated).encode())
     return Exported(clips=len(kept), lost=lost, notes=notes)
 
 
@@ -52,22 +60,37 @@ def _parquet(rows: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def card(selection: Selection, rows: pa.Table, license: str, notes: Sequence[str] = ()) -> str:
+def _write_annotations(store: Store, files: Files, rows: pa.Table) -> int:
+    """The clips that have some."""
+    rows, clips = rows.filter(pc.is_valid(rows["layout_file"])).select(LABELLED), 0
+    if not len(rows):
+        return 0
+    with written(files, ANNOTATIONS) as stream, ThreadPoolExecutor(store.files.readers) as readers:
+        for batch in rows.to_batches(max_chunksize=ROW_GROUP):
+            own = batch.to_pylist()
+            for row, made in zip(own, readers.map(lambda row: read_annotations(store, row), own), strict=True):
+                if made is not None:
+                    line = {name: row[name] for name in ("key", "file_name")} | {"caption": row["prompt"]} | made
+                    stream.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                    clips += 1
+    return clips
+
+
+def card(selection: Selection, rows: pa.Table, license: str, notes: Sequence[str] = (), *, annotated: int = 0) -> str:
     """The dataset card in Markdown, with the hub's metadata in front."""
-    folder = Path(__file__).parent / "templates"
-    pages = Environment(
-        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return pages.get_template("card.md.j2").render(
+    return page(
+        "card.md.j2",
         license=license,
         size=next((name for most, name in SIZES if len(rows) < most), "n>1M"),
         clips=len(rows),
         plain=pc.sum(asks_no_count(rows)).as_py() or 0,
         prompts=len(set(zip(*(rows[name].to_pylist() for name in ("id", "prompt")), strict=True))),
         counts=_counts(rows),
+        diversity=diversity_of(rows),
         settings=_settings(rows),
         selection=selection,
         notes=notes,
+        annotated=annotated,
     )
 
 

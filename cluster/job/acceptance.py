@@ -8,11 +8,15 @@ Driver, judges, resume, status and summaries all decide here (method.md §6, `ve
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.dataset.segments import packed, split
 from cluster.job.strategy import ACCEPT
 
 if TYPE_CHECKING:
@@ -86,19 +90,20 @@ class Acceptance:
         """The first of a sample's attempts that is accepted; None where none is."""
         return next((attempt for attempt, accuracy in enumerate(accuracies) if self.accepts(accuracy)), None)
 
-    def settled(self, verdicts: Iterable[Mapping[str, Any]], committed: Collection[bytes]) -> frozenset[bytes]:
+    def settled(self, verdicts: Iterable[pa.Table], committed: Collection[bytes]) -> frozenset[bytes]:
         """Chains that need nothing more, by verdicts (key, chain, attempt, strength, count_accuracy) on committed rows.
 
         Verdicts on rows that aren't there, or on attempts of another rule, settle nothing.
         """
         settled = set[bytes]()
-        for verdict in verdicts:
-            attempt = verdict["attempt"] or 0
-            asked = (
-                verdict["chain"] and attempt < len(self.strengths) and verdict["strength"] == self.strengths[attempt]
-            )
-            if not asked or bytes.fromhex(verdict["key"]) not in committed:
-                continue
-            if self.decide(attempt, verdict["count_accuracy"]).settled:
-                settled.add(bytes.fromhex(verdict["chain"]))
+        for table in verdicts:
+            attempts = pc.fill_null(table["attempt"], 0)
+            last = len(self.strengths) - 1
+            asked = pc.and_(pc.not_equal(pc.fill_null(table["chain"], ""), ""), pc.less_equal(attempts, last))
+            strengths = pc.take(pa.array(self.strengths, pa.float64()), pc.min_element_wise(attempts, last))
+            asked = pc.and_(asked, pc.equal(table["strength"], strengths))
+            over = pc.or_kleene(pc.greater_equal(table["count_accuracy"], self.accept), pc.equal(attempts, last))
+            found = table.filter(pc.and_kleene(asked, over))  # null is no
+            keys, chains = (split(packed([found], name)) for name in ("key", "chain"))
+            settled.update(chain for key, chain in zip(keys, chains, strict=True) if key in committed)
         return frozenset(settled)

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -87,7 +87,8 @@ class ClusterConfig:
     clip_timeout: float = 3600.0  # [s] that one phase of a batch may take; after that its gang is replaced
     grace: float = 600.0  # [s] to finish the clips in progress after SIGTERM, SIGINT or SIGUSR2
     log_format: Literal["text", "json"] = "text"  # text, or json: one object per line, with the gang and the clip's key
-    start_timeout: float = 600.0  # [s] for a gang to start: placement, loading and compiling the model
+    # [s] for a gang to find its place and, from then on, to load and compile the model
+    start_timeout: float = 600.0
     # [s] that a rank may be silent, or keep the other ranks waiting, before its gang counts as lost
     step_timeout: float = 120.0
     # one small clip of few steps on one gang before the others start: auto (on GPUs, once per code, model and machine),
@@ -229,15 +230,16 @@ class JobConfig:
         chosen = self.methods[base]
         method = stronger(chosen, strength).named() if chosen else None
         kind = "numina" if method else "baseline"  # a variant with numina's settings is numina
-        return {"strategy": kind, "generation": asdict(self.generation), "method": method, "dtype": dtype}
+        return {"strategy": kind, "generation": self.generation.named(), "method": method, "dtype": dtype}
 
     def identity(self, dtype: str) -> dict[str, Any]:
         """The settings that an output belongs to; strategies and variants may be added to it later."""
-        return {"generation": asdict(self.generation), "method": self.method.named(), "dtype": dtype}
+        return {"generation": self.generation.named(), "method": self.method.named(), "dtype": dtype}
 
 
-def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) -> JobConfig:
-    """The job of a YAML file (a path, or the name of one in `configs/`) with `key=value` overrides.
+def load_job(config: str | Path | None = None, overrides: Sequence[str] = (), extra: str | None = None) -> JobConfig:
+    """The job of a YAML file (a path, or the name of one in `configs/`) with `key=value` overrides; of a job that gives
+    no `variants`, those of the file `extra`.
 
     Raises ConfigError for a file that isn't there, an unknown key, or a value out of range.
     """
@@ -245,6 +247,8 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = ()) ->
         given: Any = OmegaConf.merge(load_yaml(config, JobConfig) if config else {}, _given(overrides, JobConfig))
         if missing := OmegaConf.missing_keys(given):
             raise ConfigError(f"config {str(config)!r} needs {', '.join(map(_needed, sorted(missing)))}")
+        if extra and "variants" not in given:
+            given = OmegaConf.merge(given, {"variants": load_yaml(extra, JobConfig).variants})
         preset = OmegaConf.select(given, "method.preset", default=DEFAULT_PRESET)
         method = {"method": load_yaml(_preset_file(preset), MethodConfig)}
         variants = given.pop("variants", None) or OmegaConf.create({})
@@ -292,6 +296,8 @@ def _override(text: str, config: type) -> dict[str, Any]:
     if not found:
         raise ConfigError(f"override {text!r} isn't key=value; give for example limit=8 or model.path=/models/wan")
     key, given = found[1], text[found.end() :]
+    if key == "method" and _is_file(given):
+        key = "method.preset"  # as `numina calibrate` writes one
     if "[" in key:
         whole = key.partition("[")[0]
         raise ConfigError(
@@ -365,7 +371,12 @@ def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _preset_file(preset: str) -> Path:
-    return config_folder() / "method" / f"{preset}.yaml"
+    return Path(preset) if _is_file(preset) else config_folder() / "method" / f"{preset}.yaml"
+
+
+def _is_file(preset: str) -> bool:
+    """Whether a method is a YAML file of one's own, and not the name of a shipped one."""
+    return preset.endswith((".yaml", ".yml"))
 
 
 def config_folder() -> Path:

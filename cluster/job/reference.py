@@ -117,6 +117,7 @@ def page() -> str:
     template = Template(source, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     return template.render(
         jobs=_heads(config_folder().glob("*.yaml")),
+        recipes=_heads((config_folder() / "recipes").glob("*.yaml")),
         presets=_heads((config_folder() / "method").glob("*.yaml")),
         judges=_heads((config_folder() / "judge").glob("*.yaml")),
         sections=_sections(),

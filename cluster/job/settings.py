@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 REQUIRED = object()  # in place of a default
 
@@ -70,7 +70,7 @@ def _default(item: "Field[Any]") -> Any:
 
 def _kind(kind: Any) -> str:
     """A type in YAML's words."""
-    if get_origin(kind) is UnionType:
+    if get_origin(kind) in (UnionType, Union):
         return " or ".join(_kind(part) for part in get_args(kind))
     if get_origin(kind) is Literal:
         return " | ".join(get_args(kind))

@@ -7,6 +7,7 @@ YAML alone would rewrite text: to it 20261128_120000 is a number, `no` is false,
     int, float      a decimal number; 010 is 10
     bool            true or false
     a | b           one of these
+    int or a        a decimal number, or the word
     list, mapping   YAML on a command line, too; each part is read by its own type
 """
 
@@ -130,6 +131,10 @@ def _scalar(key: str, text: str, kind: Any, *, is_null: bool) -> Any:
     optional, kind = _optional(kind)
     if optional and is_null:
         return None
+    if _origin(kind) in (UnionType, Union):
+        if text in _words(kind):
+            return text
+        kind = int if _WHOLE.fullmatch(text.strip()) else kind
     if kind is str or kind is UNKNOWN:
         try:
             text.encode()
@@ -160,6 +165,8 @@ def _refuse(key: str, given: str, kind: Any, optional: bool = False) -> Any:
         rule = "it is a section: give its keys, for example " + (
             f"{key}.{_first_key(kind)}=…" if _first_key(kind) else f"{key}.NAME=…"
         )
+    elif _origin(kind) in (UnionType, Union):
+        rule = f"{_RULES[int]}, or {', '.join(_words(kind))}"
     else:
         rule = _RULES[kind]
     shown = given if given in (_A_MAPPING, _A_LIST) else _shown(given)
@@ -205,12 +212,19 @@ def _first_key(kind: Any) -> str:
 
 
 def _optional(kind: Any) -> tuple[bool, Any]:
-    """Whether null is a value, and the kind without it."""
+    """Whether null is a value, and the kind without it. A number or a word is a kind of its own."""
     if _origin(kind) in (UnionType, Union):
         parts: Sequence[Any] = [part for part in get_args(kind) if part is not NoneType]
-        assert len(parts) == 1, f"{kind} is more than one kind or null"
-        return True, parts[0]
+        if len(parts) == 1:
+            return True, parts[0]
+        assert len(parts) == len(get_args(kind)), f"{kind} is more than one kind or null"
+        assert all(part is int or _origin(part) is Literal for part in parts), f"{kind} is no number or word"
     return False, kind
+
+
+def _words(kind: Any) -> list[str]:
+    """The words that stand beside a number."""
+    return [word for part in get_args(kind) if _origin(part) is Literal for word in get_args(part)]
 
 
 def _origin(kind: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.dataset.segments import commit_name, first_of_each, packed, split, union
+from cluster.dataset.segments import commit_name, packed, split, union
 from cluster.dataset.store import Committed
 from cluster.job.acceptance import Acceptance
 from cluster.job.strategy import ACCEPTED, Strategy, strategy_of
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from cluster.dataset.store import Store
 
 _RECENT_SECONDS = 3600.0
+_CLIP = ["strategy", "attempt", "strength"]  # what tells the clips of a sample apart
+_CLIP_SCHEMA = pa.schema([ROW_SCHEMA.field(name) for name in _CLIP])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +103,25 @@ def _completed(store: Store, info: Mapping[str, Any], keys: Collection[bytes], p
     strategies, verify = [*map(strategy_of, info["strategies"])], info["verify"]
     verified = {own.base: own.strengths for own in strategies if own.select == ACCEPTED}
     others = {clip for own in strategies if own.select != ACCEPTED for clip in _clips(own, verified)}
-    columns = ["key", "strategy", "attempt", "strength", "chain"]
-    rows = first_of_each(union(ROW_SCHEMA, store.row_files.tables(columns)), "key").select(columns).to_pylist()
-    made = sum((row["strategy"], row["attempt"], row["strength"]) in others for row in rows)
+    asked = pa.table({name: [clip[place] for clip in others] for place, name in enumerate(_CLIP)}, schema=_CLIP_SCHEMA)
+    made, chains = list[bytes](), {base: list[bytes]() for base in verified}
+
+    def part(table: pa.Table) -> tuple[bytes, dict[str, bytes]]:
+        """The packed keys of other clips, and the chains of verified ones, of some rows."""
+        of = {base: pc.equal(table["strategy"], base) for base in verified}
+        wanted = table.select(["key", *_CLIP]).join(asked, _CLIP, join_type="left semi")
+        return packed([wanted], "key"), {base: packed([table.filter(own)], "chain") for base, own in of.items()}
+
+    for keys_of_others, own in store.map_rows(["key", *_CLIP, "chain"], part):
+        made.append(keys_of_others)
+        for base, found in own.items():
+            chains[base].append(found)
+    number = len(set(split(b"".join(made))))
     for base, strengths in verified.items():
-        chains = {bytes.fromhex(row["chain"]) for row in rows if row["strategy"] == base and row["chain"]}
         rule = Acceptance(accept=verify["accept"], strengths=strengths)
-        made += len(chains & (plain | rule.settled(store.verdicts_of_attempts(verify["judge"]), keys)))
-    return made
+        settled = plain | rule.settled(store.verdicts_of_attempts(verify["judge"]), keys)
+        number += len(settled.intersection(split(b"".join(chains[base]))))
+    return number
 
 
 def _clips(strategy: Strategy, verified: Collection[str]) -> list[tuple[str, int, float]]:

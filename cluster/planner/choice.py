@@ -81,7 +81,7 @@ def check_for_gpus(job: JobConfig) -> CheckedJob:
         job,
         model=replace(job.model, device="auto"),
         cluster=replace(job.cluster, address="auto"),  # not this machine, which may have no GPU
-        parallel=replace(job.parallel, cfg=1, ulysses=1, ring=1, gangs=1, batch=1, compile=False),
+        parallel=replace(job.parallel, cfg=1, ulysses=1, ring=1, gangs=1, gangs_max=None, batch=1, compile=False),
         memory=MemoryConfig(),
     )
     return replace(check_known(anywhere), job=job)
@@ -90,6 +90,8 @@ def check_for_gpus(job: JobConfig) -> CheckedJob:
 def wishes_of(job: JobConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """The planner's settings that a command line names: these are wishes, what a YAML file says is a default."""
     given = {override.partition("=")[0] for override in overrides}
+    if job.parallel.gangs == "auto":
+        given.discard(SETTINGS["gangs"])
     return {key: value for key, value in settings_of(job).items() if SETTINGS[key] in given}
 
 
@@ -156,7 +158,7 @@ class Planner:
     def _check(self, setup: Setup) -> None:
         degrees = {key: getattr(setup, key) for key in ("cfg", "ulysses", "ring", "gangs", "batch", "compile")}
         memory = MemoryConfig(shard=setup.shard, text_encoder=setup.text_encoder)
-        job = replace(self.job, parallel=replace(self.job.parallel, **degrees), memory=memory)
+        job = replace(self.job, parallel=replace(self.job.parallel, gangs_max=None, **degrees), memory=memory)
         check_combination(job, self.model, self.prepared.device)
 
     def candidates(
@@ -223,7 +225,7 @@ class Planner:
         if unit is None:
             return replace(setup, gangs=0)
         units = (nodes - 1) * (here // unit) + max(0, here - taken) // unit
-        room = units // (setup.ranks // unit)
+        room = min(units // (setup.ranks // unit), self.job.parallel.gangs_max or units)
         asked = room if gangs is None else gangs if gangs <= room else 0
         return replace(setup, gangs=asked, nodes=ceil(setup.ranks / unit / (here // unit)))
 

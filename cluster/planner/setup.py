@@ -62,7 +62,8 @@ class Setup:
 def settings_of(job: JobConfig) -> dict[str, Any]:
     """The job's own values of what the planner chooses."""
     sections = {"parallel": job.parallel, "memory": job.memory}
-    return {key: getattr(sections[name.split(".")[0]], key) for key, name in SETTINGS.items()}
+    own = {key: getattr(sections[name.split(".")[0]], key) for key, name in SETTINGS.items()}
+    return own | {"gangs": job.parallel.gangs_at_least}
 
 
 def as_overrides(settings: Mapping[str, Any]) -> str:

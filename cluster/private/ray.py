@@ -17,6 +17,22 @@ def load_token() -> None:
     RAY.private(setup, "maybe_enable_token_auth_if_token_available")(warn_if_disabled=False)
 
 
+def free_resources() -> dict[str, dict[str, float]]:
+    """What is free on each living node, by its id and the resource's name."""
+    free: dict[str, dict[str, float]] = RAY.private(_state(), "available_resources_per_node")()
+    return free
+
+
+def draining_nodes() -> dict[str, int]:
+    """The ids of nodes that are to leave, with when: milliseconds since the epoch, 0 if nobody said."""
+    leaving: dict[str, int] = RAY.private(_state(), "get_draining_nodes")()
+    return leaving
+
+
+def _state() -> Any:
+    return RAY.private(RAY.module("ray._private.state"), "state")
+
+
 def token_loader() -> Any:
     """What holds the token of this process."""
     return RAY.private(RAY.module("ray._raylet"), "AuthenticationTokenLoader").instance()

@@ -8,7 +8,7 @@ import re
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.prompts.alike import Alike, AlikeFinder, NearDuplicates, problem_of
 from cluster.prompts.check import SetCheck, require_rows
 from cluster.prompts.columns import column_trouble
 from cluster.prompts.files import Block, PromptFile
@@ -28,11 +29,11 @@ from cluster.prompts.row import CHECKED_COLUMNS, DEFAULT_READING, OWN_SCHEMA, Pr
 from cluster.prompts.source_rows import SourceRow, said
 from cluster.prompts.sources import locate, read_source, source_of
 from cluster.prompts.summary import SetSummary
-from cluster.prompts.write import filled, place, publish
+from cluster.prompts.write import filled, place, publish, remake
 from cluster.rows import one_value
 from numina.errors import PromptError, PromptSetError
 from numina.prompts.nouns import singular
-from numina.prompts.targets import find_mentions
+from numina.prompts.targets import Target, find_mentions
 
 BLOCK_ROWS = 16_384
 AS_READ = Choice()
@@ -52,11 +53,13 @@ class Imported:
     notes: list[str] = field(default_factory=list)  # how columns were understood
     renamed: list[str] = field(default_factory=list)  # nouns that are only part of a word of their prompt
     problems: list[Problem] = field(default_factory=list)
+    alike: int = 0  # rows that are near-duplicates of earlier ones
+    dropped: list[RowProblem] = field(default_factory=list)  # of those, the ones that were left out for it
 
     @property
     def rows(self) -> int:
         """Those that were written."""
-        return self.summary.rows - self.summary.bad
+        return self.summary.rows - self.summary.bad - len(self.dropped)
 
     def require(self, *, skip: bool = False) -> None:
         """Raises one PromptSetError with all problems, unless they are all of single rows and these are skipped."""
@@ -73,13 +76,15 @@ def import_prompts(
     reading: TargetReading = DEFAULT_READING,
     skip: bool = False,
     rejected: str | None = None,
+    near_duplicates: NearDuplicates = "mark",
     force: bool = False,
     report: Callable[[int], None] = lambda rows: None,
 ) -> Imported:
     """Read a source (see `cluster.prompts.sources`) into a prompt set with all targets filled in; what it holds.
 
     Rows are read and checked a block at a time. `skip` leaves bad rows out; `rejected` is a JSON lines file that lists
-    all problems. Raises one PromptSetError with all that is wrong with the source.
+    all problems. Near-duplicates are marked or dropped as `look_over` does it. Raises one PromptSetError with all that
+    is wrong with the source.
     """
     path, counts = locate(source, counts)
     reader = _Reader(
@@ -93,8 +98,10 @@ def import_prompts(
             found.problems.append(f"{path}: holds no prompts; a set needs at least one")
         if found.rows:
             reader.find_repeats(written)
+            if near_duplicates != "ignore":
+                reader.find_alike(written, drop=near_duplicates == "drop")
         if rejected is not None:
-            place(rejected, problem_lines(found.problems))
+            place(rejected, problem_lines([*found.problems, *found.dropped]))
         found.require(skip=skip)
         publish(output, written.read_bytes(), force=force)
     return found
@@ -293,6 +300,43 @@ class _Reader:
             table = pq.read_table(written)
             left = sorted(set(range(table.num_rows)) - set(bad))
             pq.write_table(table.take(pa.array(left, pa.int64())), written, compression="zstd")
+            self.lines = array("q", [self.lines[row] for row in left])
+
+    def find_alike(self, written: Path, *, drop: bool) -> None:
+        """The near-duplicates of a written set, which are marked in it or leave it."""
+        source = pq.ParquetFile(written)
+        columns = [name for name in ("id", "prompt", "targets") if name in source.schema_arrow.names]
+        finder, number = AlikeFinder(), 0
+        for batch in source.iter_batches(BLOCK_ROWS, columns=columns):
+            for row in batch.to_pylist():
+                targets = [Target(**target) for target in row["targets"]]
+                finder.add(number, row.get("id") or f"{self.word} {self.lines[number]}", row["prompt"], targets)
+                number += 1
+        alike = {own.row: own for own in finder.found()}
+        self.found.alike = len(alike)
+        if not alike:
+            return
+        firsts = [None if drop or row not in alike else alike[row].name for row in range(number)]
+        kept = [not drop or row not in alike for row in range(number)]
+        if drop:
+            self._drop(source, alike)
+        with tempfile.NamedTemporaryFile(dir=written.parent, delete=False) as file:
+            remake(source, file, kept, firsts)
+        Path(file.name).replace(written)
+
+    def _drop(self, source: pq.ParquetFile, alike: Mapping[int, Alike]) -> None:
+        """Lists rows that are left out, and takes them out of the counts."""
+        number = 0
+        for batch in source.iter_batches(BLOCK_ROWS, columns=["prompt", "targets"]):
+            for offset in range(batch.num_rows):
+                if (own := alike.get(number + offset)) is not None:
+                    line, prompt = self.lines[own.row], batch["prompt"][offset].as_py()
+                    place = f"{self.path}, {self.word} {line}"
+                    self.found.dropped.append(problem_of(own, place=place, row=line, prompt=prompt))
+                    for target in batch["targets"][offset].as_py():
+                        self.found.nouns[singular(target["noun"].lower())] -= 1
+                        self.found.counts[target["count"]] -= 1
+            number += batch.num_rows
 
     def _placed(self, problem: Problem, written: str) -> Problem:
         """A problem of the written set by the source's lines."""

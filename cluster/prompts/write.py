@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.prompts.alike import NEAR_DUPLICATE_OF, Alike, AlikeFinder, NearDuplicates, problem_of
 from cluster.prompts.check import SetCheck, require_rows
 from cluster.prompts.columns import cast_batch, decoded, united
 from cluster.prompts.files import Block
-from cluster.prompts.problems import Problem, problem_lines
+from cluster.prompts.problems import Problem, RowProblem, problem_lines
 from cluster.prompts.promptset import ANY_COUNT, PromptSet, opened
 from cluster.prompts.row import (
     CHECKED_COLUMNS,
@@ -87,6 +88,8 @@ class LookedOver:
     summary: SetSummary
     problems: list[Problem]
     path: str
+    alike: list[Alike]  # rows that are near-duplicates of earlier ones
+    dropped: list[RowProblem]  # of those, the ones that were left out for it
 
     def require(self, *, skip: bool = False) -> None:
         """Raises one PromptSetError with all problems, unless they are all of single rows and these are skipped."""
@@ -107,6 +110,7 @@ def look_over(
     reading: TargetReading = DEFAULT_READING,
     skip: bool = False,
     rejected: str | None = None,
+    near_duplicates: NearDuplicates = "mark",
     report: Callable[[int, int], None] = lambda done, total: None,
     tell: Callable[[PromptRow], None] = lambda row: None,
 ) -> LookedOver:
@@ -114,7 +118,8 @@ def look_over(
 
     Columns TARGETS_BY and TARGETS_DOUBTS say what filled them and why they may be wrong. `dst` is replaced in one step
     and may be `src`; it is put together in memory, compressed, its rows a block at a time. `skip` leaves bad rows out;
-    `rejected` is a JSON lines file that lists all problems. `tell` is given each good row.
+    `rejected` is a JSON lines file that lists all problems. Where there are near-duplicates, a column NEAR_DUPLICATE_OF
+    names their first rows, or they are dropped and listed among the rejected. `tell` is given each good row.
 
     Nothing is written where the set has problems; with `skip`, where whole files have. Raises PromptSetError where no
     file can be found.
@@ -122,6 +127,7 @@ def look_over(
     prompts, problems = opened(src, None)
     check, summary = SetCheck(prompts, max_count, problems, reading=reading), SetSummary()
     output = _Filled(prompts) if dst is not None and not problems else None
+    finder = AlikeFinder()
     for block, batch, _ in check.read(CHECKED_COLUMNS if output is None else None):
         rows = [check.row(raw, extra=False) for raw in raw_rows(block, batch)]
         bad = check.bad_rows
@@ -130,6 +136,8 @@ def look_over(
         for row in rows:
             if row is not None:
                 tell(row)
+                if near_duplicates != "ignore":
+                    finder.add(row.index, row.id or f"row {row.index}", row.prompt, row.targets)
         if output is not None and (skip or not check.problems):
             output.add(block, batch, rows)
         report(block.index + block.rows, prompts.rows)
@@ -140,11 +148,23 @@ def look_over(
         row, _ = parsed(raw, max_count, reading)
         if row is not None:
             summary.remove(row)
-    found = LookedOver(summary=summary, problems=check.problems, path=src)
+    alike = [own for own in finder.found() if own.row not in check.bad_rows]
+    dropped = _dropped(check, alike) if near_duplicates == "drop" else []
+    found = LookedOver(summary=summary, problems=check.problems, path=src, alike=alike, dropped=dropped)
     if rejected is not None:
-        place(rejected, problem_lines(found.problems))
+        place(rejected, problem_lines([*found.problems, *dropped]))
     if output is not None and dst is not None and found.can_be_taken(skip=skip):
-        place(dst, output.file(check.bad_rows - known))
+        left_out = (check.bad_rows - known) | {problem.row for problem in dropped}
+        place(dst, output.file(left_out, {own.row: own.name for own in alike if near_duplicates == "mark"}))
+    return found
+
+
+def _dropped(check: SetCheck, alike: Sequence[Alike]) -> list[RowProblem]:
+    rows = {raw.index: raw for raw in check.rows_at([own.row for own in alike])}
+    found = []
+    for own in alike:
+        raw = rows[own.row]
+        found.append(problem_of(own, place=raw.place, row=raw.number, prompt=raw.own("prompt")))
     return found
 
 
@@ -185,14 +205,34 @@ class _Filled:
         if written.num_rows:
             self._writer.write_table(in_schema(written, self._schema))
 
-    def file(self, bad: Collection[int]) -> bytes:
-        """The whole file, without rows that turned out to be bad."""
+    def file(self, left_out: Collection[int], marks: Mapping[int, str]) -> bytes:
+        """The whole file, without rows to leave out; `marks` are the near-duplicates' firsts by the rows' numbers."""
         self._writer.close()
         data = self._sink.getvalue()
-        if not bad:
+        if not left_out and not marks:
             return data
-        kept = pa.array([number not in bad for number in self._numbers], pa.bool_())
-        return _parquet(pq.read_table(io.BytesIO(data)).filter(kept))
+        sink = io.BytesIO()
+        kept = [number not in left_out for number in self._numbers]
+        remake(pq.ParquetFile(io.BytesIO(data)), sink, kept, [marks.get(number) for number in self._numbers])
+        return sink.getvalue()
+
+
+def remake(source: pq.ParquetFile, sink: Any, kept: Sequence[bool], firsts: Sequence[str | None]) -> None:
+    """Writes a set again, a row group at a time: the rows that are kept, with the column NEAR_DUPLICATE_OF where any
+    row has a first."""
+    marks, position = any(firsts), 0
+    added = {NEAR_DUPLICATE_OF: pa.array([], pa.string())} if marks else {}
+    schema = with_columns(source.schema_arrow.empty_table(), added).schema
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for group in range(source.num_row_groups):
+            table = source.read_row_group(group)
+            own = slice(position, position + len(table))
+            if marks:
+                table = with_columns(table, {NEAR_DUPLICATE_OF: pa.array(firsts[own], pa.string())})
+            table = table.filter(pa.array(kept[own], pa.bool_()))
+            if len(table):
+                writer.write_table(table)
+            position = own.stop
 
 
 def set_schema(prompts: PromptSet, leave: Sequence[str] = ()) -> pa.Schema:

@@ -4,10 +4,16 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 from cluster.dataset.store import Store
+from cluster.evaluation.judged import Evidence
+from cluster.evaluation.rows import rows_of, verdicts_of
 from cluster.rows import python_rows
 
 MISSING = "missing"  # a video's problem when its file isn't there
@@ -49,17 +55,31 @@ class Group:
     clips: Sequence[ShownClip]
 
 
-def read_clips(store: Store) -> list[ShownClip]:
-    """All clips of an output, in the order of the page."""
-    table = store.rows()
-    rows = python_rows(table.drop_columns(["spans"]))
-    videos = set(store.files.walk("videos"))
+def shown_clips(store: Store, evidence: Evidence, places: Int[np.ndarray, " k"]) -> list[ShownClip]:
+    """These clips of an output, in the order of the page."""
+    clips = evidence.clips
+    rows = python_rows(rows_of(store, clips, places).drop_columns(["spans"]))
     judged: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for judge in store.judges():
-        for evaluation in store.evaluations(judge).to_pylist():
-            judged.setdefault(evaluation["key"], {})[judge] = evaluation
-    clips = [_clip(row, judged.get(row["key"], {}), there=row["file_name"] in videos) for row in rows]
-    return sorted(clips, key=_place)
+    for own in evidence.judges:
+        for key, evaluation in verdicts_of(store, own.judge, clips, places).items():
+            judged.setdefault(key, {})[own.judge] = evaluation
+    videos = _videos(store, [row["file_name"] for row in rows])
+    shown = [_clip(row, judged.get(row["key"], {}), there=row["file_name"] in videos) for row in rows]
+    return sorted(shown, key=_place)
+
+
+def _videos(store: Store, names: Sequence[str]) -> set[str]:
+    """Those of these files that are there."""
+
+    def there(name: str) -> bool:
+        try:
+            store.files.stat(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(store.files.readers) as readers:
+        return {name for name, found in zip(names, readers.map(there, names), strict=True) if found}
 
 
 def _clip(row: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any]], there: bool) -> ShownClip:
@@ -86,11 +106,6 @@ def _measured(evaluations: Mapping[str, Mapping[str, Any]], name: str) -> float 
     """What the first judge that measured it says."""
     values = (evaluation[name] for evaluation in evaluations.values())
     return next((value for value in values if value is not None and math.isfinite(value)), None)
-
-
-def counting_judges(clips: Iterable[ShownClip]) -> list[str]:
-    """Names of the judges that counted."""
-    return sorted({judge for clip in clips for judge, verdict in clip.verdicts.items() if verdict.accuracy is not None})
 
 
 def groups_of(clips: Iterable[ShownClip]) -> list[Group]:

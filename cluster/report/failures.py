@@ -32,10 +32,9 @@ class Reason:
 
 
 def reasons_of(records: Mapping[str, Sequence[Mapping[str, Any]]], clips: Iterable[ShownClip]) -> list[Reason]:
-    """Failures of keys that have no row, and videos that are missing or unreadable; the commonest reason first."""
-    clips = list(clips)
-    done = {clip.row["key"] for clip in clips}
-    failures = [_recorded(key, tries) for key, tries in records.items() if tries and key not in done]
+    """Recorded failures by key, and those of these clips whose video is missing or unreadable; the commonest reason
+    first."""
+    failures = [_recorded(key, tries) for key, tries in records.items() if tries]
     failures += [_lost(clip) for clip in clips if clip.problem is not None]
     alike: dict[tuple[str, str], list[Failure]] = {}
     for failure in failures:

@@ -1,33 +1,38 @@
 """From an output to its report: rows, verdicts and layouts in; a page, its data and nothing else out.
 
-Data flows forward: rows and verdicts → `ShownClip` → `Group` (one prompt's clips) → chunks, index, plots → page. The
-page is written when all its data is there, and old data is removed when no page needs it: a reader always sees one
-whole report.
+Data flows forward: rows and verdicts as arrays → sums and plots of all clips, and the sample that is shown; its rows
+and verdicts → `ShownClip` → `Group` (one prompt's clips) → chunks and index → page. The page is written when all its
+data is there, and old data is removed when no page needs it: a reader always sees one whole report.
 """
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import jinja2
+import numpy as np
+import pyarrow as pa
 
 from cluster.dataset.store import Store
-from cluster.evaluation.outcomes import rank_seconds
+from cluster.evaluation.clips import Clips, spread
+from cluster.evaluation.judged import Evidence, read_evidence
 from cluster.observability.status import Status, status_of
-from cluster.report.clips import Group, ShownClip, counting_judges, groups_of, read_clips
+from cluster.report.clips import Group, groups_of, shown_clips
 from cluster.report.data import Place, chunks_of, failure_data, group_data, index_of, script
 from cluster.report.failures import Reason, reasons_of
 from cluster.report.layouts import packed_layout
 from cluster.report.plots import duration, failure_plot, judge_plots
+from cluster.report.sample import SAMPLED, By, Sample, chosen
 from cluster.report.scores import scores_of
-from cluster.report.strategies import Results, results_by_judge
+from cluster.report.strategies import Sums, results_of, sums_by_judge
 from cluster.storage.destination import check_file, check_folder
 from cluster.storage.open import open_files
 from cluster.storage.protocol import Files
@@ -38,11 +43,19 @@ _WRITTEN = re.compile(r"(app|chunk|failures|index|style)-[0-9a-f]{16}\.(css|js)"
 _READERS = 4  # of layouts
 
 
-def build_report(store_root: str | Path, out: Path | None = None) -> Path:
+def build_report(
+    store_root: str | Path,
+    out: Path | None = None,
+    *,
+    sample: int | None = None,
+    by: By = "random",
+    tell: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Writes the report of an output and returns where its page is: `out`, or `report.html` in the output's folder.
 
-    The data lies in a folder of the page's name beside it; videos are played where they lie, by relative links. Raises
-    OutputError when the output is remote or holds no rows.
+    Sums are of all clips. It shows about `sample` of them (0: all; None: SAMPLED of an output that holds more), whole
+    prompts chosen `by` a rule, which `tell` is told. The data lies in a folder of the page's name beside it; videos are
+    played where they lie, by relative links. Raises OutputError when the output is remote or holds no rows.
     """
     root = str(store_root)
     if "://" in root and not root.startswith("file://"):
@@ -51,21 +64,26 @@ def build_report(store_root: str | Path, out: Path | None = None) -> Path:
         check_file("--output", out, ".html")
         check_folder("--output (its data)", Path(out).with_suffix(""))
     store = Store.reader(root)
-    clips = read_clips(store)
-    if not clips:
+    evidence = read_evidence(store)
+    if not len(evidence.clips):
         raise OutputError(f"output {root!r} holds no rows: give a folder that `numina run` wrote to")
+    sums = sums_by_judge(store, evidence)
+    first = next(iter(sums.values())).judged
+    shown = chosen(evidence.clips, first, SAMPLED if sample is None else sample, by)
     page = Path(out) if out is not None else Path(store.root) / "report.html"
-    _write(store, clips, page.resolve())
+    _write(store, evidence, sums, shown, page.resolve())
+    if shown.told:
+        tell(shown.told)
     return page
 
 
-def _write(store: Store, clips: Sequence[ShownClip], page: Path) -> None:
+def _write(store: Store, evidence: Evidence, sums: Mapping[str, Sums], sample: Sample, page: Path) -> None:
     files = open_files(str(page.parent), single_writer=True)
     writer = _Writer(files, page.stem)
+    clips = shown_clips(store, evidence, sample.places)
     groups = groups_of(clips)
-    results = results_by_judge(store, clips, counting_judges(clips))
-    reasons = reasons_of(store.failures(), clips)
-    index = index_of(groups, results) | {"folder": quote(page.stem) + "/"}
+    reasons = reasons_of(_failures(store, evidence.clips), clips)
+    index = index_of(groups, results_of(store, clips, sums)) | {"folder": quote(page.stem) + "/"}
     index["chunks"] = _write_chunks(store, groups, writer, Place(Path(store.root).resolve(), page.parent))
     parts = {
         "index": writer.write("index", "js", script("index", index)),
@@ -74,9 +92,16 @@ def _write(store: Store, clips: Sequence[ShownClip], page: Path) -> None:
         "style": writer.write("style", "css", _template("style.css").encode()),
     }
     addresses = {name: quote(f"{page.stem}/{part}") for name, part in parts.items()}
-    html = _page(store, clips, groups, results, reasons, addresses)
+    html = _page(store, evidence, sums, reasons, sample.told, addresses)
     files.replace(page.name, html.encode())
     writer.remove_stale()
+
+
+def _failures(store: Store, clips: Clips) -> dict[str, list[dict[str, Any]]]:
+    """The records of what failed and has no row."""
+    records = store.failures()
+    missing = clips.places(pa.chunked_array([pa.array(list(records), pa.string())])) < 0
+    return {key: tries for (key, tries), own in zip(records.items(), missing.tolist(), strict=True) if own}
 
 
 class _Writer:
@@ -125,17 +150,18 @@ def _template(name: str) -> str:
 
 def _page(
     store: Store,
-    clips: Sequence[ShownClip],
-    groups: Sequence[Group],
-    results: Mapping[str, Results],
+    evidence: Evidence,
+    sums: Mapping[str, Sums],
     reasons: Sequence[Reason],
+    sample: str | None,
     parts: Mapping[str, str],
 ) -> str:
-    first = next(iter(results))
-    scores = {judge: scores_of(by_strategy, judge) for judge, by_strategy in results.items()}
+    clips = evidence.clips
+    first = next(iter(sums))
+    scores = {judge: scores_of(own, evidence) for judge, own in sums.items()}
     plots = {
-        judge: judge_plots(results[judge], scores[judge], judge, {} if judge == first else {"judge": judge})
-        for judge in results
+        judge: judge_plots(own, clips, scores[judge], judge, {} if judge == first else {"judge": judge})
+        for judge, own in sums.items()
     }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cluster.report", "templates"),
@@ -148,50 +174,44 @@ def _page(
     return environment.get_template("report.html.j2").render(
         title=Path(store.root).name,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        models=sorted({clip.row["model"] for clip in clips if clip.row["model"]}),
-        totals=_totals(clips, groups, status_of(store)),
-        strategies=list(dict.fromkeys(name for by_strategy in results.values() for name in by_strategy)),
+        sample=sample,
+        models=[name for name in clips.models if name],
+        totals=_totals(clips, status_of(store)),
+        strategies=list(dict.fromkeys(name for own in sums.values() for name in own.kept)),
         scores=scores,
         plots=plots,
         failure_plot=failure_plot(reasons) if reasons else None,
         reasons=reasons,
-        counts=sorted({count for group in groups for _, count in group.targets}),
-        detected=_detected_counts(results),
+        counts=np.unique(clips.asked).tolist(),
+        detected=_detected_counts(clips, sums),
         parts=parts,
     )
 
 
-def _totals(clips: Sequence[ShownClip], groups: Sequence[Group], status: Status) -> list[tuple[str, str]]:
+def _totals(clips: Clips, status: Status) -> list[tuple[str, str]]:
     """What stands in the page's head: label and value."""
-    guided = sum(bool(clip.row["guided"]) for clip in clips)
-    corrected = sum(clip.row["layout_file"] is not None for clip in clips)
-    left_alone = sum(clip.row["left_alone"] is not None for clip in clips)
-    plain = sum(not clip.row["targets"] for clip in clips)
+    guided, corrected = int(clips.guided.sum()), int(clips.has_layout.sum())
+    left_alone, plain = int(clips.left_alone.sum()), int(clips.plain.sum())
     asked = status.asked
     return [
         ("clips", f"{len(clips):,}" if asked is None else f"{len(clips):,} of {max(asked, len(clips)):,}"),
-        ("prompts", f"{len(groups):,}"),
+        ("prompts", f"{int(clips.page.max()) + 1:,}"),
         *([("without counts", f"{plain:,}")] if plain else []),
         ("guided", f"{guided:,} of {corrected:,}" if corrected else "0"),
         *([("left alone", f"{left_alone:,}")] if left_alone else []),
         ("failed", f"{status.failed:,}"),
-        ("rank time", duration(sum(rank_seconds(clip.row) for clip in clips))),
+        ("rank time", duration(float(clips.cost.sum()))),
     ]
 
 
-def _detected_counts(results: Mapping[str, Results]) -> list[int]:
+def _detected_counts(clips: Clips, sums: Mapping[str, Sums]) -> list[int]:
     """All commonest counts that any judge detected."""
-    return sorted(
-        {
-            found
-            for judge, by_strategy in results.items()
-            for members in by_strategy.values()
-            for result in members
-            if (verdict := result.clip.verdicts.get(judge)) is not None
-            for noun in verdict.frames
-            if (found := verdict.detected(noun)) is not None
-        }
-    )
+    found = set[int]()
+    for own in sums.values():
+        for kept in own.kept.values():
+            targets = spread(clips.starts[kept.clip], clips.targets[kept.clip])
+            found.update(np.unique(own.judged.commonest[targets]).tolist())
+    return sorted(found - {-1})
 
 
 def _percent(share: float | None) -> str:

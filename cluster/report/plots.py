@@ -8,17 +8,22 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from urllib.parse import urlencode
 
+import numpy as np
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from cluster.report.clips import targets_of
+from cluster.evaluation.clips import Clips, spread
+from cluster.evaluation.judged import Judged
+from cluster.evaluation.kept import Kept
 from cluster.report.failures import Reason
 from cluster.report.scores import StrategyScore, mean
-from cluster.report.strategies import Result, Results
+from cluster.report.strategies import Sums
 from cluster.report.svg import ACCENT, BAD, SERIES, SOFT, Drawing, drawing
 
 _WIDTH = 4.7  # inches, which the page scales
@@ -40,34 +45,34 @@ class Plot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Target:
-    asked: int
-    detected: int
-    accuracy: float
+class _Targets:
+    """The nouns of a strategy's clips that the judge counted: arrays as long as each other."""
+
+    asked: Int[np.ndarray, " k"]
+    detected: Int[np.ndarray, " k"]
+    accuracy: Float[np.ndarray, " k"]
 
 
-def judge_plots(results: Results, scores: Sequence[StrategyScore], judge: str, link: Mapping[str, str]) -> list[Plot]:
+def judge_plots(
+    sums: Sums, clips: Clips, scores: Sequence[StrategyScore], judge: str, link: Mapping[str, str]
+) -> list[Plot]:
     """What a judge's counts show; `link` is the state of the page that its links keep."""
-    targets = {name: _targets(members, judge) for name, members in list(results.items())[:_MOST_STRATEGIES]}
-    targets = {name: members for name, members in targets.items() if members}
+    targets = {name: _targets(kept, clips, sums.judged) for name, kept in list(sums.kept.items())[:_MOST_STRATEGIES]}
+    targets = {name: members for name, members in targets.items() if len(members.asked)}
     if not targets:
         return []
     plots = [_accuracy_by_count(targets, _Links(link), judge), _confusion(targets, _Links(link), judge)]
     return [*plots, *_cost(scores, judge)]
 
 
-def _targets(results: Sequence[Result], judge: str) -> list[_Target]:
-    found = []
-    for result in results:
-        verdict = result.clip.verdicts.get(judge)
-        if verdict is None:
-            continue
-        for noun, asked in targets_of(result.clip.row):
-            frames, detected = verdict.frames.get(noun), verdict.detected(noun)
-            if frames and detected is not None:
-                share = sum(count == asked for count in frames) / len(frames)
-                found.append(_Target(asked=asked, detected=detected, accuracy=share))
-    return found
+def _targets(kept: Kept, clips: Clips, judged: Judged) -> _Targets:
+    places = spread(clips.starts[kept.clip], clips.targets[kept.clip])
+    places = places[judged.commonest[places] >= 0]
+    return _Targets(
+        asked=clips.asked[places],
+        detected=judged.commonest[places],
+        accuracy=judged.single["count_accuracy"][places],
+    )
 
 
 class _Links:
@@ -84,14 +89,14 @@ class _Links:
         return self.to(strategy=strategy, count=asked, detected=detected)
 
 
-def _accuracy_by_count(targets: Mapping[str, Sequence[_Target]], links: _Links, judge: str) -> Plot:
+def _accuracy_by_count(targets: Mapping[str, _Targets], links: _Links, judge: str) -> Plot:
     """A line per strategy."""
-    asked = sorted({target.asked for members in targets.values() for target in members})
+    asked = sorted({count for members in targets.values() for count in np.unique(members.asked).tolist()})
     shares = {
-        name: {count: mean([t.accuracy for t in members if t.asked == count]) for count in asked}
+        name: {count: mean(members.accuracy[members.asked == count]) for count in asked}
         for name, members in targets.items()
     }
-    numbers = {name: Counter(target.asked for target in members) for name, members in targets.items()}
+    numbers = {name: _numbers(members.asked) for name, members in targets.items()}
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -118,14 +123,14 @@ def _accuracy_by_count(targets: Mapping[str, Sequence[_Target]], links: _Links, 
     )
 
 
-def _confusion(targets: Mapping[str, Sequence[_Target]], links: _Links, judge: str) -> Plot:
+def _confusion(targets: Mapping[str, _Targets], links: _Links, judge: str) -> Plot:
     """A matrix per strategy: asked counts down, detected ones across."""
-    asked = sorted({target.asked for members in targets.values() for target in members})
-    found = sorted({target.detected for members in targets.values() for target in members})
+    asked = sorted({count for members in targets.values() for count in np.unique(members.asked).tolist()})
+    found = sorted({count for members in targets.values() for count in np.unique(members.detected).tolist()})
     last = min(max(found[-1], asked[-1]), asked[-1] + _BEYOND)
     columns = [str(count) for count in range(last)] + [f"{last}+" if found[-1] > last else str(last)]
     cells = {
-        name: Counter((target.asked, min(target.detected, last)) for target in members)
+        name: _numbers(np.stack([members.asked, np.minimum(members.detected, last)], axis=1))
         for name, members in targets.items()
     }
     across = min(2, len(cells))
@@ -153,6 +158,13 @@ def _confusion(targets: Mapping[str, Sequence[_Target]], links: _Links, judge: s
             for count in asked
         ],
     )
+
+
+def _numbers(values: np.ndarray) -> Counter[Any]:
+    """How often each value, or each row of values as a tuple, is there."""
+    found, times = np.unique(values, axis=0, return_counts=True)
+    names = map(tuple, found.tolist()) if found.ndim > 1 else found.tolist()
+    return Counter(dict(zip(names, times.tolist(), strict=True)))
 
 
 def _matrix(

@@ -1,10 +1,14 @@
 """The table of strategies: how well each meets the counts, and what a clip costs that does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cluster.report.clips import prompt_key
-from cluster.report.strategies import Result, Results
+import numpy as np
+
+from cluster.evaluation.clips import Clips
+from cluster.evaluation.judged import Evidence
+from cluster.evaluation.kept import Kept
+from cluster.report.strategies import Sums
 from numina.metrics import Interval, bootstrap_interval
 
 
@@ -27,53 +31,50 @@ class StrategyScore:
     clip_score: float | None
 
 
-def scores_of(results: Results, judge: str) -> list[StrategyScore]:
-    """A line per strategy."""
-    return [_score(strategy, members, judge) for strategy, members in results.items()]
+def scores_of(sums: Sums, evidence: Evidence) -> list[StrategyScore]:
+    """A line per strategy, over all clips."""
+    looks = {name: _first_measured(evidence, name) for name in ("temporal_consistency", "clip_score")}
+    return [_score(kept, evidence.clips, looks) for kept in sums.kept.values()]
 
 
-def _score(strategy: str, results: Sequence[Result], judge: str) -> StrategyScore:
-    by_prompt = _accuracies(results, judge)
-    accuracies = [accuracy for values in by_prompt for accuracy in values]
-    cost = sum(result.cost for result in results)
-    counted = [result for result in results if result.clip.row["targets"]]
-    accepted = sum(result.accepted is True for result in counted)
-    clips = [result.clip for result in results]
+def _score(kept: Kept, clips: Clips, looks: Mapping[str, np.ndarray]) -> StrategyScore:
+    there = ~np.isnan(kept.accuracy)
+    accuracies, pages = kept.accuracy[there], clips.page[kept.clip[there]]
+    prompts = np.unique(pages, return_inverse=True)[1]
+    by_prompt = np.bincount(prompts, weights=accuracies) / np.maximum(np.bincount(prompts), 1)
+    counted = ~kept.plain
+    accepted = int(kept.accepted[counted].sum())
+    known = int(clips.layout_known[kept.clip].sum())
     return StrategyScore(
-        strategy=strategy,
-        clips=len(results),
+        strategy=kept.strategy,
+        clips=len(kept),
         judged=len(accuracies),
         accuracy=mean(accuracies),
-        interval=bootstrap_interval([sum(v) / len(v) for v in by_prompt]) if len(by_prompt) > 1 else None,
-        exact=mean([accuracy == 1 for accuracy in accuracies]),
-        plain=len(results) - len(counted),
+        interval=bootstrap_interval(by_prompt) if len(by_prompt) > 1 else None,
+        exact=mean(accuracies == 1),
+        plain=int(kept.plain.sum()),
         accepted=accepted,
-        layout_right=mean([right for clip in clips for right in _layout_right(clip.row)]),
-        cost=cost / len(results),
-        cost_per_accepted=sum(result.cost for result in counted) / accepted if accepted else None,
-        temporal_consistency=mean([c.temporal_consistency for c in clips if c.temporal_consistency is not None]),
-        clip_score=mean([clip.clip_score for clip in clips if clip.clip_score is not None]),
+        layout_right=int(clips.layout_right[kept.clip].sum()) / known if known else None,
+        cost=float(kept.cost.sum()) / len(kept),
+        cost_per_accepted=float(kept.cost[counted].sum()) / accepted if accepted else None,
+        temporal_consistency=_mean_measured(looks["temporal_consistency"][kept.clip]),
+        clip_score=_mean_measured(looks["clip_score"][kept.clip]),
     )
 
 
-def _accuracies(results: Sequence[Result], judge: str) -> list[list[float]]:
-    """CountAcc of the clips that the judge counted in, by prompt."""
-    by_prompt: dict[tuple[object, ...], list[float]] = {}
-    for result in results:
-        verdict = result.clip.verdicts.get(judge)
-        if verdict is not None and verdict.accuracy is not None:
-            by_prompt.setdefault(prompt_key(result.clip.row), []).append(verdict.accuracy)
-    return list(by_prompt.values())
+def _first_measured(evidence: Evidence, name: str) -> np.ndarray:
+    """What the first judge that measured it says of each clip; NaN where none did."""
+    found = np.full(len(evidence.clips), np.nan)
+    for own in evidence.judges:
+        values = getattr(own, name)
+        found = np.where(np.isfinite(found), found, np.where(np.isfinite(values), values, np.nan))
+    return found
 
 
-def _layout_right(row: Mapping[str, object]) -> list[bool]:
-    identified, targets = row["identified"], row["targets"]
-    if not isinstance(identified, list) or not isinstance(targets, list):
-        return []
-    counts = {noun["noun"]: noun["count"] for noun in identified}
-    return [counts[target["noun"]] == target["count"] for target in targets if target["noun"] in counts]
+def _mean_measured(values: np.ndarray) -> float | None:
+    return mean(values[~np.isnan(values)])
 
 
-def mean(values: Sequence[float]) -> float | None:
+def mean(values: np.ndarray) -> float | None:
     """None of nothing."""
-    return sum(values) / len(values) if values else None
+    return float(values.mean()) if len(values) else None

@@ -13,12 +13,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from ray import ObjectRef
 
 from cluster.dataset.store import Store
 from cluster.job.acceptance import Ruling
+from cluster.job.judge import judge_config
 from cluster.job.names import TaskNames
 from cluster.job.prepared import PreparedJob
 from cluster.job.tasks import ClipTask
@@ -26,6 +28,7 @@ from cluster.job.worklist import Worklist
 from cluster.observability.metrics import Metrics
 from cluster.observability.progress import JobProgress
 from cluster.runtime.drain import Drain
+from cluster.runtime.elastic import Elastic
 from cluster.runtime.faults import CLUSTER_LOST, reason
 from cluster.runtime.fleet import Fleet
 from cluster.runtime.flight import Call, Flight, GangTimes, now
@@ -79,8 +82,6 @@ class Driver:
         self.rounds = Rounds(TaskNames(prepared))
         self.times = GangTimes()
         self.queues = Queues(batch=job.parallel.batch, trials=len(prepared.trials))
-        in_flight = job.parallel.gangs * (job.cluster.clips_in_flight + 1) * job.parallel.batch
-        self._ahead = max(in_flight, self.queues.window)
         self._worklist: Callable[[], Worklist | None] | None = worklist  # until it gave one
         self.supply = Supply(None, store, ahead=self._ahead)
         self.recovery = Recovery(
@@ -94,7 +95,10 @@ class Driver:
             metrics=self.metrics,
             attempts=job.cluster.attempts,
         )
+        self.elastic = Elastic(self.fleet, self.recovery, job.parallel)
         self.uncompacted: list[str] = []  # keys
+        self.judged: list[str] = []  # keys of rows whose verdicts are in no segment yet
+        self._judge = judge_config(job.verify.judge, job.judge).name if job.verifies else None
         self._stood = False  # whether any gang has stood
         self._done_before = 0  # videos done when the work began
         self._told = 0.0  # when the metrics' gauges were set last
@@ -106,8 +110,8 @@ class Driver:
                 self.fleet.start()
                 self._output = self.fleet.put(Output.of(self.prepared))
                 while not self._is_over():
-                    self._begin()
                     self._watch()
+                    self._begin()
                     self._encode_ahead()
                     self._fill_gangs()
                     self._fill_judges()
@@ -121,6 +125,8 @@ class Driver:
                 self._show()
                 if not self.progress.draining:
                     self.store.compact(self.uncompacted, at_least=COMPACT_AT_END)
+                    if self._judge is not None:
+                        self.store.compact_evaluations(self._judge, self.judged, at_least=COMPACT_AT_END)
         except CLUSTER_LOST as error:
             raise GangError(f"the Ray cluster is lost ({reason(error)}); the same command continues") from error
         finally:
@@ -149,7 +155,10 @@ class Driver:
         self.supply.begin(worklist.tasks(shuffle=shuffle))
 
     def _watch(self) -> None:
-        """Looks after what no reference tells: gangs that are silent, clips that take too long."""
+        """Looks after what no reference tells: nodes that come and go, gangs that are silent, clips that take too
+        long."""
+        self.elastic.look(self._batches_left, grows=not self.progress.draining)
+        self.supply.ahead = self._ahead
         for gang, error in self.fleet.watch():
             self.recovery.lose(gang, None, error)
         limit = self.prepared.job.cluster.clip_timeout
@@ -157,6 +166,20 @@ class Driver:
             if now() - self.times.began(flight) > limit:
                 late = GangError(f"a batch was in {flight.stage} for more than cluster.clip_timeout={limit:g} s")
                 self.recovery.lose(gang, flight, late)
+
+    @property
+    def _ahead(self) -> int:
+        """Tasks that the gangs there are may soon take."""
+        own = self.prepared.job
+        in_flight = max(1, len(self.fleet.gangs)) * (own.cluster.clips_in_flight + 1) * own.parallel.batch
+        return max(in_flight, self.queues.window)
+
+    @property
+    def _batches_left(self) -> int:
+        """At most: a video has one clip at a time, and until all rows are looked at, none may be done."""
+        known = self._worklist is None
+        videos = self.progress.left if known else ceil(self.prepared.asked / self.prepared.job.part[1])
+        return ceil(videos / self.prepared.job.parallel.batch)
 
     # --- where batches go ---
 
@@ -249,7 +272,7 @@ class Driver:
                 self.queues.send_beside(flight, Stage.WRITE, rows)
             case Stage.WRITE:
                 self.queues.flights.remove(flight)
-                self._count(flight.tasks, answer)
+                self._count(flight, answer)
             case Stage.JUDGE:
                 self.queues.flights.remove(flight)
                 for task, ruling in zip(flight.tasks, answer, strict=True):
@@ -263,13 +286,15 @@ class Driver:
         """The clips whose counts were right go on, the others start again: the batch parts."""
         assert flight.gang is not None, "it holds the batch's state"
         self.queues.flights.remove(flight)
-        right, wrong = (Flight([], encode_seconds=flight.encode_seconds, spans=[*flight.spans]) for _ in range(2))
+        right, wrong = (flight.part() for _ in range(2))
         for task, answer in zip(flight.tasks, answers, strict=True):
             if isinstance(answer, ClipError):
                 flight.gang.call("drop", [task.key])  # all of its ranks hold the clip, and only one has looked
+                self.recovery.note_lost_time([task], flight.rank_seconds)
                 self.recovery.broken(task, answer)
                 continue
             if isinstance(answer, InputError):
+                self.recovery.note_lost_time([task], flight.rank_seconds)
                 self.recovery.give_up(task, Stage.IDENTIFY, answer)
                 continue
             part = right if answer[0].plan is None else wrong
@@ -290,11 +315,14 @@ class Driver:
             timings={stage: seconds for stage, seconds in elsewhere.items() if seconds is not None},
             spans=flight.spans,
             retries=self.queues.failed_tries[task.key],
+            lost_seconds=self.queues.lost_seconds.get(task.key, 0.0),
         )
 
-    def _count(self, tasks: Sequence[ClipTask], answers: Sequence[Receipt | InputError | ClipError]) -> None:
+    def _count(self, flight: Flight, answers: Sequence[Receipt | InputError | ClipError]) -> None:
         """A batch was written: rows were committed, and clips that came out broken or can't be written weren't."""
-        for task, receipt in zip(tasks, answers, strict=True):
+        for task, receipt in zip(flight.tasks, answers, strict=True):
+            if not isinstance(receipt, Receipt):
+                self.recovery.note_lost_time([task], flight.rank_seconds)
             if isinstance(receipt, ClipError) and receipt.stage is not Stage.WRITE:
                 self.recovery.broken(task, receipt)
                 continue
@@ -303,6 +331,7 @@ class Driver:
                 continue
             self.recovery.committed()
             self.queues.failed_tries.pop(receipt.key, None)
+            self.queues.lost_seconds.pop(receipt.key, None)
             self.uncompacted.append(receipt.key)
             self.progress.generated += 1
             self.progress.guided += bool(receipt.row["guided"])
@@ -310,12 +339,20 @@ class Driver:
             for waited in self.rounds.committed(receipt.key):
                 self._enter(waited)
         if len(self.uncompacted) >= COMPACT_EVERY:
-            keys, self.uncompacted = self.uncompacted, []
-            self.queues.waiting[self.fleet.beside(compact, COMPACT_CPUS, keys, self._output)] = Call(None, None)
+            self._compact(self.uncompacted, None)
+            self.uncompacted = []
+
+    def _compact(self, keys: list[str], judge: str | None) -> None:
+        """Has the commits of these rows, or a judge's verdicts on them, gathered beside all else."""
+        self.queues.waiting[self.fleet.beside(compact, COMPACT_CPUS, keys, self._output, judge)] = Call(None, None)
 
     def _rule(self, task: ClipTask, ruling: Ruling) -> None:
         """A verified sample was judged: it is settled, or its next attempt is due."""
         self.metrics.judged(ruling.decision.accepted)
+        self.judged += self.rounds.chain(task).keys[task.attempt : ruling.attempt + 1]
+        if len(self.judged) >= COMPACT_EVERY:
+            self._compact(self.judged, self._judge)
+            self.judged = []
         if following := self.rounds.next_attempt(task, ruling):
             self._enter(following)
             return

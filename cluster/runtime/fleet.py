@@ -13,36 +13,31 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import ray
+import torch
 from ray import ObjectRef
 from ray.exceptions import RayError
 
-from cluster.evaluation.verdicts import placed
-from cluster.job.acceptance import Acceptance
-from cluster.job.checks import check_combination
 from cluster.job.joining import joined, reachable
-from cluster.job.judge import judge_config
 from cluster.observability.metrics import endpoints, is_free
-from cluster.planner import planned_gib
 from cluster.private.ray import METRICS_PORT
 from cluster.runtime.faults import Handling, cause_of, handling_of, reason
 from cluster.runtime.gang import Gang, GangState, end_gangs
+from cluster.runtime.placement import Node, living_nodes
+from cluster.runtime.specs import encoder_spec, gang_spec, judge_spec
 from cluster.workers.code import ROOT, code_digest
 from cluster.workers.encoder import EncoderSpec
 from cluster.workers.judge import JudgeSpec
 from cluster.workers.member import Arrival
 from cluster.workers.rank import GangSpec
-from cluster.workers.tasks import Output
 from numina.errors import GangError, MachineError
 from pipelines.checkpoints.hub import LINE_SECONDS
-from pipelines.models.registry import place_free
-from pipelines.models.small import small
 
 if TYPE_CHECKING:
     from cluster.job.prepared import PreparedJob
-    from pipelines.base import GenerationConfig
 
 CORES_SEEN_SECONDS = 10.0  # how long the cluster's number of cores is taken for known: asking costs a millisecond
 
@@ -60,69 +55,45 @@ class Fleet:
         self.false_starts: Counter[str] = Counter()  # gang → starts that failed since it last stood
         self._told: dict[str, float] = {}  # gang → when its download was told of
         self._said: list[str] = []  # of what gangs lack to be faster
-        self._held_back: list[tuple[str, GangSpec]] = []  # gangs that wait for another one's preflight
+        self.spec = gang_spec(prepared)  # of the next gang: with a preflight, until one has passed
+        self.ending: list[Gang] = []  # gangs that end, in whose place no fresh one starts
+        self.given_up = 0  # gangs that couldn't start, however often that was tried
         self._spare, self._spare_until = 0.0, 0.0  # cores that gangs and encoders leave, and until when that holds
 
     @property
     def all(self) -> list[Gang]:
-        return [*self.gangs.values(), *self.encoders.values(), *self.judges.values()]
+        return [*self.gangs.values(), *self.helpers]
+
+    @property
+    def helpers(self) -> list[Gang]:
+        """Encoders and judges."""
+        return [*self.encoders.values(), *self.judges.values()]
 
     def start(self) -> None:
-        """Begins to start all; loading a model takes minutes."""
+        """Begins to start helpers and the first gang, the others are added; loading a model takes minutes."""
         job = self.prepared.job
-        cluster = job.cluster
-        patience: dict[str, Any] = {
-            "start_timeout": cluster.start_timeout,
-            "step_timeout": cluster.step_timeout,
-            "end_timeout": cluster.end_timeout,
-            "log_format": cluster.log_format,
-        }
-        shared: dict[str, Any] = patience | {
-            "model_path": place_free(job.model.path),
-            "model_revision": job.model.revision,
-            "dtype": self.prepared.dtype,
-            "generation": job.generation,
-        }
-        spec = GangSpec(
-            device=self.prepared.device,
-            methods=tuple(job.methods.values()),
-            parallel=job.parallel,
-            memory=job.memory,
-            cpus_per_rank=cluster.cpus_per_rank,
-            keep_latents=job.latents,
-            loras=tuple(replace(lora, path=place_free(lora.path)) for lora in job.model.loras),
-            planned_gib=planned_gib(self.prepared),
-            **shared,
-        )
-        names = [f"gang-{number}" for number in range(job.parallel.gangs)]
-        if (clip := preflight_clip(self.prepared)) is not None:
-            always = cluster.preflight == "always"
-            self._start(Gang(names.pop(0), replace(spec, preflight=clip, preflight_always=always)))
-            self._held_back = [(name, spec) for name in names]
-        else:
-            for name in names:
-                self._start(Gang(name, spec))
         if self.prepared.encodes_apart:
-            encoder = EncoderSpec(cpus=cluster.encoder_cpus, gpus=cluster.encoder_gpus, **shared)
-            for number in range(cluster.encoders):
-                self._start(Gang(f"encoder-{number}", encoder))
+            for number in range(job.cluster.encoders):
+                self._start(Gang(f"encoder-{number}", encoder_spec(self.prepared)))
         if job.verifies:
-            verify = job.verify
-            judge = JudgeSpec(
-                judge=placed(judge_config(verify.judge, job.judge), verify.gpus),
-                output=Output.of(self.prepared),
-                acceptance=Acceptance.of(verify),
-                cpus=verify.cpus,
-                gpus=verify.gpus,
-                **patience,
-            )
-            for number in range(verify.judges):
-                self._start(Gang(f"judge-{number}", judge))
+            for number in range(job.verify.judges):
+                self._start(Gang(f"judge-{number}", judge_spec(self.prepared)))
+        self.add()
+
+    def add(self) -> None:
+        """Begins to start one more gang. While a preflight is awaited, that one makes it."""
+        taken = {gang.name for gang in [*self.gangs.values(), *self.ending]}
+        name = next(name for number in count() if (name := f"gang-{number}") not in taken)
+        self._start(Gang(name, self.spec))
+
+    def nodes(self) -> list[Node]:
+        """The cluster's nodes."""
+        return living_nodes()
 
     def watch(self) -> Iterator[tuple[Gang, GangError]]:
         """Looks after what no reference tells, and yields gangs that stand and are silent, with the reason to replace
         them. Raises GangError when none is left."""
-        for gang in self.all:
+        for gang in [*self.all, *self.ending]:
             if gang.silent:
                 error = GangError(f"{gang.name} gave no sign of life for {gang.spec.step_timeout:.0f} s")
                 if gang.state is GangState.STANDING:
@@ -173,6 +144,17 @@ class Fleet:
                 self._said.append(missing)
                 _log(gang).warning("clips could be faster: %s", missing)
 
+    def retire(self, gang: Gang) -> None:
+        """Ends a gang, and no fresh one takes its place."""
+        del self._peers(gang)[gang.name]
+        self.ending.append(gang)
+        self.replace(gang)
+
+    def release(self, gang: Gang) -> None:
+        """Ends what isn't lost but has to go: a gang for good, for another one may find no place; a helper starts
+        again elsewhere."""
+        (self.retire if gang in self.gangs.values() else self.replace)(gang)
+
     def replace(self, gang: Gang) -> None:
         """Ends a gang; when its processes are gone, a fresh one takes its place."""
         self._forget(gang)
@@ -200,16 +182,16 @@ class Fleet:
     def beside(self, stage: Any, cpus: float, *arguments: Any) -> ObjectRef:
         """A task on any CPU of the cluster. It reserves no core where gangs took them all, or it would never run."""
         if time.monotonic() > self._spare_until:
-            self._spare = ray.cluster_resources().get("CPU", 0.0) - reserved_cpus(self.prepared)
+            self._spare = ray.cluster_resources().get("CPU", 0.0) - reserved_cpus(self.prepared, len(self.gangs))
             self._spare_until = time.monotonic() + CORES_SEEN_SECONDS
         return stage.options(num_cpus=cpus if self._spare >= 1 else 0).remote(*arguments)
 
     def end(self) -> None:
         """Ends all, and waits until their processes are gone."""
-        end_gangs(self.all)
+        end_gangs([*self.all, *self.ending])
 
     def _pass(self, gang: Gang, answer: Arrival | dict[str, float]) -> None:
-        """Once a preflight has passed, now or before, the other gangs start; a gang in this one's place needs none."""
+        """Once a preflight has passed, now or before, the other gangs may start; none of them needs one."""
         assert isinstance(gang.spec, GangSpec), "no other process has a preflight"
         if isinstance(answer, Arrival):
             if not answer.passed:
@@ -217,10 +199,7 @@ class Fleet:
             _log(gang).info("a preflight of this code, model and machine has passed before")
         else:
             _log(gang).info("the preflight has passed")
-        gang.spec = replace(gang.spec, preflight=None)
-        held, self._held_back = self._held_back, []
-        for name, spec in held:
-            self._start(Gang(name, spec))
+        gang.spec = self.spec = replace(gang.spec, preflight=None)
 
     def _start(self, gang: Gang) -> None:
         if waits := gang.roomless():
@@ -231,7 +210,9 @@ class Fleet:
     def _begin_again(self, gang: Gang) -> None:
         self._forget(gang)
         gang.free()
-        if self._peers(gang).get(gang.name) is gang:
+        if gang in self.ending:
+            self.ending.remove(gang)
+        elif self._peers(gang).get(gang.name) is gang:
             self._start(gang.fresh())
 
     def _false_start(self, gang: Gang, error: BaseException) -> None:
@@ -254,8 +235,9 @@ class Fleet:
         if len(peers) == 1:
             raise GangError(f"{gang.name} could not start: {reason(error)}") from error
         _log(gang).error("%s could not start, the job continues without it: %s", gang.name, reason(error))
-        del peers[gang.name]
-        self.replace(gang)
+        del self.false_starts[gang.name]
+        self.given_up += peers is self.gangs
+        self.retire(gang)
 
     def _peers(self, gang: Gang) -> dict[str, Gang]:
         others = {EncoderSpec: self.encoders, JudgeSpec: self.judges}
@@ -273,7 +255,7 @@ def ray_cluster(prepared: PreparedJob, address: str | None = None) -> Iterator[N
     options: dict[str, Any] = {}
     if address == "local":
         # One core more than the ranks take, at least: what runs beside them is short, and ranks sleep where they wait.
-        cores = max(reserved_cpus(prepared) + 1, len(os.sched_getaffinity(0)))
+        cores = max(reserved_cpus(prepared, _local_gangs(prepared)) + 1, len(os.sched_getaffinity(0)))
         options = {"num_cpus": cores, "include_dashboard": False}
         if (port := prepared.job.cluster.metrics_port) and is_free(port):
             options[METRICS_PORT] = port
@@ -283,24 +265,19 @@ def ray_cluster(prepared: PreparedJob, address: str | None = None) -> Iterator[N
         yield
 
 
-def preflight_clip(prepared: PreparedJob) -> GenerationConfig | None:
-    """The small clip that is made before the fleet starts; None where none is asked for."""
-    job = prepared.job
-    if job.cluster.preflight == "never" or (job.cluster.preflight == "auto" and prepared.device != "cuda"):
-        return None
-
-    def fits(generation: GenerationConfig) -> None:
-        check_combination(replace(job, generation=generation), prepared.model, prepared.device)
-
-    return small(job.generation, prepared.model, fits)
-
-
-def reserved_cpus(prepared: PreparedJob) -> int:
-    """CPU cores that a job's gangs, encoders and judges take."""
+def reserved_cpus(prepared: PreparedJob, gangs: int) -> int:
+    """CPU cores that so many gangs of a job, its encoders and its judges take."""
     cluster, parallel = prepared.job.cluster, prepared.job.parallel
     encoders = cluster.encoders * cluster.encoder_cpus if prepared.encodes_apart else 0
     judges = prepared.job.verify.judges * prepared.job.verify.cpus if prepared.job.verifies else 0
-    return parallel.gangs * parallel.ranks * cluster.cpus_per_rank + encoders + judges
+    return gangs * parallel.ranks * cluster.cpus_per_rank + encoders + judges
+
+
+def _local_gangs(prepared: PreparedJob) -> int:
+    """How many gangs a Ray on this machine will hold."""
+    parallel = prepared.job.parallel
+    gpus = torch.cuda.device_count() if parallel.gangs == "auto" and prepared.device == "cuda" else 0
+    return max(parallel.gangs_at_least, min(gpus // parallel.ranks, parallel.gangs_max or gpus))
 
 
 def _log(gang: Gang) -> logging.LoggerAdapter[logging.Logger]:

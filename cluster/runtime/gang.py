@@ -22,7 +22,12 @@ import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from cluster.dataset.leases import process_started
@@ -57,6 +62,9 @@ class Gang:
         self.download = ""  # what a rank of it downloads, in words
         self.running = Running()
         self._began = time.monotonic()
+        self.leaves_at: float | None = None  # where its node is to leave: when, in seconds since the epoch
+        self._placed = False  # whether its bundles are reserved
+        self._waited = 0.0  # seconds for a place
         self._tests_since = 0.0  # when its preflight began
         self._awaited: dict[ObjectRef, GangState] = {}  # what its start or end waits for, and the state until then
         self._pulses: list[tuple[ObjectRef, float]] = []  # per rank: the question, and when it was asked
@@ -103,6 +111,8 @@ class Gang:
             self.seconds |= {name: max(took, self.seconds.get(name, 0.0)) for name, took in answer.items()}
         before, self.state = self.state, next(iter(self._awaited.values()), GangState.STANDING)
         if self.state is not before:
+            if before is GangState.PLACING:
+                self._waited = self.age
             if self.state is GangState.TESTING:
                 self._tests_since = time.monotonic()
             watched = self.ranks if self.state in (GangState.DOWNLOADING, GangState.STANDING) else []
@@ -113,6 +123,12 @@ class Gang:
     def doing(self) -> str:
         """Its state, with how far a download is."""
         return f"{self.state} {self.download}" if self.state is GangState.DOWNLOADING and self.download else self.state
+
+    @property
+    def placed(self) -> bool:
+        """Whether it has its place, and no longer waits for one."""
+        self._placed = self._placed or placement_group_table(self._place)["state"] == "CREATED"
+        return self._placed
 
     @property
     def age(self) -> float:
@@ -126,7 +142,7 @@ class Gang:
             return True
         endless = dict.fromkeys((GangState.STANDING, GangState.DOWNLOADING), float("inf"))
         limits = endless | {GangState.ENDING: self.spec.end_timeout}
-        waived = 0.0 if self.state is GangState.ENDING else self.seconds.get("download", 0.0)
+        waived = 0.0 if self.state is GangState.ENDING else self._waited + self.seconds.get("download", 0.0)
         return self.age - waived > limits.get(self.state, self.spec.start_timeout)
 
     @property
@@ -162,7 +178,7 @@ class Gang:
         self.state, self._began = GangState.ENDING, time.monotonic()
         for rank in self.ranks:
             ray.kill(rank)
-        self._awaited = {}
+        self._awaited, self._pulses = {}, []
         for node in {arrival.node for arrival in self.arrivals}:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             own = [(arrival.pid, arrival.started) for arrival in self.arrivals if arrival.node == node]

@@ -32,6 +32,7 @@ class Queues:
         self.flights: list[Flight] = []  # under way, in the order of their gang's calls
         self.waiting: dict[ObjectRef, Call] = {}
         self.failed_tries: Counter[str] = Counter()  # key → tries that failed
+        self.lost_seconds: dict[str, float] = {}  # key → seconds of ranks that tries took in vain
         self._batch = batch
         self._trials = trials  # tasks of one row and sample, neighbours in the supply
         self._closed = False
@@ -133,6 +134,7 @@ class Queues:
             gang
             for gang in gangs
             if gang.state is GangState.STANDING
+            and gang.leaves_at is None
             and (limit is None or (aboard[gang] < limit and unwritten[gang] <= limit))
         ]
         return min(free, key=lambda gang: aboard[gang], default=None)
@@ -144,7 +146,9 @@ class Queues:
             if flight.stage is not Stage.WRITE and flight.gang in stages:
                 stages[flight.gang].append(flight.stage)
         return {
-            gang.name: (" + ".join(doing) or "idle") if gang.state is GangState.STANDING else gang.doing
+            gang.name: (" + ".join(doing) or ("idle" if gang.leaves_at is None else "leaving"))
+            if gang.state is GangState.STANDING
+            else gang.doing
             for gang, doing in stages.items()
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -65,18 +66,24 @@ class Recovery:
         elif flight in self.queues.flights:
             if flight.gang is not None:
                 flight.gang.call("drop", flight.keys)
+            self.note_lost([flight])
             self.fail(flight, error)
 
     def lose(self, gang: Gang, culprit: Flight | None, error: BaseException) -> None:
         """Hands back the batches of a lost gang, and has it replaced.
 
         Only one batch is blamed, the one whose call failed first or, where none is known, the one that was computed:
-        the others were merely there.
+        the others were merely there. None is, where its node was to leave.
         """
+        if gang.leaves_at is not None:
+            log.warning("%s is gone: %s", gang.name, reason(error), extra={"gang": gang.name})
+            self.let_go(gang)
+            return
         log.warning("%s is lost and will be replaced: %s", gang.name, reason(error), extra={"gang": gang.name})
         aboard = self.queues.aboard(gang)
         if culprit not in aboard:
             culprit = next((flight for flight in aboard if flight.stage is not Stage.LAYOUT), None)
+        self.note_lost(aboard)
         for flight in aboard:
             if flight is culprit:
                 self.fail(flight, error)
@@ -86,6 +93,36 @@ class Recovery:
         self.queues.forget_calls(gang)
         self.times.lost(gang)
         self.fleet.replace(gang)
+
+    def let_go(self, gang: Gang) -> None:
+        """Ends a gang that has to go, and hands back its batches, if it has any. Nothing is blamed."""
+        self.hand_back(self.queues.aboard(gang))
+        self.queues.forget_calls(gang)
+        self.times.lost(gang)
+        self.fleet.release(gang)
+
+    def hand_back(self, flights: Sequence[Flight]) -> None:
+        """Puts batches back into the queue. What their gang hasn't begun it leaves out."""
+        self.note_lost(flights)
+        for flight in flights:
+            log.warning("a batch is handed back in %s", flight.stage, extra={"key": " ".join(flight.keys)})
+            if flight.gang is not None:
+                flight.gang.call("skip", flight.keys)
+            self.queues.forget(flight)
+            self.queues.add(flight.tasks)
+
+    def note_lost(self, flights: Iterable[Flight]) -> None:
+        """Notes the time of ranks in batches that come to nothing, before they are forgotten."""
+        computed = self.queues.at_work().values()
+        for flight in flights:
+            seconds = flight.rank_seconds + (self.times.since_began(flight) if flight in computed else 0.0)
+            self.note_lost_time(flight.tasks, seconds)
+
+    def note_lost_time(self, tasks: Iterable[ClipTask], seconds: float) -> None:
+        """Notes what each of these clips took of its ranks in vain: its row or its failure record has it."""
+        lost = self.queues.lost_seconds
+        for task in tasks:
+            lost[task.key] = lost.get(task.key, 0.0) + seconds
 
     def fail(self, flight: Flight, error: BaseException) -> None:
         """Hands a batch's clips back for another try; after the last one, or where no other try would end otherwise,
@@ -126,7 +163,9 @@ class Recovery:
         log.error("clip failed in %s, no attempt left: %s", stage, reason(error), extra={"key": task.key})
         record = {"prompt": task.row.prompt, "row": task.row.index, "stage": stage, "error": redact(reason(error))}
         tries = self.queues.failed_tries.pop(task.key, 1)
-        self.store.fail(task.key, record | {"task_digest": task.chain_digest, "tries": tries})
+        spent = self.queues.lost_seconds.pop(task.key, 0.0)
+        own = {"task_digest": task.chain_digest, "tries": tries, "rank_seconds": spent}
+        self.store.fail(task.key, record | own)
         for waited in self.rounds.given_up(task):
             self.supply.finished(self.rounds.supplied(waited))
             self.progress.failed += 1

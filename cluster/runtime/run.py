@@ -134,12 +134,12 @@ def _left(prepared: PreparedJob, store: Store, **told: Any) -> Worklist | None:
 
     What storage says of the rest is forgotten again: it may be a million keys.
     """
-    committed = store.committed_index()
+    committed = store.committed_index(plain=prepared.job.verifies)
     given_up = (
         Committed(keys=frozenset(), tasks=frozenset()) if prepared.job.retry_failed else store.given_up(committed)
     )
     settled = frozenset[bytes]()
     if prepared.job.verifies:
         verdicts = store.verdicts_of_attempts(judge_config(prepared.job.verify.judge, prepared.job.judge).name)
-        settled = Acceptance.of(prepared.job.verify).settled(verdicts, committed.keys) | store.plain().tasks
+        settled = Acceptance.of(prepared.job.verify).settled(verdicts, committed.keys) | committed.plain
     return open_worklist(prepared, committed, given_up, settled, **told)

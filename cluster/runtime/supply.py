@@ -37,7 +37,7 @@ class Supply:
         self.elsewhere = 0  # tasks of the walk that another driver committed
         self._tasks = tasks
         self._store = store
-        self._ahead = ahead
+        self.ahead = ahead  # may change
         self._ready: deque[ClipTask] = deque()
         self._met: deque[ClipTask] = deque()  # leased by another driver when they were looked at
         self._held: set[str] = set()  # keys ready or begun: what this driver leases
@@ -110,8 +110,8 @@ class Supply:
 
     def _chunk(self) -> list[ClipTask]:
         """The next tasks to look at: of the walk, then those that another driver leased a while ago."""
-        room = self._ahead - len(self._ready)
-        if self._closed or self._tasks is None or room < max(1, self._ahead // 4):
+        room = self.ahead - len(self._ready)
+        if self._closed or self._tasks is None or room < max(1, self.ahead // 4):
             return []
         self._looking = True
         if not self._walked:

@@ -4,12 +4,13 @@ import errno
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.storage.protocol import NO_PROMISE, ONE_WRITER, TEMPORARY, FileStat, hidden, storage_trouble
+from cluster.storage.protocol import HEX_DIGITS, NO_PROMISE, ONE_WRITER, TEMPORARY, FileStat, hidden, storage_trouble
 from numina.errors import OutputError
 
 
@@ -58,6 +59,9 @@ class PosixFiles:
         with storage_trouble("read", path):
             return pa.OSFile(path)
 
+    def open_parts(self, name: str, size: int | None = None) -> pa.NativeFile:
+        return self.open(name)
+
     def stat(self, name: str) -> FileStat:
         path = self._path(name)
         with storage_trouble("read", path):
@@ -68,6 +72,10 @@ class PosixFiles:
         path = self._path(name)
         with storage_trouble("remove", path):
             _unlink(path)
+
+    def remove_all(self, names: Collection[str]) -> None:
+        for name in names:
+            self.remove(name)
 
     def remove_folder(self, folder: str) -> None:
         path = self._path(folder)
@@ -89,6 +97,13 @@ class PosixFiles:
 
     def walk(self, folder: str) -> Iterator[str]:
         return (name for name in self._scan(folder) if not hidden(name))
+
+    def keyed(self, folder: str) -> Iterator[Mapping[str, int | None]]:
+        found = [name for name in self.names(folder) if name[0] in HEX_DIGITS]
+        with ThreadPoolExecutor(self.readers) as readers:
+            shards = (f"{folder}/{name}" for name in found if len(name) == 2)
+            yield from map(dict.fromkeys, readers.map(self.names, shards))
+        yield dict.fromkeys(name for name in found if len(name) > 2)
 
     def temporaries(self) -> Iterator[str]:
         return (name for name in self._scan("") if name.rsplit("/", 1)[-1].startswith(TEMPORARY))

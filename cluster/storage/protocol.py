@@ -1,7 +1,7 @@
 """What a store needs of a filesystem, and what goes wrong with one."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +11,7 @@ import pyarrow as pa
 from numina.errors import StorageError
 
 TEMPORARY = ".numina-"  # how names begin of what isn't whole yet
+HEX_DIGITS = "0123456789abcdef"
 NO_PROMISE = "without an atomic create-if-absent two drivers could both commit a row"
 ONE_WRITER = "use a POSIX folder or s3://, or set single_writer=true and never start a second driver on this output"
 
@@ -44,13 +45,20 @@ class Files(Protocol):
         """The content; FileNotFoundError when there is no such file."""
 
     def open(self, name: str) -> pa.NativeFile:
-        """The file, to read parts of it; FileNotFoundError when there is no such file."""
+        """The file, to read all or most of it; FileNotFoundError when there is no such file."""
+
+    def open_parts(self, name: str, size: int | None = None) -> pa.NativeFile:
+        """The file, to read small parts of it; who knows its size spares a look. FileNotFoundError, at the latest when
+        it is read, when there is no such file."""
 
     def stat(self, name: str) -> FileStat:
         """The file's size and time; FileNotFoundError when there is no such file."""
 
     def remove(self, name: str) -> None:
         """Remove the file; no error when it is gone already."""
+
+    def remove_all(self, names: Collection[str]) -> None:
+        """Remove these files in as few requests as there may be; no error for those that are gone already."""
 
     def remove_folder(self, folder: str) -> None:
         """Remove the folder if it is empty."""
@@ -61,6 +69,10 @@ class Files(Protocol):
     def walk(self, folder: str) -> Iterator[str]:
         """Names of all files under the folder, at any depth; nothing when there is no such folder."""
 
+    def keyed(self, folder: str) -> Iterator[Mapping[str, int | None]]:
+        """Bare names of the files in the folder, and one folder below it, whose paths begin with a hex digit, in parts
+        that are listed at once: keys are spread evenly. With each its size in bytes, where a listing tells it."""
+
     def temporaries(self) -> Iterator[str]:
         """Names of the files that writers leave when they are killed. A living writer's are among them."""
 
@@ -69,9 +81,15 @@ class Files(Protocol):
 
 
 @contextmanager
-def storage_trouble(action: str, path: str, *, lost: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def storage_trouble(
+    action: str,
+    path: str,
+    *,
+    lost: tuple[type[Exception], ...] = (),
+    remedy: Callable[[Exception], str | None] = lambda error: None,
+) -> Iterator[None]:
     """Turn an OSError, and the `lost` errors of a storage client, into a StorageError; a file that isn't there to be
-    read stays a FileNotFoundError."""
+    read stays a FileNotFoundError. `remedy` has what to do about an error that a storage knows more of."""
     try:
         yield
     except Exception as error:
@@ -82,9 +100,10 @@ def storage_trouble(action: str, path: str, *, lost: tuple[type[Exception], ...]
         if action == "read" and isinstance(error, NotADirectoryError):  # its folder is a file
             raise FileNotFoundError(*error.args) from error
         shown, trouble = without_secrets(path), without_secrets(str(error))
+        known = remedy(error)
         raise StorageError(
             f"can't {action} {shown!r}: {trouble}; the job stops, and no clip counts as failed: "
-            "free some space or restore the storage, then run the same command to resume"
+            + (known or "free some space or restore the storage, then run the same command to resume")
         ) from error
 
 

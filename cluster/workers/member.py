@@ -120,6 +120,7 @@ class Member(ABC):
         self.spec = spec
         self.rank = rank
         self.meeting: dist.TCPStore | None = None
+        self.skipped: set[str] = set()  # keys of clips that are made elsewhere
 
     def arrive(self) -> Arrival:
         """The first sign of a process. Rank 0 holds the port from here on."""
@@ -166,6 +167,11 @@ class Member(ABC):
         """Forgets what it holds of these clips."""
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # what is left after running out of memory is in pieces
+
+    @ray.method(concurrency_group="pulse")
+    def skip(self, keys: Sequence[str]) -> None:
+        """Leaves out these clips where they aren't begun: somebody else makes them. Heard while others compute."""
+        self.skipped |= set(keys)
 
     @ray.method(concurrency_group="pulse")
     def pulse(self) -> str:

@@ -172,6 +172,8 @@ class Rank(Member):
     def identify(
         self, requests: Sequence[Request], method: MethodConfig, texts: Sequence[Text] | None
     ) -> tuple[list[Identified | InputError | ClipError] | None, None]:
+        if self._skips(requests):
+            return None, None
         with self._about(request.key for request in requests):
             return self._ready.identify(requests, method, self._here(texts)), None
 
@@ -179,6 +181,8 @@ class Rank(Member):
     def plain(
         self, requests: Sequence[Request], texts: Sequence[Text] | None
     ) -> tuple[list[Clip | ClipError] | None, None]:
+        if self._skips(requests):
+            return None, None
         with self._about(request.key for request in requests):
             return self._ready.plain(requests, self._here(texts)), None
 
@@ -191,6 +195,10 @@ class Rank(Member):
     def guide(self, keys: Sequence[str], plans: Sequence[GuidancePlan]) -> tuple[list[Clip | ClipError] | None, None]:
         with self._about(keys):
             return self._ready.guide(keys, plans), None
+
+    def _skips(self, requests: Sequence[Request]) -> bool:
+        """Whether a batch that is about to begin was handed back."""
+        return self.skipped.issuperset(request.key for request in requests)
 
     def drop(self, keys: Sequence[str]) -> None:
         self._ready.drop(keys)

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 
 def row_of(
-    prepared: PreparedJob, task: ClipTask, clip: Clip, correction: Correction | None, retries: int
+    prepared: PreparedJob, task: ClipTask, clip: Clip, correction: Correction | None, retries: int, lost: float = 0.0
 ) -> dict[str, Any]:
-    """A finished clip's columns, without the names of its files. `correction` is None for a plain clip."""
+    """A finished clip's columns, without the names of its files. `correction` is None for a plain clip; `lost` are
+    seconds of ranks that its tries before took."""
     job, generation, parallel = prepared.job, prepared.job.generation, prepared.job.parallel
     method = job.methods[task.strategy]
     elsewhere = {*BESIDE_GANGS, *([Stage.ENCODE] if prepared.encodes_apart else [])}
@@ -69,6 +70,7 @@ def row_of(
         "timings": clip.timings,
         "gpu_seconds": busy if prepared.device == "cuda" else None,
         "rank_seconds": busy,
+        "lost_seconds": lost,
         "retries": retries,
         "peak_memory_bytes": clip.peak_memory_bytes,
         **(asdict(clip.ran) if clip.ran else {}),

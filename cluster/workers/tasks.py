@@ -62,6 +62,7 @@ class Draft:
     timings: Mapping[Stage, float]  # of what was done outside the gang
     spans: Spans
     retries: int
+    lost_seconds: float = 0.0  # of ranks, in tries before this one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +112,10 @@ def write(
 
 
 @ray.remote
-def compact(keys: Sequence[str], output: Output) -> list[str]:
-    """Gathers these rows into segments; their names."""
-    return store_of(output).compact(keys)
+def compact(keys: Sequence[str], output: Output, judge: str | None) -> list[str]:
+    """Gathers these rows, or a judge's verdicts on them, into segments; their names."""
+    store = store_of(output)
+    return store.compact(keys) if judge is None else store.compact_evaluations(judge, keys)
 
 
 def _write(
@@ -136,7 +138,7 @@ def _write(
 def _commit(store: Store, prepared: PreparedJob, clip: Clip, draft: Draft, began: float) -> Receipt:
     clip = replace(clip, timings={**clip.timings, **draft.timings})
     file_name, digest = store.put_video(draft.task.key, clip.mp4)
-    row = row_of(prepared, draft.task, clip, draft.correction, retries=draft.retries)
+    row = row_of(prepared, draft.task, clip, draft.correction, draft.retries, draft.lost_seconds)
     row |= {"file_name": file_name, "video_sha256": digest}
     if draft.correction is not None:
         row["layout_file"] = store.put_layout(draft.task.key, layout_arrays(draft.task, draft.correction))

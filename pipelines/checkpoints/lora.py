@@ -1,7 +1,7 @@
 """LoRA: low-rank changes of a transformer's weights, W + scale · B·A, made once when a model is loaded.
 
 They are fused into the weights, so that engines, compiled blocks and guidance see plain layers, and a step costs what
-it did. Distilled few-step LoRAs are used like any other, with generation.steps=4 to 8 and generation.guidance_scale=1.
+it did. Distilled few-step LoRAs are used like any other, each with the sampler it was made for (`configs/recipes/`).
 """
 
 import hashlib
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 from numina.errors import ConfigError, ModelError
 from pipelines.checkpoints.files import add_file, header_of
@@ -65,36 +64,3 @@ def with_loras(revision: str, loras: Sequence[LoraConfig]) -> str:
         digest.update(f"{float(lora.scale)!r}\n".encode())
         add_file(digest, lora_file(lora))
     return f"{revision}+{digest.hexdigest()}"
-
-
-def fuse(pipeline: Any, lora: LoraConfig) -> None:
-    """Adds a LoRA to the transformer's weights, which must be whole on this rank.
-
-    The tensors' names may be other tools'; diffusers converts them. Raises ModelError where the LoRA isn't all used.
-    """
-    import torch
-    from peft.utils import get_peft_model_state_dict
-
-    file = lora_file(lora)
-    source: dict[str, Any] = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
-    kind = type(pipeline.transformer).__name__
-    if dora := [key for key in header_of(file) if "dora_scale" in key]:
-        raise ModelError(f"{file} is a DoRA: diffusers doesn't load {dora[0]}; use a LoRA")
-    try:
-        given = pipeline.lora_state_dict(str(file.parent), **source)
-        pipeline.load_lora_weights(str(file.parent), adapter_name="lora", **source)
-    except torch.OutOfMemoryError:
-        raise
-    except (ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
-        problem = " ".join(str(error).split())[:300]
-        raise ModelError(f"{file} doesn't fit {kind}: {problem}; use a LoRA that was made for this model") from error
-    added = hasattr(pipeline.transformer, "peft_config")
-    used = get_peft_model_state_dict(pipeline.transformer, adapter_name="lora") if added else {}
-    left = [key for key in given if key.removeprefix("transformer.") not in used]
-    if len(given) > len(used):
-        raise ModelError(
-            f"{file} doesn't fit {kind}: {len(given) - len(used)} of its {len(given)} tensors belong to no layer, such"
-            f" as {left[0]}; use a LoRA that was made for this model"
-        )
-    pipeline.fuse_lora(lora_scale=lora.scale, adapter_names=["lora"])
-    pipeline.unload_lora_weights()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from numina.choices import check_choices
 from numina.errors import ConfigError
@@ -97,6 +97,7 @@ class Judgement:
     unique: tuple[int, ...] | None = None  # objects of the whole clip per noun; None without `tracks`
     clip_score: float | None = None  # mean cosine of prompt and frames × 100
     temporal_consistency: float | None = None  # mean cosine of neighbouring judged frames
+    embedding: Float[np.ndarray, " D"] | None = None  # of the whole clip, of length 1; None of a judge that embeds none
 
 
 class Judge(Protocol):

@@ -19,6 +19,12 @@ from pipelines.judges.weighted import WeightedJudge
 Embedding = Float[np.ndarray, " D"]
 
 
+def mean_embedding(frames: Float[np.ndarray, "frames D"]) -> Embedding:
+    """The mean of frames' directions, of length 1: what a whole clip shows."""
+    mean = (frames / np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-12)).mean(axis=0)
+    return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12))
+
+
 class ClipJudge(WeightedJudge):
     """Scores a video by CLIP (arXiv 2103.00020), and counts nothing. Of a prompt it reads the first 77 tokens."""
 
@@ -40,6 +46,7 @@ class ClipJudge(WeightedJudge):
                 detected=None,
                 clip_score=clip_score(np.stack(embedded), text) if embedded else None,
                 temporal_consistency=temporal_consistency(np.stack(embedded)) if embedded else None,
+                embedding=mean_embedding(np.stack(embedded)) if embedded else None,
             )
             for text, embedded in zip(texts, frames, strict=True)
         ]

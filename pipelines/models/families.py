@@ -6,6 +6,7 @@ its parts, the support matrix what it can't do, the planner what it holds, the m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,18 @@ from pipelines.checkpoints.files import (
     Strides,
     check_weights,
     class_of,
+    header_of,
     read_json,
     revision_of,
+    weight_files,
 )
 from pipelines.parallel.support import Lacks
 
 if TYPE_CHECKING:
     import torch
+
+
+PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,7 @@ class Family:
     vae_dtype: str | None  # that the VAE needs; None: the transformer's
     large_shift: float | None = None  # least flow shift of clips beyond 480p; None: the checkpoint's own at every size
     lacks: Lacks = field(default_factory=Lacks)  # why it can't be run some way
+    foreign: Mapping[str, str] = field(default_factory=dict)  # in a name of the transformer's weights → what isn't run
     shipped: Mapping[tuple[int, int], str] = field(default_factory=dict)  # blocks and heads → the config for them
     block_numbers: Callable[[int, int], float]  # d and f → what a block holds at once, per token
     decoder_width: Callable[[Config], int]  # channels of the VAE's last layers
@@ -141,6 +148,18 @@ def _cogvideox_decoder_width(vae: Config) -> int:
     return width
 
 
+FULL_ATTENTION = "FastVideo/FastWan2.2-TI2V-5B-FullAttn-Diffusers"
+FEW_STEP_NAMES = {"WanDMDPipeline": "WanPipeline"}  # pipeline classes of few-step models → the family
+NOT_RUN = {  # pipeline classes of others → why not
+    "AnyFlowPipeline": "a flow map, whose transformer also takes the noise level that a step goes to, which isn't"
+    " supported; use a Wan checkpoint"
+}
+KNOWN_LACKS = {  # hub ids, as patterns, of which it is known before anything is fetched that they can't be run
+    r"FastVideo/(FastWan2\.1-.*|FastWan2\.2-TI2V-5B-Diffusers|Wan2\.1-VSA-.*)": "needs video sparse attention (VSA),"
+    f" which isn't supported; use {FULL_ATTENTION}",
+    r"worstcoder/rcm-Wan": "holds pickled weights (.pt), which are not loaded; configs/recipes/rcm-1.3b.yaml"
+    " says how to convert them",
+}
 FAMILIES = {  # by the pipeline class that model_index.json names
     "WanPipeline": Family(
         title="Wan text-to-video",
@@ -158,6 +177,10 @@ FAMILIES = {  # by the pipeline class that model_index.json names
         joint=False,
         sampler="UniPCMultistepScheduler",
         refused=_not_wan,
+        foreign={
+            "to_gate_compress": "layers of video sparse attention (VSA), which isn't supported; use a checkpoint with"
+            f" full attention, such as {FULL_ATTENTION}"
+        },
         text_tokens=512,  # its configs don't tell
         vae_dtype="float32",
         large_shift=5.0,  # Wan2.1's README: 3 at 480p, 5 at 720p
@@ -218,13 +241,20 @@ def inspect(path: str | Path) -> ModelFacts:
 def check_family(folder: Path) -> str:
     """A checkpoint folder's family, from its model_index.json. Raises ModelError for what isn't run."""
     index_file = folder / "model_index.json"
+    if folder.suffix in PICKLES:
+        raise ModelError(
+            f"{folder} holds pickled weights, which are not loaded; convert them to a diffusers folder with safetensors"
+        )
     if not index_file.is_file():
         raise ModelError(
             f"{folder} has no model_index.json; model.path must be a diffusers folder such as Wan2.1-T2V-14B-Diffusers,"
             " or OWNER/NAME of one on the hub"
         )
     index = read_json(index_file)
-    name = index.get("_class_name")
+    given = str(index.get("_class_name"))
+    name = FEW_STEP_NAMES.get(given, given)
+    if name in NOT_RUN:
+        raise ModelError(f"{folder} is {NOT_RUN[name]}")
     if name not in FAMILIES:
         raise ModelError(f"{index_file} names {name!r}; supported are {', '.join(FAMILIES)} checkpoints")
     if refused := FAMILIES[name].refused(index, {}):
@@ -262,3 +292,15 @@ def check_part(folder: Path, part: str, family: Family) -> None:
         raise ModelError(f"{folder} has {refused}")
     if part in WEIGHTED:
         check_weights(folder / part)
+    if part == "transformer":
+        names = [name for file in weight_files(folder / part) for name in header_of(file)]
+        for foreign, what in family.foreign.items():
+            if any(foreign in name for name in names):
+                raise ModelError(f"{folder} has {what}")
+
+
+def check_known(path: str) -> None:
+    """Raises ModelError for a hub id that is known not to run."""
+    for ids, why in KNOWN_LACKS.items():
+        if re.fullmatch(ids, path):
+            raise ModelError(f"{path} {why}")

@@ -17,8 +17,8 @@ from pipelines.base import ModelFacts, TextEncoder, VideoModel
 from pipelines.checkpoints.embedded import EMBEDDED
 from pipelines.checkpoints.files import SMALL_FILES, numbers
 from pipelines.checkpoints.hub import cached, commit_of, fetch, is_repository
-from pipelines.checkpoints.lora import LoraConfig, fuse, with_loras
-from pipelines.models.families import FAMILIES, check_family, inspect
+from pipelines.checkpoints.lora import LoraConfig, with_loras
+from pipelines.models.families import FAMILIES, check_family, check_known, inspect
 from pipelines.models.published import published_facts, published_names
 from pipelines.parallel.config import MemoryConfig
 from pipelines.parallel.devices import check_gpu, gpu_usable
@@ -38,6 +38,7 @@ def model_folder(path: str, revision: str | None = None, parts: Sequence[str] | 
     Raises ConfigError for a branch of a hub id, ModelError for what can't be had or is of no known family: that is
     found before gigabytes are fetched.
     """
+    check_known(path)
     commit = commit_of(path, revision, "model")
     if commit is None:
         return EMBEDDED.get(path) or Path(path)
@@ -68,6 +69,7 @@ def known_model(path: str, revision: str | None = None) -> ModelFacts:
     """
     if path in EMBEDDED or not is_repository(path):
         return inspect_model(path, revision)
+    check_known(path)
     parts = {part for family in FAMILIES.values() for part in family.parts}
     if revision is not None:
         commit_of(path, revision, "model")
@@ -107,8 +109,11 @@ def load_model(
         needed = weight_bytes(folder, precision, memory, text_encoder)
         check_room(needed, *torch.cuda.mem_get_info(device), what=path)
     model = adapter.load(folder, dtype=precision, device=device, memory=memory, text_encoder=text_encoder)
-    for lora in loras:
-        fuse(model.pipeline, lora)
+    if loras:
+        from pipelines.checkpoints.fusing import fuse
+
+        for lora in loras:
+            fuse(model.pipeline, lora)
     if dtype == FLOAT8:
         from pipelines.checkpoints.quantize import quantize
 

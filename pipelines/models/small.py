@@ -14,7 +14,7 @@ def small(
     generation: GenerationConfig, facts: ModelFacts, fits: Callable[[GenerationConfig], object]
 ) -> GenerationConfig:
     """A job's generation with fewer steps and, where `fits` refuses it with no ConfigError, few pixels and frames."""
-    few = replace(generation, steps=min(generation.steps, STEPS), cache="none")
+    few = generation.first(STEPS)
     _, down, across = facts.token_strides
     tiny = replace(
         few,

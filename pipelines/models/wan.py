@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 from transformers import UMT5EncoderModel
@@ -18,6 +18,7 @@ from numina.bias import ShardGuidance
 from pipelines.attention.cross import GuidedCrossAttention, Onlooker, project
 from pipelines.base import Attention, Decoded, GenerationConfig, Processor, Scheduler, Seams, See
 from pipelines.models.adapter import Adapter, Kinds
+from pipelines.models.samplers import flow_scheduler
 from pipelines.parallel.shard import Shard
 from pipelines.video.decode import decode_pixels, split_decoder
 
@@ -57,10 +58,7 @@ class WanModel(Adapter):
         return self.seeded(seeds, (self.transformer.config.in_channels, *sizes))
 
     def scheduler(self, generation: GenerationConfig, kept: Sequence[int] | None = None) -> Scheduler:
-        shift = self.facts.flow_shift(generation)
-        scheduler = UniPCMultistepScheduler.from_config(self.pipeline.scheduler.config, flow_shift=shift)
-        scheduler.set_timesteps(generation.steps, device=self.device)
-        scheduler.set_begin_index(0)
+        scheduler = flow_scheduler(self.pipeline.scheduler.config, self.facts, generation, self.device)
         if kept is not None:
             steps = torch.as_tensor(kept)
             scheduler.timesteps = scheduler.timesteps[steps.to(scheduler.timesteps.device)]

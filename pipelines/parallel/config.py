@@ -10,6 +10,7 @@ from pipelines.parallel.support import Engine, Sharding
 Place = Literal["gang", "apart"]  # of the text encoder
 
 MOST = 10_000  # ranks, gangs, clips: more is a slip of the hand
+_UNSET = {"gangs": ("auto",), "gangs_max": (None,)}  # values that are no number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,12 @@ class ParallelConfig:
     cfg: int = 1  # [ranks] for the two branches of classifier-free guidance: 1, or 2 to run them on different ranks
     ulysses: int = 1  # [ranks] that share a sequence by its attention heads; must divide the number of heads
     ring: int = 1  # [ranks] that share a sequence by passing keys and values on; for slow links between nodes
-    gangs: int = 1  # [gangs] that run side by side, each on its own prompts
+    # [gangs] that run side by side, each on its own prompts; auto: as many as the cluster has GPUs for, more when nodes
+    # join and fewer when they leave (on CPUs, one per node)
+    gangs: int | Literal["auto"] = "auto"
+    # [gangs] that gangs=auto has at most; up to it, Ray's autoscaler is asked for nodes. null: no limit, and the
+    # autoscaler is asked for one gang
+    gangs_max: int | None = None
     batch: int = 1  # [clips] per forward pass; pays for small models or clips, a large clip fills its GPU alone
     # attention kernel by the engine's own name (xfuser: cudnn, flash_3, …; others: native, flash, …), or auto
     attention: str = "auto"
@@ -31,11 +37,17 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         check_choices("parallel", self)
-        for name in ("cfg", "ulysses", "ring", "gangs", "batch"):
-            if not 1 <= getattr(self, name) <= MOST:
-                raise ConfigError(
-                    f"parallel.{name} is {getattr(self, name)}; it must be at least 1, and {MOST:,} at most"
-                )
+        numbers = {name: getattr(self, name) for name in ("cfg", "ulysses", "ring", "gangs", "gangs_max", "batch")}
+        for name, number in numbers.items():
+            if number in _UNSET.get(name, ()):
+                continue
+            if not isinstance(number, int) or not 1 <= number <= MOST:
+                raise ConfigError(f"parallel.{name} is {number}; it must be at least 1, and {MOST:,} at most")
+        if self.gangs_max is not None and self.gangs != "auto":
+            raise ConfigError(
+                f"parallel.gangs_max is {self.gangs_max}, but parallel.gangs is {self.gangs}; a limit is for"
+                " parallel.gangs=auto: leave one of the two out"
+            )
 
     @property
     def ranks(self) -> int:
@@ -46,6 +58,11 @@ class ParallelConfig:
     def sequence_ranks(self) -> int:
         """Ranks that share one branch's tokens."""
         return self.ulysses * self.ring
+
+    @property
+    def gangs_at_least(self) -> int:
+        """Gangs that a job can't do without: as many as were asked for, or one."""
+        return 1 if self.gangs == "auto" else self.gangs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,14 @@ def rotary_tables(pipeline: Any, height: int, width: int, frames: int, device: t
     return tables
 
 
+def wan_name(name: str) -> str:
+    """diffusers' name of a tensor that Wan's own code names so."""
+    names = DIFFUSERS.module("diffusers.loaders.single_file_utils")
+    convert = DIFFUSERS.private(names, "convert_wan_transformer_to_diffusers")
+    [converted] = convert({name: torch.empty(0)})
+    return str(converted)
+
+
 def padding_of(convolution: Any) -> Sequence[int]:
     """Of a `WanCausalConv3d`: left, right, top, bottom, frames before, frames after."""
     padding: Sequence[int] = DIFFUSERS.private(convolution, "_padding")

@@ -10,6 +10,7 @@ ranks, captures and guidance are the conditional ranks' alone, and no collective
 """
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -44,6 +45,7 @@ class DenoiseState:
     latents: Tensor
     scheduler: Scheduler
     kept: Sequence[int]  # the steps of the whole schedule that the sampler's is made of
+    seeds: Sequence[int]  # the clips'
     path: tuple["DenoiseState", ...] = ()  # where a guided run is to be held to this one: this one after every step
 
     def take(self, clips: Sequence[int]) -> "DenoiseState":
@@ -51,7 +53,7 @@ class DenoiseState:
         chosen = list(clips)
         if chosen == list(range(len(self.latents))):
             return self.snapshot()  # no tensor is copied
-        return self._mapped(lambda name, value: value[chosen])
+        return replace(self._mapped(lambda name, value: value[chosen]), seeds=[self.seeds[clip] for clip in chosen])
 
     def snapshot(self) -> "DenoiseState":
         """This moment, kept: going on leaves it as it is. No tensor is copied, for none is changed in place."""
@@ -87,9 +89,24 @@ class DenoiseState:
 def start(
     model: VideoModel, seeds: Sequence[int], generation: GenerationConfig, kept: Sequence[int] | None = None
 ) -> DenoiseState:
-    """The clips' seeded noise, before the first step (of the schedule's `kept` steps)."""
+    """The clips' seeded noise, before the first step (of the schedule's `kept` steps).
+
+    A few-step recipe may begin below pure noise: then its noise has the level of the first step.
+    """
     run = range(generation.steps) if kept is None else kept
-    return DenoiseState(0, model.noise(seeds, generation), model.scheduler(generation, kept), run)
+    noise = model.noise(seeds, generation)
+    if generation.sampler != "native" and generation.sigmas and generation.sigmas[0] < 1:
+        noise = generation.sigmas[0] * noise
+    return DenoiseState(0, noise, model.scheduler(generation, kept), run, seeds)
+
+
+def new_noise(seeds: Sequence[int], step: int) -> list[torch.Generator]:
+    """What a step of `renoise` draws from, for each clip: its seed and the step (of the whole schedule) alone.
+
+    On the CPU, so that ranks, batches, machines and the guided run have the same.
+    """
+    drawn = (hashlib.blake2b(f"renoise {seed} {step}".encode(), digest_size=8).digest() for seed in seeds)
+    return [torch.Generator("cpu").manual_seed(int.from_bytes(own, "big") % 2**63) for own in drawn]
 
 
 @torch.inference_mode()
@@ -116,7 +133,8 @@ def advance(
             velocity, away = branches.predict(state.latents, timestep, passes, conditional_pass(step))
             if away is not None:
                 velocity = away + generation.guidance_scale * (velocity - away)
-            state.latents = state.scheduler.step(velocity, timestep, state.latents, return_dict=False)[0]
+            drawn = {"generator": new_noise(state.seeds, state.kept[step])} if generation.sampler == "renoise" else {}
+            state.latents = state.scheduler.step(velocity, timestep, state.latents, return_dict=False, **drawn)[0]
             state.step = step + 1
             after(state)
             if progress:

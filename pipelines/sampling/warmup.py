@@ -7,7 +7,6 @@ lies in inductor's cache on disk, so that a gang that takes another's place warm
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -45,7 +44,7 @@ def warm_up(
 
     All ranks of a gang must call this together. `progress` hears of each pass when it is done.
     """
-    once = replace(generation, steps=1, cache="none")
+    once = generation.first(1)
     texts = [blank_text(model, generation)] * batch
     seeds = [0] * batch
     passes: dict[str, Callable[[], object]] = {

@@ -33,8 +33,8 @@ from cluster.workers import tasks as stages
 from cluster.workers.tasks import Receipt
 from numina.errors import GangError
 
-RIGHT = SimpleNamespace(prepared=None)
-WRONG = SimpleNamespace(prepared="plan")
+RIGHT = SimpleNamespace(plan=None)
+WRONG = SimpleNamespace(plan="plan")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -42,6 +42,9 @@ class FakeGang:
     """A gang without processes: each of its calls takes so many seconds, one after the other."""
 
     silent = overdue = False
+    leaves_at = None
+    placed = True
+    arrivals = ()
     state = GangState.STANDING
     spec = SimpleNamespace(ranks=1)
 
@@ -78,6 +81,9 @@ class FakeFleet(Fleet):
 
     def watch(self) -> Iterator[tuple[Any, GangError]]:
         return iter(())
+
+    def nodes(self) -> list[Any]:
+        return []
 
     def put(self, value: Any) -> Any:
         return value

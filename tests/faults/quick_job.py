@@ -67,6 +67,8 @@ class QuickRank(cluster.workers.rank.Rank):
     @ray.method(num_returns=2)
     def identify(self, requests: Sequence[Request], method: Any, texts: Any) -> Any:
         self.requests |= {request.key: request for request in requests}
+        if self._skips(requests):
+            return None, None
         obey(requests)
         if not self.work("identify", [request.key for request in requests]):
             return None, None
@@ -77,6 +79,8 @@ class QuickRank(cluster.workers.rank.Rank):
 
     @ray.method(num_returns=2)
     def plain(self, requests: Sequence[Request], texts: Any) -> Any:
+        if self._skips(requests):
+            return None, None
         obey(requests)
         return self.clips("plain", [request.key for request in requests])
 

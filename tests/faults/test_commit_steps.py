@@ -54,6 +54,7 @@ def hold_lease(root: Path) -> None:
 
 def compact(root: Path) -> None:
     Store(str(root)).compact(at_least=1, most=1)
+    Store(str(root)).compact_evaluations("exact", at_least=1)
 
 
 def clean_up(root: Path) -> None:
@@ -153,7 +154,7 @@ def check_nothing_torn(root: Path) -> None:
             for row in pq.read_table(path).to_pylist():
                 if "file_name" in row:
                     assert (root / row["file_name"]).is_file()
-                    assert row["layout_file"] is None or (root / row["layout_file"]).is_file()
+                    assert row["layout_file"] is None or Store(str(root)).read(row["layout_file"])
 
 
 # --- the promises ---
@@ -206,6 +207,13 @@ def test_the_offline_work_recovers_from_a_kill_at_every_step(tmp_path: Path, job
     store = littered(base)
     for number in range(7):  # an earlier clean-up removed what the segments held: those rows are in segments alone
         (base / commit_name(key_of(number))).unlink()
+    for number in range(7):
+        (base / f"evaluations/exact/{key_of(number)}.parquet").unlink()
+    layouts = sorted(store.rows()["layout_file"].to_pylist())
+    store.layouts.gather(layouts[:4])
+    store.layouts.gather(layouts[3:9])
+    for name in layouts[:8]:
+        (base / name).unlink()
     before, index = needed(store), store.committed_index()
     steps, died = killed_copies(job, "files", base)
     assert "create" in steps

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
 from cluster.dataset.store import Committed, Store
-from cluster.export.columns import common_types, json_records
+from cluster.export.columns import common_types, json_bytes, json_rows
 from cluster.job.worklist import open_worklist
 from cluster.prompts.promptset import open_prompts
 from cluster.rows import ROW_SCHEMA
@@ -49,8 +50,8 @@ def check_promise(path: Path, source: Path, work: Path) -> None:
     store.compact()
     rows = store.rows()
     assert len(rows) == worklist.total
-    for record in json_records(rows):
-        json.dumps(record, allow_nan=False)
+    for record in json_rows(rows):
+        json.loads(json_bytes(record), parse_constant=pytest.fail)
     own = [name for name in rows.column_names if name not in ROW_SCHEMA.names]
     common_types(rows, own)[0].to_pylist()
 

@@ -6,11 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,40 +23,13 @@ from cluster.observability.status import status_of
 from numina.errors import DamageError, OutputError, StorageError
 from tests.cluster.dataset.test_store import CATS, a_row, key_of
 from tests.faults.jobs import Job, numbered_prompts
+from tests.faults.s3_server import USER, Server
 
 LONG = os.environ.get("NUMINA_FAULTS") == "long"
 KILLS, CLIPS = (60, 300) if LONG else (6, 20)
 KEYS = [key_of(number) for number in range(CLIPS)]
-USER = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 SLOW = {"NUMINA_QUICK_SECONDS": "0.2"}  # a call of the quick model
 PREPARED = ["cluster.dataset.garbage", "tests.cluster.dataset.test_store", "s3fs"]
-
-
-class Server:
-    """moto's S3 server as its own process."""
-
-    def __init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.endpoint = f"http://127.0.0.1:{port}"
-        program = str(Path(sys.executable).with_name("moto_server"))
-        self.process = subprocess.Popen(
-            [program, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.endpoint}/moto-api/", timeout=5).close()
-                return
-            except OSError:
-                assert self.process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")

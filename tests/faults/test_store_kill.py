@@ -32,6 +32,7 @@ WRITERS = 2
 AT_ONCE = 3  # clips that a writer works on, so leases, at a time
 GENERATION_SECONDS = (0.0, 0.1 if LONG else 0.15)
 COMPACT_CLIPS = 40
+PRELOADED = ["cluster.dataset.garbage", "cluster.export.job", "tests.cluster.dataset.test_store"]
 SMALL_VIDEO, LARGE_VIDEO = 2**16, 2**22  # the large ones take so long to write that a kill may well come amid it
 
 
@@ -55,6 +56,7 @@ def work(root: str, diary: str, seed: int, generation_seconds: tuple[float, floa
                     done.add(key)
                 if len(mine) >= COMPACT_CLIPS:
                     store.compact(mine)
+                    store.compact_evaluations("exact", mine)
                     mine = []
             done |= {key for key in left if store.is_committed(key)}
             store.lease([])
@@ -67,7 +69,10 @@ def make_clip(store: Store, key: str, chance: random.Random) -> bool:
     file_name, sha256 = store.put_video(key, chance.randbytes(64) * (size // 64))  # no two writers make the same bytes
     layout_file = store.put_layout(key, {"labels": np.zeros((1, 4, 8, 8), np.int16)})
     row = {"key": key, "file_name": file_name, "video_sha256": sha256, "layout_file": layout_file}
-    return store.commit({**row, "prompt": "three cats", "targets": CATS, "strategy": "numina", "seed": 7})
+    won = store.commit({**row, "prompt": "three cats", "targets": CATS, "strategy": "numina", "seed": 7})
+    for found in range(2):  # as where the video is missing at first
+        store.put_evaluation("exact", key, {"count_accuracy": 1.0 * found, "problem": None if found else "missing"})
+    return won
 
 
 class Writers:
@@ -78,7 +83,9 @@ class Writers:
         self.generation_seconds = generation_seconds
         self.chance = random.Random(0)
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["cluster.dataset.garbage", "tests.cluster.dataset.test_store"])
+        self.context.set_forkserver_preload(
+            ["cluster.export.job", "cluster.dataset.garbage", "tests.cluster.dataset.test_store"]
+        )
         self.diary.touch()
         self.running = [self.start() for _ in range(WRITERS)]
 
@@ -161,12 +168,26 @@ def test_sigkill_loses_doubles_and_tears_nothing(tmp_path: Path) -> None:
         assert (root / row["layout_file"]).is_file()
     assert status_of(Store(str(root))).left == 0
 
-    collected = collect_garbage(Store(str(root)))
-    print(json.dumps({"removed_files": collected.files}))
-    assert Store(str(root)).rows().to_pylist() == rows
-    assert all((root / row[name]).is_file() for row in rows for name in ("file_name", "layout_file"))
+    store = Store(str(root))
+    verdicts, layouts = store.evaluations("exact"), {row["layout_file"]: store.read(row["layout_file"]) for row in rows}
+    unjudged = {*KEYS} - {*verdicts["key"].to_pylist()}  # their writer was killed between commit and verdict
+    assert len(verdicts) == len({*verdicts["key"].to_pylist()}) >= CLIPS - KILLS
+    for key in unjudged | {row["key"] for row in verdicts.to_pylist() if row["problem"]}:
+        assert store.put_evaluation("exact", key, {"count_accuracy": 1.0})  # as the next evaluation does
+    verdicts = store.evaluations("exact")
+    collected = collect_garbage(store)
+    files = sum(path.is_file() for path in root.rglob("*"))
+    print(json.dumps({"removed_files": collected.files, "files": files, "files_per_clip": round(files / CLIPS, 3)}))
+    store = Store(str(root))
+    assert store.rows().to_pylist() == rows
+    assert store.evaluations("exact").equals(verdicts)
+    assert {*verdicts["key"].to_pylist()} == {*KEYS}
+    assert set(verdicts["count_accuracy"].to_pylist()) == {1.0}
+    assert {name: store.read(name) for name in layouts} == layouts
+    assert all((root / row["file_name"]).is_file() for row in rows)
     assert not list(root.rglob(".numina-*"))
     assert len(list((root / "videos").rglob("*.mp4"))) == CLIPS
+    assert files - len(list((root / "runs").iterdir())) <= CLIPS + 10
 
 
 @pytest.mark.timeout(600 if LONG else 120)

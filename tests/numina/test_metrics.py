@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from numina.metrics import (
+    RESAMPLED,
     agreement,
     all_frames_exact,
     bootstrap_interval,
@@ -172,3 +173,26 @@ def test_agreement_is_over_frames_in_common():
         agreement(counts, counts[::4])
     with pytest.raises(ValueError, match="both must be at least 1"):
         agreement(counts, counts, 0)
+
+
+def test_many_prompts_take_the_limit_of_the_bootstrap(monkeypatch):
+    """From RESAMPLED on: of skewed values it is BCa's interval to a 25th of its width, and p the sign test's."""
+    values = np.random.default_rng(0).exponential(size=RESAMPLED + 1) ** 1.5
+    other = values + np.random.default_rng(1).normal(0.03, 1, len(values))
+    limit, p_value = bootstrap_interval(values), paired_difference(values, other).p_value
+    monkeypatch.setattr("numina.metrics.RESAMPLED", len(values))
+    resampled = bootstrap_interval(values, resamples=4000)
+    width = resampled.high - resampled.low
+    assert limit.low == pytest.approx(resampled.low, abs=width / 25)
+    assert limit.high == pytest.approx(resampled.high, abs=width / 25)
+    assert limit.high - limit.mean > limit.mean - limit.low, "the long tail is above"
+    signs = paired_difference(values, other, resamples=4000).p_value
+    assert p_value == pytest.approx(signs, abs=0.025)  # three standard deviations of so many signs
+
+
+def test_a_million_prompts_take_seconds():
+    """Neither resamples nor a jackknife of so many are made."""
+    values = (np.arange(1_000_000) % 7 < 5).astype(float)
+    found = bootstrap_interval(values)
+    assert found.low < found.mean < found.high
+    assert paired_difference(values, values[::-1]).p_value > 0.5

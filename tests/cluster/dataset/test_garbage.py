@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,11 @@ def littered(root: Path) -> Store:
     store.put_latents(key_of(50), np.zeros((1, 1, 2, 2), np.float32), "a@1")
     store.fail(key_of(1), {"error": "out of memory", "final": False})
     store.fail(key_of(11), {"error": "out of memory"})
-    store.put_evaluation("exact", key_of(1), {"count_accuracy": 1.0})
+    for number in range(9):
+        store.put_evaluation("exact", key_of(number), {"count_accuracy": number / 8})
+    store.put_evaluation("exact", key_of(9), {"problem": "missing", "count_accuracy": 0.0})
+    store.compact_evaluations("exact", map(key_of, range(3)))
+    store.compact_evaluations("exact", map(key_of, range(2, 7)))
     (root / "videos" / key_of(3)[:2] / ".numina-0123").write_bytes(b"half a video")
     dead = Store(str(root))
     dead.lease([key_of(50)])
@@ -76,10 +81,12 @@ def test_what_no_row_needs_is_removed(tmp_path: Path) -> None:
         "failures": 1,
         "leases": 1,
         "commits": 10,
-        "segments": 3,  # two, and the one of the commits that were in neither
+        "verdicts": 9,  # and the one that may be given anew stays as it is
+        "gathered layouts": 10,
+        "segments": 6,  # two of rows, and the one of the commits that were in neither; the same of verdicts
     }
     assert collected.bytes["videos"] == len(b"made a second time") + len(b"of a driver that died before its commit")
-    assert collected.segments_written == 2
+    assert collected.segments_written == 5
     assert needed(store) == before
     assert store.committed_index() == index
     assert store.run_config() == config
@@ -89,11 +96,11 @@ def test_what_no_row_needs_is_removed(tmp_path: Path) -> None:
         "run.json": 1,
         "runs": 1,
         "videos": 10,
-        "layouts": 10,
+        "layouts": 1,
         "latents": 5,
         "segments": 1,
         "failures": 1,
-        "evaluations": 1,
+        "evaluations": 2,
     }
     assert not (tmp_path / "failures" / key_of(1)).exists()
 
@@ -105,10 +112,92 @@ def test_a_second_clean_up_finds_nothing(tmp_path: Path) -> None:
     before = leaves(tmp_path)
     assert collect_garbage(store) == Collected(files=CLEAN, bytes=CLEAN)
     assert leaves(tmp_path) == before
-    store.commit(a_row(key_of(20), store))
+    layout_file = store.put_layout(key_of(20), {"labels": np.arange(20)})
+    store.commit(a_row(key_of(20), store, video=bytes(5000), layout_file=layout_file))
+    assert store.put_evaluation("exact", key_of(9), {"count_accuracy": 0.5})  # its video came back
+    expected = needed(store)
     collected = collect_garbage(store)
-    assert (collected.files["commits"], collected.files["segments"]) == (1, 2)
+    assert [collected.files[kind] for kind in ("commits", "verdicts", "gathered layouts", "segments")] == [1, 1, 1, 6]
+    assert needed(store) == needed(Store(str(tmp_path))) == expected
     assert len(store.rows()) == 11
+    assert store.evaluation("exact", key_of(9))["count_accuracy"] == 0.5  # type: ignore[index]
+
+
+def test_what_was_gathered_is_read_and_judged_as_before(tmp_path: Path) -> None:
+    """Single layouts, rows and verdicts are found in segments, by their own names; what isn't there is nowhere."""
+    store = littered(tmp_path)
+    names = store.rows()["layout_file"].to_pylist()
+    layouts = {name: store.read(name) for name in names}
+    before = [(store.row(key_of(number)), store.evaluation("exact", key_of(number))) for number in range(11)]
+    collect_garbage(store)
+    again = Store(str(tmp_path))
+    assert {name: again.read(name) for name in reversed(names)} == layouts
+    assert [(again.row(key_of(n)), again.evaluation("exact", key_of(n))) for n in range(11)] == before
+    for name in (f"layouts/{key_of(3)[:2]}/{key_of(3)}-{'0' * 16}.npz", f"layouts/{names[0]}", "layouts/x.npz"):
+        with pytest.raises(FileNotFoundError):
+            again.read(name)
+
+
+def test_a_layout_that_is_torn_stays_as_it_is(tmp_path: Path) -> None:
+    """It isn't the one that its name was made of: whoever shows it says so."""
+    store = littered(tmp_path)
+    torn = store.rows()["layout_file"][4].as_py()
+    (tmp_path / torn).write_bytes(b"PK torn")
+    assert collect_garbage(store).files["gathered layouts"] == 9
+    assert Store(str(tmp_path)).read(torn) == b"PK torn"
+    assert collect_garbage(store) == Collected(files=CLEAN, bytes=CLEAN)
+
+
+@pytest.mark.parametrize("folder", ["layouts/segments", "evaluations/exact/segments"])
+def test_a_torn_segment_is_named(tmp_path: Path, folder: str) -> None:
+    """With the remedy; and it is no reason to remove what it should hold."""
+    store = littered(tmp_path)
+    named = [*store.rows()["layout_file"].to_pylist(), f"evaluations/exact/{key_of(1)}.parquet"]
+    single = {name: (tmp_path / name).read_bytes() for name in named}
+    collect_garbage(store)
+    (segment,) = (tmp_path / folder).iterdir()
+    content = bytearray(segment.read_bytes())
+    content[100] ^= 1  # in the first page
+    segment.write_bytes(content)
+    for name, data in single.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(DamageError, match=rf"{folder}/{segment.name} is torn(.|\n)*: remove it"):
+        collect_garbage(store)
+    assert {name for name in single if name.startswith(folder.split("/")[0])} <= set(leaves(tmp_path))
+    segment.unlink()
+    collect_garbage(store)
+    assert needed(Store(str(tmp_path)))
+
+
+def test_large_layouts_fill_a_segment_and_are_found_in_parts_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment ends before its limit, and reading one layout reads a sixteenth of it, no matter how many are read."""
+    store = Store(str(tmp_path))
+    store.open_run({})
+    for module in ("layouts", "row_files"):
+        monkeypatch.setattr(f"cluster.dataset.{module}.SEGMENT_BYTES", 3_000_000)
+    chance, names = np.random.default_rng(0), dict[str, np.ndarray]()
+    for number in range(100):
+        labels = chance.integers(0, 2**60, 8000)  # 64 kB that don't compress
+        names[store.put_layout(key_of(number), {"labels": labels})] = labels
+        store.commit(a_row(key_of(number), store, layout_file=[*names][-1]))
+    collect_garbage(store)
+    sizes = [path.stat().st_size for path in (tmp_path / "layouts/segments").iterdir()]
+    assert sum(size > 2_000_000 for size in sizes) >= 2
+    assert max(sizes) < 3_000_000
+    fresh, opened = Store(str(tmp_path)), list[str]()
+    open_parts = fresh.files.open_parts
+
+    def counted(name: str, size: int) -> object:
+        opened.append(name)
+        return open_parts(name, size)
+
+    monkeypatch.setattr(fresh.files, "open_parts", counted)
+    for name, labels in sorted(names.items()):
+        with np.load(BytesIO(fresh.read(name))) as arrays:
+            assert (arrays["labels"] == labels).all()
+    assert len(opened) <= 2 * len(sizes) + 100 / 16  # a segment's last bytes and row groups, each once
 
 
 def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
@@ -118,8 +207,9 @@ def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
     collected = collect_garbage(store, dry_run=True)
     assert {name: (tmp_path / name).read_bytes() for name in leaves(tmp_path)} == before
     real = collect_garbage(store)
-    assert collected.files | {"segments": 3} == real.files
-    assert collected.bytes | {"segments": 0} == real.bytes | {"segments": 0}
+    assert collected.files | {"segments": 6, "verdicts": 9} == real.files
+    assert collected.bytes | {"segments": 0, "verdicts": 0} == real.bytes | {"segments": 0, "verdicts": 0}
+    assert (collected.files["verdicts"], collected.files["segments"]) == (10, 4)
     assert collected.segments_written == 0
 
 

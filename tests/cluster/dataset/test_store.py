@@ -22,6 +22,7 @@ from cluster.dataset.store import Committed, Store
 from cluster.observability.status import status_of
 from cluster.rows import ROW_SCHEMA
 from cluster.storage.object_store import ObjectFiles
+from cluster.storage.open import open_files
 from cluster.storage.posix import PosixFiles
 from numina.errors import DamageError, OutputError, StorageError
 from numina.prompts.targets import Target
@@ -541,6 +542,52 @@ def test_evaluations_stay_outside_the_commits(tmp_path: Path) -> None:
         store.put_evaluation("../x", key_of(1), verdict)
 
 
+def test_a_verdict_that_named_a_problem_gives_way_wherever_it_is(tmp_path: Path) -> None:
+    """A verdict with a problem is in no segment; the one in its place is gathered, and seen by all readers. One without
+    a problem stays, whatever is put after it, and however often it lies there."""
+    store = Store(str(tmp_path))
+    torn, good, other = (
+        {"problem": "missing", "count_accuracy": 0.0},
+        {"count_accuracy": 1.0},
+        {"count_accuracy": 0.5},
+    )
+    assert store.put_evaluation("exact", key_of(1), torn)
+    assert not store.put_evaluation("exact", key_of(1), torn)
+    assert store.put_evaluation("exact", key_of(2), other)
+    (first,) = store.compact_evaluations("exact", at_least=1)
+    assert pq.read_table(tmp_path / first)["key"].to_pylist() == [key_of(2)]
+    assert store.put_evaluation("exact", key_of(1), good)
+    assert not store.put_evaluation("exact", key_of(1), torn)
+    assert len(store.compact_evaluations("exact", at_least=1)) == 1
+    (tmp_path / f"evaluations/exact/{key_of(1)}.parquet").unlink()  # as a clean-up does
+    store.put_evaluation("exact", key_of(1), torn)  # by somebody who had looked before
+    for reader in (store, Store(str(tmp_path))):
+        assert reader.evaluations("exact", ["key", "count_accuracy"]).to_pylist() == sorted(
+            ({"key": key_of(1)} | good, {"key": key_of(2)} | other), key=lambda verdict: str(verdict["key"])
+        )
+        streamed = pa.concat_tables(reader.verdict_tables("exact", ["key", "problem"])).to_pylist()
+        assert sorted(verdict["key"] for verdict in streamed) == sorted(map(key_of, (1, 2)))
+        assert {verdict["problem"] for verdict in streamed} == {None}
+        assert reader.evaluation("exact", key_of(1))["count_accuracy"] == 1.0  # type: ignore[index]
+    assert store.evaluation("exact", key_of(3)) is None
+
+
+def test_a_stream_goes_on_when_a_clean_up_gathers_what_it_reads(tmp_path: Path) -> None:
+    """Each row once, also where single files and segments vanish between two of its steps."""
+    store = Store(str(tmp_path))
+    store.open_run({})
+    for number in range(30):
+        store.put_evaluation("exact", key_of(number), {"count_accuracy": number / 32})
+    for start in (0, 5, 10):
+        store.compact_evaluations("exact", map(key_of, range(start, start + 10)))
+    streamed = store.verdict_tables("exact", ["key", "count_accuracy"])
+    rows = next(streamed).to_pylist()
+    collect_garbage(Store(str(tmp_path)))
+    rows += [row for table in streamed for row in table.to_pylist()]
+    expected = [{"key": key_of(number), "count_accuracy": number / 32} for number in range(30)]
+    assert sorted(rows, key=lambda row: str(row["key"])) == sorted(expected, key=lambda row: str(row["key"]))
+
+
 class Answering(MemoryFileSystem):  # type: ignore[misc,unused-ignore]
     """A bucket whose server answers each put with the next of these HTTP statuses."""
 
@@ -555,6 +602,34 @@ class Answering(MemoryFileSystem):  # type: ignore[misc,unused-ignore]
         cause = Exception()
         cause.response = {"ResponseMetadata": {"HTTPStatusCode": status}}  # type: ignore[attr-defined]
         raise OSError(errno.EINVAL, "refused") from cause
+
+
+@pytest.mark.parametrize("kind", ["posix", "memory"])
+def test_keyed_files_are_listed_and_removed_together(tmp_path: Path, kind: str) -> None:
+    """Files whose paths begin with a hex digit, in folders of two digits or in none; no others, and no dot-names."""
+    root = str(tmp_path / "out") if kind == "posix" else f"memory://{tmp_path.name}"
+    files = open_files(root, single_writer=True)
+    keys = [f"{number:032x}"[::-1] for number in range(40)]
+    for number, key in enumerate(keys):
+        files.create(f"rows/{key[:2]}/{key}.parquet" if number % 2 else f"rows/{key}.parquet", b"x")
+    for other in ("rows/segments/0123.parquet", "rows/summary.json", "rows/00/.numina-1", "rows/.hidden"):
+        files.create(other, b"x")
+    found = [name for part in files.keyed("rows") for name in part]
+    assert sorted(found) == sorted(f"{key}.parquet" for key in keys)
+    assert list(files.keyed("nothing")) in ([], [{}])
+    files.remove_all([*(f"rows/{key[:2]}/{key}.parquet" for key in keys), "rows/gone"])
+    assert len([name for part in files.keyed("rows") for name in part]) == 20
+
+
+def test_what_s3_refuses_to_remove_is_an_error() -> None:
+    """Its answer to a removal of many is 200 OK, whatever became of each."""
+    answers: list[dict[str, Any]] = [{}, {"Errors": [{"Key": "out/b", "Code": "AccessDenied"}]}]
+    bucket = Answering()
+    bucket.call_s3 = lambda *_, **options: answers.pop(0)  # type: ignore[attr-defined]
+    files = ObjectFiles(bucket, "bucket/out", exclusive=True)
+    files.remove_all(["a"])
+    with pytest.raises(StorageError, match=r"out/b: AccessDenied \(1 objects refused\)"):
+        files.remove_all(["a", "b"])
 
 
 @pytest.mark.parametrize(

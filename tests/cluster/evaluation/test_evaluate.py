@@ -73,13 +73,22 @@ def dataset(tmp_path: Path) -> Store:
     return store
 
 
-def by_strategy(store: Store, verdicts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def verdicts_of(store: Store, config: JudgeConfig, **where: Any) -> dict[str, dict[str, Any]]:
+    """All verdicts by key, after an evaluation."""
+    problems = evaluate(store, config, **where)
+    verdicts = {verdict["key"]: verdict for verdict in store.evaluations(config.name).to_pylist()}
+    assert problems == {key: own["problem"] for key, own in verdicts.items() if own["problem"]}
+    return verdicts
+
+
+def by_strategy(store: Store, config: JudgeConfig) -> dict[str, dict[str, Any]]:
+    verdicts = verdicts_of(store, config)
     return {row["strategy"]: verdicts[row["key"]] for row in store.rows().to_pylist()}
 
 
 def test_verdicts_are_true_and_kept(dataset: Store) -> None:
     """The committed mp4 counts as its scene does; what can't be judged scores 0 and says why."""
-    verdicts = by_strategy(dataset, evaluate(dataset, COUNTER))
+    verdicts = by_strategy(dataset, COUNTER)
     assert {name: own["count_accuracy"] for name, own in verdicts.items()} == {
         "right": 1.0,
         "wrong": 0.0,
@@ -97,7 +106,7 @@ def test_verdicts_are_true_and_kept(dataset: Store) -> None:
 
 def test_nothing_is_judged_twice_but_what_could_not_be(dataset: Store) -> None:
     """A second evaluation looks at no video that has a verdict; one that came back is judged anew."""
-    first = by_strategy(dataset, evaluate(dataset, COUNTER))
+    first = by_strategy(dataset, COUNTER)
     put(dataset, 2, "gone")  # the same bytes under the same name
     asked: list[str] = []
 
@@ -106,10 +115,10 @@ def test_nothing_is_judged_twice_but_what_could_not_be(dataset: Store) -> None:
         return Store.read(dataset, name)
 
     with patch.object(dataset, "read", read):
-        again = by_strategy(dataset, evaluate(dataset, COUNTER))
+        again = by_strategy(dataset, COUNTER)
     assert len(asked) == 2
     assert again["gone"]["count_accuracy"] == 1.0
-    assert by_strategy(dataset, evaluate(dataset, COUNTER))["gone"]["problem"] is None
+    assert by_strategy(dataset, COUNTER)["gone"]["problem"] is None
     assert again["right"]["seconds"] == first["right"]["seconds"]
 
 
@@ -118,7 +127,7 @@ def test_settings_dont_mix_under_one_name(dataset: Store) -> None:
     evaluate(dataset, COUNTER)
     with pytest.raises(OutputError, match="or another name with name="):
         evaluate(dataset, judge_config("counter", {"every": 4}))
-    verdicts = by_strategy(dataset, evaluate(dataset, judge_config("counter", {"every": 4, "name": "quick"})))
+    verdicts = by_strategy(dataset, judge_config("counter", {"every": 4, "name": "quick"}))
     assert len(verdicts["right"]["detected"][0]["frames"]) == 5
     assert dataset.judges() == ["counter", "quick"]
     assert summarize(dataset).agreement == {"counter, quick": 1.0}
@@ -129,8 +138,8 @@ def test_several_judges_say_what_one_says(dataset: Store, tmp_path: Path) -> Non
     """As Ray actors, with their verdicts kept in the output."""
     config = judge_config("counter", {"name": "two"})
     with patch("cluster.evaluation.evaluate.CLIPS_AT_ONCE", 1):
-        parallel = evaluate(dataset, config, workers=2)
-    alone = evaluate(dataset, COUNTER)
+        parallel = verdicts_of(dataset, config, workers=2)
+    alone = verdicts_of(dataset, COUNTER)
     names = ("count_accuracy", "detected", "problem")
     assert {key: [own[name] for name in names] for key, own in parallel.items()} == {
         key: [own[name] for name in names] for key, own in alone.items()
@@ -139,9 +148,9 @@ def test_several_judges_say_what_one_says(dataset: Store, tmp_path: Path) -> Non
     whole = Store(str(tmp_path / "whole"))
     whole.open_run({})
     put(whole, 0, "numina")
-    judged = evaluate(whole, COUNTER)
+    judged = verdicts_of(whole, COUNTER)
     with patch("ray.init", side_effect=AssertionError("nothing is left to judge")):
-        assert evaluate(whole, COUNTER, workers=2) == judged
+        assert verdicts_of(whole, COUNTER, workers=2) == judged
 
 
 def test_a_noun_that_the_judge_cant_know_is_named(tmp_path: Path) -> None:
@@ -277,7 +286,7 @@ def test_older_verdicts_are_read(dataset: Store, tmp_path: Path) -> None:
     folder = tmp_path / "out/evaluations/counter"
     folder.mkdir(parents=True)
     pq.write_table(old, folder / f"{key}.parquet")
-    assert by_strategy(dataset, evaluate(dataset, COUNTER))["right"]["count_accuracy"] == 0.25
+    assert by_strategy(dataset, COUNTER)["right"]["count_accuracy"] == 0.25
 
 
 def test_how_often_a_judge_accepted_is_counted(dataset: Store, tmp_path: Path) -> None:

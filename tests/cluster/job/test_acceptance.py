@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from cluster.job.acceptance import Acceptance, Decision
 from cluster.job.strategy import VerifyConfig
+from cluster.rows import EVALUATION_SCHEMA
 
 RULE = Acceptance(accept=0.9, strengths=(1.0, 1.5, 2.25))
 KEYS = [f"{number:032x}" for number in range(3)]
@@ -45,14 +47,22 @@ def verdict(number: int, accuracy: float | None, **changes: Any) -> dict[str, An
         ([verdict(0, 0.2), verdict(1, 0.3)], False),
         ([verdict(0, 1.0, strength=1.5)], False),  # of other settings
         ([verdict(0, 1.0, chain="")], False),  # of a clip that wasn't verified
+        ([verdict(0, 1.0, chain=None)], False),
         ([verdict(0, 1.0, key="f" * 32)], False),  # of a row that isn't there
+        ([verdict(0, 0.2), verdict(1, None), verdict(2, None)], True),  # of a judge that doesn't count
+        ([verdict(2, 1.0, attempt=3)], False),  # one more than this rule has
         ([verdict(0, 1.0, attempt=None)], True),  # of a version that had no attempts
     ],
 )
 def test_a_chain_is_settled_by_what_the_job_itself_would_decide(verdicts: list[dict[str, Any]], settled: bool) -> None:
     """By verdicts on rows that are there, of attempts that this rule asks for."""
     committed = {bytes.fromhex(key) for key in KEYS}
-    assert RULE.settled(verdicts, committed) == ({bytes.fromhex(CHAIN)} if settled else frozenset())
+    expected = {bytes.fromhex(CHAIN)} if settled else frozenset()
+    names = ["key", "chain", "attempt", "strength", "count_accuracy"]
+    schema = pa.schema([EVALUATION_SCHEMA.field(name) for name in names])
+    assert RULE.settled([pa.Table.from_pylist(verdicts, schema=schema)], committed) == expected
+    apart = [pa.Table.from_pylist([verdict], schema=schema) for verdict in verdicts]
+    assert RULE.settled(apart, committed) == expected
 
 
 def test_the_rule_of_a_job_is_that_of_its_settings() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from math import atan, cos, sin
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from cluster.job.config import JobConfig, config_folder, config_hash, load_job, settings_given
 from cluster.job.judge import judge_config
 from numina.errors import ConfigError
+from numina.schedule import noise_levels
 from pipelines.checkpoints.lora import LoraConfig
 from pipelines.judges.base import JudgeConfig
 
@@ -48,6 +50,8 @@ def test_the_preset_can_be_chosen() -> None:
         ("parallel.engine=magic", "choose from auto, single"),
         ("limit=0", "at least 1"),
         ("parallel.batch=0", "at least 1"),
+        ("parallel.gangs=many", "give a whole number of decimal digits, for example 8, or auto"),
+        ("parallel.gangs=null", "or auto"),
         ("cluster.step_timeout=0", "more than 0"),
         ("cluster.encoders=0", "at least 1"),
         ("cluster.encoder_gpus=2", "share of a GPU"),
@@ -62,6 +66,16 @@ def test_a_mistake_is_named_with_its_remedy(override: str, message: str) -> None
     """Unknown keys suggest the right one; values out of range say the rule."""
     with pytest.raises(ConfigError, match=message):
         load_job("demo", [override])
+
+
+def test_gangs_are_a_number_or_auto(tmp_path: Path) -> None:
+    """In a file and on a command line. A limit is for `auto`."""
+    (tmp_path / "job.yaml").write_text("parallel: {gangs: 3}")
+    assert [load_job("demo").parallel.gangs, load_job(tmp_path / "job.yaml").parallel.gangs] == ["auto", 3]
+    again = load_job(tmp_path / "job.yaml", ["parallel.gangs=auto", "parallel.gangs_max=4"]).parallel
+    assert (again.gangs, again.gangs_max, again.gangs_at_least) == ("auto", 4, 1)
+    with pytest.raises(ConfigError, match=r"gangs_max is 4, but parallel\.gangs is 3; a limit is for"):
+        load_job(tmp_path / "job.yaml", ["parallel.gangs_max=4"])
 
 
 def test_a_missing_file_lists_the_shipped_ones() -> None:
@@ -91,6 +105,25 @@ def test_a_models_config_names_its_checkpoint(name: str, repository: str) -> Non
     assert (load_job(name).model.path, load_job(name).model.revision) == (repository, None)
 
 
+def test_recipes_have_their_noise_levels() -> None:
+    """As published, shift included, and one branch; a checkpoint that must be converted is asked for."""
+    published = {
+        "lightx2v-14b": ("euler", [1, 0.9375, 0.83333, 0.625]),
+        "fastwan-5b": ("renoise", [1, 0.757, 0.522]),
+        "rcm-1.3b": ("renoise", [sin(t) / (sin(t) + cos(t)) for t in (atan(80), 1.5, 1.4, 1.0)]),
+        "causvid-14b": ("native", None),
+    }
+    assert set(published) == {file.stem for file in (config_folder() / "recipes").glob("*.yaml")}
+    for name, (sampler, sigmas) in published.items():
+        job = load_job(f"recipes/{name}", ["model.path=somewhere"] if name == "rcm-1.3b" else [])
+        clip = job.generation
+        assert (clip.guidance_scale, clip.sampler, job.parallel.cfg) == (1, sampler, 1)
+        if sigmas:
+            assert (clip.sigmas or noise_levels(clip.steps, clip.flow_shift)) == pytest.approx(sigmas, abs=1e-5)
+    with pytest.raises(ConfigError, match=r"needs model\.path"):
+        load_job("recipes/rcm-1.3b")
+
+
 @pytest.mark.parametrize("file", sorted(config_folder().glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_shipped_job_loads(file: Path) -> None:
     """All YAML files in configs/ are jobs that load."""
@@ -105,6 +138,7 @@ def test_only_what_decides_pixels_enters_the_key() -> None:
         replace(job, output="elsewhere"),
         load_job("demo", ["parallel.ulysses=1", "parallel.gangs=3", "cluster.attempts=9", "seed=5", "samples=2"]),
         load_job("demo", ["parallel.cfg=2", "parallel.compile=true", "memory.text_encoder=apart"]),
+        load_job("demo", ["parallel.gangs_max=5"]),
         replace(job, method=replace(job.method, preset="another label")),
     ]
     assert {config_hash(other.row_config("numina", "float32")) for other in same} == {base}
@@ -115,6 +149,11 @@ def test_only_what_decides_pixels_enters_the_key() -> None:
         job.row_config("numina", "bfloat16"),
     ]
     assert len({config_hash(config) for config in different} | {base}) == 5
+    few = ["generation.steps=2", "generation.sigmas=[1,0.5]"]
+    sampled = [[], ["generation.sampler=euler"], few, [*few, "generation.sampler=renoise"]]
+    hashes = {config_hash(load_job("demo", overrides).row_config("numina", "float32")) for overrides in sampled}
+    assert base in hashes
+    assert len(hashes) == 4
     method_matters_not = load_job("demo", ["method.guide.add=5"]).row_config("baseline", "float32")
     assert config_hash(method_matters_not) == config_hash(job.row_config("baseline", "float32"))
 

@@ -10,6 +10,7 @@ from cluster.job.reference import commented_yaml, job_settings, page, settings_u
 from numina.errors import ConfigError
 
 SHIPPED = sorted(file.stem for file in config_folder().glob("*.yaml"))
+SHIPPED += sorted(f"recipes/{file.stem}" for file in (config_folder() / "recipes").glob("*.yaml"))
 NUMBERS_WITHOUT_UNIT = {  # counts that only name themselves, weights without a scale, seeds and ports
     "seed",
     "max_count",

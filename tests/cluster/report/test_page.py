@@ -12,7 +12,7 @@ from cluster.cli.app import app
 from cluster.dataset.store import Store
 from cluster.report import build_report
 from numina.errors import InputError, OutputError
-from tests.cluster.report.conftest import HOSTILE, make_large, put_clip
+from tests.cluster.report.conftest import HOSTILE, MANY, judge, make_large, put_clip
 
 
 class Page(HTMLParser):
@@ -172,3 +172,36 @@ def test_an_empty_or_remote_output_is_an_error(tmp_path: Path) -> None:
     make_large(tmp_path / "out")
     with pytest.raises(InputError, match=r"--output is .*videos', but the file must end in \.html"):
         build_report(tmp_path / "out", tmp_path / "out" / "videos")
+
+
+@pytest.mark.parametrize("by", ["random", "worst", "newest", "noun"])
+def test_a_sample_is_stated_and_sums_are_of_all(tmp_path: Path, by: str) -> None:
+    """Whole prompts, chosen as asked; the choice is printed and shown, the head counts every clip."""
+    store = make_large(tmp_path / "out")
+    rows = store.rows().to_pylist()
+    for row in rows[:300]:
+        shown = {target["noun"]: target["count"] + (row["key"] == rows[7]["key"]) for target in row["targets"]}
+        judge(store, "counter", row["key"], {t["noun"]: t["count"] for t in row["targets"]}, shown)
+    page = tmp_path / "page.html"
+    arguments = ["report", str(tmp_path / "out"), "-o", str(page), "--sample", "40", "--by", by]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    told = f"Sums and plots are of all {MANY:,} clips. The pages show 40 clips of 40 prompts"
+    assert told in " ".join(done.output.split())
+    html = page.read_text()
+    assert told in html
+    assert f"<dd>{MANY:,} of {MANY:,}</dd>" in html
+    index = called(data(page, "index")[0])[0]
+    assert isinstance(index, dict)
+    assert len(index["prompts"]) == sum(index["clips"]) == 40
+    if by == "worst":
+        assert rows[7]["id"] in index["ids"]
+    if by == "noun":
+        assert len({tuple(own[::2]) for own in index["targets"]}) == 2
+    assert len(list((tmp_path / "page").glob("chunk-*"))) == 3
+
+
+def test_a_small_output_is_shown_whole(output: Path, tmp_path: Path) -> None:
+    """Also where more are asked for, or 0: all."""
+    for sample in (None, 0, 1000):
+        html = build_report(output, tmp_path / "page.html", sample=sample).read_text()
+        assert "Sums and plots are of all" not in html

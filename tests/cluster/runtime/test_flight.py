@@ -1,6 +1,7 @@
 """What a gang did with its time: calls one after the other, by a clock that nobody sets."""
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from numina.stage import Stage
 
 class FakeGang:
     name = "gang-0"
+    spec = SimpleNamespace(ranks=2)
 
 
 @pytest.fixture

@@ -73,6 +73,11 @@ def test_joint_attention_is_not_spread_over_a_sequence(tiny_job: Job, twin: Call
     ("override", "message"),
     [
         ("generation.flow_shift=3", "leave it null"),
+        (
+            "generation.sampler=euler",
+            r"sampler is euler, but .* CogVideoXDDIMScheduler and is no flow model; use native",
+        ),
+        ("generation.sigmas=[1.0,0.7,0.3]", r"sigmas is \[1\.0, 0\.7, 0\.3\], but .*; leave it empty"),
         ("method.identify.stride=2", "use stride 1"),
         ("generation.num_frames=13", r"8k \+ 1: use 17"),
     ],

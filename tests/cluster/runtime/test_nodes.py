@@ -15,14 +15,9 @@ from cluster.runtime.driver import Driver
 from cluster.runtime.fleet import ray_cluster
 from cluster.runtime.gang import Gang, GangState
 from pipelines.video.mp4 import decode_mp4
+from tests.cluster.runtime.nodes import QUICK
 
 Job = Callable[..., JobConfig]
-QUICK = {  # a node is dead after a second of silence, not after fifteen
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 500,
-    "health_check_timeout_ms": 500,
-    "health_check_failure_threshold": 2,
-}
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ import ray
 import cluster.workers.rank
 from cluster.job.config import JobConfig
 from cluster.job.prepared import prepare
-from cluster.runtime.fleet import Fleet, preflight_clip
+from cluster.runtime.fleet import Fleet
 from cluster.runtime.gang import Gang, GangState
 from cluster.runtime.run import run_job
+from cluster.runtime.specs import preflight_clip
 from cluster.workers.member import Arrival
 from cluster.workers.passed import mark_of
 from numina.errors import GangError

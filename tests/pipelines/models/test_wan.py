@@ -66,6 +66,21 @@ def test_the_native_shift_follows_the_size(tiny_checkpoint: Path) -> None:
     assert facts.times(large) == tuple(step / GENERATION.steps for step in range(GENERATION.steps))
 
 
+@pytest.mark.parametrize("sampler", ["native", "euler", "renoise"])
+def test_times_of_given_noise_levels(tiny_model: WanModel, sampler: str) -> None:
+    """They are the sampler's, and their times those of the native schedule; by index, shares of the steps."""
+    sigmas = [0.9, 0.75, 0.3]
+    generation = replace(GENERATION, steps=3, sampler=sampler, sigmas=sigmas)
+    made = tiny_model.scheduler(generation)
+    assert made.sigmas.tolist() == pytest.approx([*sigmas, 0.0])
+    assert made.timesteps.tolist() == pytest.approx([900, 750, 300], abs=1)
+    native = tiny_model.facts.native_shift(generation)
+    left = [sigma / (native - (native - 1) * sigma) for sigma in sigmas]
+    assert tiny_model.facts.times(generation) == pytest.approx([1 - own for own in left])
+    assert tiny_model.facts.times(generation, "index") == (0, 1 / 3, 2 / 3)
+    assert IdentifyConfig().capture_step(tiny_model.facts.times(generation)) == 1
+
+
 @pytest.mark.parametrize("steps", [8, 30, 50])
 @pytest.mark.parametrize("shift", [3.0, 5.0])
 def test_by_index_times_are_shares_of_the_steps(tiny_checkpoint: Path, shift: float, steps: int) -> None:

@@ -34,6 +34,8 @@ METHOD = MethodConfig(
     identify=IdentifyConfig(source="clusters"), guide=GuideConfig(anchor=1)
 )  # all that captures can show, and states kept for anchoring
 
+FEW = replace(SHORT, sampler="renoise", steps=3, sigmas=[0.99, 0.8, 0.5])
+
 FUSED = MethodConfig(identify=IdentifyConfig(source="fused", blocks=2, head="mean"))
 
 
@@ -58,6 +60,8 @@ def run_phases(model: WanModel, shard: Shard) -> dict[str, np.ndarray]:
     path = [earlier.take([0, 1]) for earlier in state.path]
     anchored = denoise.guide(model, shard, texts[:2], plans[:2], SEEDS[:2], SHORT, path=path)
     found = {"finished": part.numpy(), "guided": guided.numpy(), "anchored": anchored.numpy()}
+    found["renoised"] = denoise.finish(model, denoise.start(model, SEEDS, FEW), texts, FEW, shard=shard).numpy()
+    found["renoised, guided"] = denoise.guide(model, shard, texts[:2], plans[:2], SEEDS[:2], FEW).numpy()
     found |= affinities(model, shard, texts, spans)
     if captures:
         found |= {

@@ -1,0 +1,71 @@
+"""A calibration as a job on a real Ray: rungs, resuming, another budget. Ranks make clips without a model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.calibration.calibrate import Budget, Calibration, Result
+from cluster.calibration.race import PLAIN
+from cluster.dataset.store import Store
+from cluster.job.config import JobConfig
+from cluster.observability.progress import JobProgress
+from cluster.prompts.write import make_prompts
+from numina.errors import ConfigError
+
+Job = Callable[..., JobConfig]
+COLOURS, SHAPES = ("red", "green", "blue"), ("circles", "squares", "triangles", "crosses")
+
+
+def a_job(joining_job: Job, tmp_path: Path) -> JobConfig:
+    """Four candidates on twelve prompts; `same` has the job's own settings under another name."""
+    prompts = [f"two {colour} {shape} moving on a grey background" for colour in COLOURS for shape in SHAPES]
+    make_prompts([{"prompt": prompt} for prompt in prompts], str(tmp_path / "many.parquet"))
+    variants = ["variants.same.preset=closed", "variants.late.identify.step=0.6", "variants.s.guide.strength=[1.0,3.0]"]
+    job = joining_job("parallel.ulysses=1", "cluster.end_timeout=2", *variants)
+    return replace(job, prompts=str(tmp_path / "many.parquet"))
+
+
+def calibrated(job: JobConfig, clips: int) -> tuple[Result, int, list[str]]:
+    """What came out, how many clips were made now, and what was told."""
+    rungs, told = list[JobProgress](), list[str]()
+
+    def keep(now: JobProgress) -> None:
+        if not any(now is own for own in rungs):
+            rungs.append(now)
+
+    result = Calibration(job, Budget(clips=clips)).run(keep, told.append)
+    return result, sum(now.generated for now in rungs), told
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("quick_model")
+def test_a_race_is_resumed_and_goes_on_with_a_larger_budget(joining_job: Job, tmp_path: Path) -> None:
+    """Equal candidates are one; the budget holds; nothing is made twice; all that is known is in the output."""
+    job = a_job(joining_job, tmp_path)
+    first, made, told = calibrated(job, 17)
+    assert {own.name for own in first.standings} == {PLAIN, "numina", "late", "s:strength=1.0", "s:strength=3.0"}
+    assert first.clips == made <= 17
+    assert made >= 15
+    assert sum(own.prompts for own in first.standings) == made
+    assert told[0].startswith("rung 1: 5 candidates left, on 1 prompts: 5 new clips, 0 of 17 clips are there")
+    assert first.verdict == "not shown"
+    assert first.chosen == "numina"
+    assert first.agreement[0].of == "all nouns"
+    assert Store.reader(job.output).rows().num_rows == made
+
+    again, nothing, _ = calibrated(job, 17)
+    assert nothing == 0
+    assert again == first
+
+    more, new, _ = calibrated(job, 30)
+    assert more.clips == made + new <= 30
+    assert new >= 10
+    assert (more.stopped, more.failed) == (False, 0)
+
+
+def test_a_budget_below_a_clip_for_each(tiny_job: Job) -> None:
+    """Is refused before anything starts."""
+    with pytest.raises(ConfigError, match="budget is 1 clips, fewer than the 2 candidates"):
+        Calibration(tiny_job(), Budget(clips=1))

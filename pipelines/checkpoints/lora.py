@@ -11,6 +11,7 @@ from math import isfinite
 from pathlib import Path
 
 from numina.errors import ConfigError, ModelError
+from pipelines.checkpoints.embedded import EMBEDDED_LORAS
 from pipelines.checkpoints.files import add_file, header_of
 from pipelines.checkpoints.hub import commit_of, fetch
 
@@ -22,7 +23,7 @@ KEY = "model.loras"
 class LoraConfig:
     """A LoRA's file, and its scale."""
 
-    path: str  # a safetensors file, a folder with one, or a hub id OWNER/NAME
+    path: str  # a safetensors file, a folder with one, a hub id OWNER/NAME, or testbed:4step, which is embedded
     scale: float = 1.0  # [factor] on the LoRA's change; 1: as it was trained
     revision: str | None = None  # the commit of a hub id, 40 hex digits; null: as for model.revision
     # its name in the folder or repository; null: the only one, or pytorch_lora_weights.safetensors
@@ -36,7 +37,8 @@ class LoraConfig:
 def lora_file(lora: LoraConfig) -> Path:
     """The file of a LoRA, downloaded where need be. Raises ModelError where there is none, or it isn't whole."""
     commit = commit_of(lora.path, lora.revision, KEY)
-    place = Path(lora.path) if commit is None else fetch(lora.path, commit, [lora.file or FILE])
+    local = EMBEDDED_LORAS.get(lora.path, Path(lora.path))
+    place = local if commit is None else fetch(lora.path, commit, [lora.file or FILE])
     if commit is None and not place.is_dir():
         file = place
     elif lora.file or (place / FILE).is_file():

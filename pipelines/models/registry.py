@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from numina.errors import ModelError
 from pipelines.base import ModelFacts, TextEncoder, VideoModel
-from pipelines.checkpoints.embedded import EMBEDDED
+from pipelines.checkpoints.embedded import EMBEDDED, EMBEDDED_LORAS
 from pipelines.checkpoints.files import SMALL_FILES, numbers
 from pipelines.checkpoints.hub import cached, commit_of, fetch, is_repository
 from pipelines.checkpoints.lora import LoraConfig, with_loras
@@ -53,7 +53,7 @@ def _files(parts: Iterable[str]) -> list[str]:
 
 def place_free(path: str) -> str:
     """A model's or LoRA's path as it means the same in every working directory."""
-    return path if path in EMBEDDED or is_repository(path) else os.path.abspath(path)
+    return path if path in EMBEDDED or path in EMBEDDED_LORAS or is_repository(path) else os.path.abspath(path)
 
 
 def inspect_model(path: str, revision: str | None = None, loras: Sequence[LoraConfig] = ()) -> ModelFacts:

@@ -95,7 +95,7 @@ def decode_pixels(vae: Any, latents: Tensor) -> Decoded | None:
     if split is None or not split.fits(latents.shape[-2]):
         if split is not None and split.rank > 0:
             return None
-        with fast_layers(vae.decoder):
+        with fast_layers(vae.decoder, on_gpu=vae.device.type == "cuda"):
             pixels = _on_cpu(map(as_bytes, _frames(vae, vae.decoder, latents)), vae.device)
         return Decoded(pixels, finite.bool().cpu())
     # Ranks need not agree on the last bits of a clip's latents; its rows are to come from one of them.

@@ -1,8 +1,8 @@
-"""What decoding holds at its most, with diffusers' causal convolutions and with ours, counted on fake tensors.
+"""What decoding holds at its most, with diffusers' layers and with ours, counted on fake tensors.
 
     python -m tests.benchmarks.decode_held --model wan2.1-1.3b wan2.2-5b
 
-The true decoders at their own clip's size, in float32; nothing is computed, so any machine will do. Four latent frames
+The true decoders at their own clip's size; nothing is computed, so any machine will do. Four latent frames
 are decoded: from the third on no more is held. Printed are GiB of living tensors without weights; an allocator and the
 kernels' workspace come on top.
 """
@@ -49,16 +49,19 @@ class Held(TorchDispatchMode):
         self.now -= size
 
 
-def held(name: str, ours: bool) -> float:
-    """GiB of a model's decoder."""
+def held(name: str, on_gpu: bool | None, dtype: torch.dtype = torch.float32) -> float:
+    """GiB of a model's decoder; with diffusers' layers where `on_gpu` is None."""
     shape = SHAPES[name]
     with FakeTensorMode(), torch.inference_mode():
+        torch.set_default_dtype(dtype)
         vae = AutoencoderKLWan(**shape.vae)
         space = vae.config.scale_factor_spatial
         latents = torch.empty(1, vae.config.z_dim, FRAMES, shape.clip.height // space, shape.clip.width // space)
-        with fast_layers(vae.decoder) if ours else nullcontext(), Held() as counted:
+        layers = nullcontext() if on_gpu is None else fast_layers(vae.decoder, on_gpu=on_gpu)
+        with layers, Held() as counted:
             for _ in decode._frames(vae, vae.decoder, latents):
                 pass
+        torch.set_default_dtype(torch.float32)
         return counted.most / 2**30
 
 
@@ -66,7 +69,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="*", default=["wan2.1-1.3b", "wan2.2-5b"], choices=MODELS)
     for name in parser.parse_args().model:
-        print(f"{name}: {held(name, False):.1f} GiB with diffusers' convolutions, {held(name, True):.1f} with ours")
+        for dtype in (torch.float32, torch.bfloat16):
+            theirs, cpu, gpu = (held(name, on_gpu, dtype) for on_gpu in (None, False, True))
+            print(f"{name} {dtype}: {theirs:.1f} GiB with diffusers' layers, {cpu:.1f} with ours, {gpu:.1f} on a GPU")
 
 
 if __name__ == "__main__":

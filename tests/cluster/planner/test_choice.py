@@ -36,7 +36,7 @@ def test_throughput_prefers_gangs_and_latency_ranks(planner: Plan) -> None:
     assert most.clips_per_hour > soonest.clips_per_hour
     assert most.cost.seconds > soonest.cost.seconds
     assert most.setup.overrides(planner().job) == "parallel.cfg=1 parallel.ulysses=1 parallel.gangs=8"
-    assert planner("parallel.gangs_max=3").candidates(8)[0].setup.gangs == 3
+    assert {own.setup.gangs for own in planner("parallel.gangs_max=3").candidates(8)} == {1, 2, 3}
 
 
 @pytest.mark.parametrize("objective", ["throughput", "latency"])

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from cluster.job.config import load_job
 from numina.schedule import noise_levels
-from pipelines.checkpoints.lora import LoraConfig
-from pipelines.models.registry import load_model
+from pipelines.checkpoints.lora import LoraConfig, lora_file
+from pipelines.models.registry import inspect_model, load_model
 from pipelines.testbed import WEIGHTS
 from pipelines.testbed.distil import FLOW_SHIFT, add_adapter, follow, learn, pieces, save_adapter
 from pipelines.testbed.model import encode_text, load_pipeline
@@ -80,3 +81,12 @@ def test_its_file_is_a_lora_and_a_start(tmp_path: Path) -> None:
     for transformer in (again, loaded.transformer):
         torch.testing.assert_close(follow(transformer, noise, [0.9, 0.5], text), expected, atol=1e-3, rtol=0)
     assert (untouched - expected).abs().max() > 0.02
+
+
+def test_the_shipped_twin_is_a_job() -> None:
+    """Its config names the model, the LoRA and its sampler; the LoRA is in the model's revision, and small."""
+    job = load_job("testbed-4step")
+    facts = inspect_model(job.model.path, loras=job.model.loras)
+    assert facts.revision.startswith(f"{inspect_model('testbed').revision}+")
+    assert [own[0] for own in pieces(4, 1)] == pytest.approx(facts.sigmas(job.generation))
+    assert lora_file(job.model.loras[0]).stat().st_size < 10e6

@@ -1,6 +1,6 @@
 """A decoder's layers as a GPU runs them, on a CPU: the same but for rounding."""
 
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,28 +11,25 @@ from pipelines.video.layers import fast_layers
 from tests.pipelines.video.test_decode import Case, build
 
 
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    """No compiler is needed: fused or not, the sums are those."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
+def frames_of(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.cat(list(_frames(vae, vae.decoder, latents.to(vae.dtype))), dim=2).float()
 
 
 @pytest.mark.parametrize("vae", ["tiny", "residual", "testbed"])
 def test_a_gpus_layers_give_the_same_frames(vae: str) -> None:
-    """A batch of several latent frames, so with a first chunk and later ones: float32 to 2e-5; bfloat16 has steps."""
-    for dtype, apart in ((torch.float32, 2e-5), (torch.bfloat16, 0.1)):
-        own = build(vae, dtype)
-        latents = Case(vae, clips=2, frames=3).latents(own.config.z_dim).to(dtype)
-        with torch.inference_mode():
-            plain = list(_frames(own, own.decoder, latents))
-            with fast_layers(own.decoder, on_gpu=True):
-                fast = list(_frames(own, own.decoder, latents))
-            after = list(_frames(own, own.decoder, latents))
-        for one, other, again in zip(plain, fast, after, strict=True):
-            torch.testing.assert_close(other, one, atol=apart, rtol=0)
-            torch.testing.assert_close(again, one, atol=apart, rtol=0)  # by weights in another order of memory
-        assert torch.cat(plain, dim=2).float().std() > 0.05, "frames that are all alike would prove nothing"
+    """A batch, with a first chunk and later ones. In bfloat16 they are as near to float32 as diffusers' are."""
+    exact, rounded = build(vae), build(vae, torch.bfloat16)
+    latents = Case(vae, clips=2, frames=3).latents(exact.config.z_dim)
+    plain, plain_rounded = frames_of(exact, latents), frames_of(rounded, latents)
+    with fast_layers(exact.decoder, on_gpu=True), fast_layers(rounded.decoder, on_gpu=True):
+        fast, fast_rounded = frames_of(exact, latents), frames_of(rounded, latents)
+    torch.testing.assert_close(fast, plain, atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        frames_of(exact, latents), plain, atol=2e-5, rtol=0
+    )  # weights in another order of memory
+    assert (fast_rounded - plain).square().mean() < 1.1 * (plain_rounded - plain).square().mean()
+    assert plain.std() > 0.05, "frames that are all alike would prove nothing"
 
 
 def test_no_activation_is_lost_or_done_twice() -> None:
@@ -41,8 +38,10 @@ def test_no_activation_is_lost_or_done_twice() -> None:
     with fast_layers(decoder, on_gpu=True):
         norms = {name for name, layer in decoder.named_modules() if type(layer) is WanRMS_norm}
         changed = {name for name, layer in decoder.named_modules() if "forward" in vars(layer)}
-        silent = {name for name in norms - changed if "attentions" not in name}
-    assert not silent
+        blocks = tuple(f"{name}." for name in changed if "resnets" in name)
+        own = {name for name in norms - changed if "attentions" not in name and not name.startswith(blocks)}
+    assert not own
+    assert any(name.endswith("resnets.0") for name in changed)
     assert all("forward" not in vars(layer) for layer in decoder.modules())
 
 

@@ -1,0 +1,63 @@
+"""Decoding on a real GPU: kernels against the sums written out, and frames as near to float64 as diffusers' own.
+
+Run on a machine with a CUDA device: `python -m pytest tests/gpu`.
+"""
+
+import pytest
+import torch
+
+from pipelines.video import decode, kernels
+from pipelines.video.layers import fast_layers
+from tests.pipelines.video.test_decode import Case, build
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; torch sees none"),
+]
+
+
+def pixels(*shape: int, stride: int = 0, dtype: torch.dtype) -> torch.Tensor:
+    """[B, C, f, H, W] with channels last, of every `stride` values if they are more."""
+    B, C, *rest = shape
+    return torch.randn(B, *rest, max(C, stride), device="cuda", dtype=dtype)[..., :C].movedim(-1, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 96, 3, 5, 7), (1, 384, 1, 4, 9), (1, 40, 2, 1, 1)])
+def test_kernels_are_the_sums_written_out(
+    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of frames in a longer tensor, and of channels among filled ones; channels that are no power of 2."""
+    assert kernels.triton is not None
+    torch.manual_seed(0)
+    C = shape[1]
+    x, other = pixels(*shape, stride=128, dtype=dtype), pixels(*shape, dtype=dtype)
+    gamma, bias = torch.randn(2, C, device="cuda", dtype=dtype)
+    longer = pixels(shape[0], C, shape[2] + 2, *shape[3:], dtype=dtype)
+    found, before = [], longer[:, :, :2].clone()
+    for fused in (True, False):
+        if not fused:
+            monkeypatch.setattr(kernels, "triton", None)
+        kernels.norm_silu(x, gamma, bias, out=longer[:, :, 2:])
+        found.append((longer[:, :, 2:].clone(), kernels.add_bias(x, bias, other).clone()))
+        assert torch.equal(longer[:, :, :2], before), "frames before were written"
+    atol = 1e-5 if dtype is torch.float32 else 0.04
+    for one, written_out in zip(*found, strict=True):
+        torch.testing.assert_close(one, written_out, atol=atol, rtol=1e-2)
+
+
+@pytest.mark.parametrize("vae", ["tiny", "residual", "testbed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frames_are_as_exact_as_diffusers(vae: str, dtype: torch.dtype) -> None:
+    """Mean squared distance to float64 of a batch, with a first chunk and later ones."""
+    torch.backends.cudnn.allow_tf32 = False
+    latents = Case(vae, clips=2, frames=3).latents(build(vae).config.z_dim).cuda()
+
+    def frames(model_dtype: torch.dtype, fast: bool) -> torch.Tensor:
+        own = build(vae).to("cuda", model_dtype)
+        with torch.inference_mode(), fast_layers(own.decoder, on_gpu=fast):
+            return torch.cat(list(decode._frames(own, own.decoder, latents.to(model_dtype))), dim=2).double()
+
+    exact = frames(torch.float64, False)
+    theirs, ours = ((frames(dtype, fast) - exact).square().mean() for fast in (False, True))
+    assert ours < 1.1 * theirs + 1e-12

@@ -28,7 +28,7 @@ GATHER_EVERY = 1000  # verdicts of this evaluation between two gatherings into s
 GATHER_AT_END = 100  # the least that is worth a segment when it ends
 RESTARTS = 3  # of a judge's process that died; what it was at is done again
 
-# What a judge is told of a row, and what its verdict repeats.
+# The columns of a row that a judge gets, and that its verdict repeats.
 _JUDGED = ("key", "file_name", "prompt", "original_prompt", "targets", *COPIED)
 _JUDGED_SCHEMA = pa.schema([ROW_SCHEMA.field(name) for name in _JUDGED])
 

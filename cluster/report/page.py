@@ -54,8 +54,9 @@ def build_report(
     """Writes the report of an output and returns where its page is: `out`, or `report.html` in the output's folder.
 
     Sums are of all clips. It shows about `sample` of them (0: all; None: SAMPLED of an output that holds more), whole
-    prompts chosen `by` a rule, which `tell` is told. The data lies in a folder of the page's name beside it; videos are
-    played where they lie, by relative links. Raises OutputError when the output is remote or holds no rows.
+    prompts chosen by the rule `by`; `tell` is called with a sentence about the sample, if there is one. The data lies
+    in a folder of the page's name beside it; videos are played where they lie, by relative links. Raises OutputError
+    when the output is remote or holds no rows.
     """
     root = str(store_root)
     if "://" in root and not root.startswith("file://"):

@@ -1,11 +1,15 @@
-"""A disk that is soon full."""
+"""A disk that is soon full, and a real S3 server with a bucket."""
 
+import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
+
+from tests.faults.s3_server import USER, Server
 
 
 @pytest.fixture
@@ -18,3 +22,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a small filesystem needs root")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """Of S3, a process of its own."""
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server: Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A bucket of the test's own, in the environment that clients read."""
+    for name, value in {**USER, "AWS_ENDPOINT_URL": server.endpoint}.items():
+        monkeypatch.setenv(name, value)
+    name = hashlib.sha256(request.node.name.encode()).hexdigest()[:16]
+    s3fs.S3FileSystem.clear_instance_cache()  # one made for another server
+    s3fs.S3FileSystem().mkdir(name)
+    return f"s3://{name}"

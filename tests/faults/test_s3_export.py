@@ -14,9 +14,6 @@ from cluster.export.config import ExportConfig
 from cluster.export.job import export
 from pipelines.video.mp4 import decode_mp4
 from tests.cluster.export.exports import FRAMES, PROMPTS, SIZE, a_row
-from tests.faults.test_s3_store import bucket, server
-
-__all__ = ["bucket", "server"]  # fixtures
 
 
 @pytest.mark.parametrize("form", ["webdataset", "parquet"])

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,24 +29,6 @@ KILLS, CLIPS = (60, 300) if LONG else (6, 20)
 KEYS = [key_of(number) for number in range(CLIPS)]
 SLOW = {"NUMINA_QUICK_SECONDS": "0.2"}  # a call of the quick model
 PREPARED = ["cluster.dataset.garbage", "tests.cluster.dataset.test_store", "s3fs"]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def bucket(server: Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """A bucket of the test's own, in the environment that clients read."""
-    for name, value in {**USER, "AWS_ENDPOINT_URL": server.endpoint}.items():
-        monkeypatch.setenv(name, value)
-    name = hashlib.sha256(request.node.name.encode()).hexdigest()[:16]
-    s3fs.S3FileSystem.clear_instance_cache()  # one made for another server
-    s3fs.S3FileSystem().mkdir(name)
-    return f"s3://{name}"
 
 
 def test_one_of_many_writers_makes_the_row(bucket: str) -> None:

@@ -19,13 +19,6 @@ from tests.cluster.dataset.test_store import a_row, key_of
 from tests.faults.s3_server import USER, Proxy, Server
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
 def proxy(server: Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Proxy]:
     """With an empty bucket named as the test."""
@@ -108,7 +101,7 @@ def test_a_server_that_stays_busy_is_lost_storage(proxy: Proxy, root: str, monke
 
 
 class Guard:
-    """Lets only requests with a token pass; others are told that theirs has expired."""
+    """Lets only requests with a token pass; others get the error `ExpiredToken`."""
 
     def __init__(self, token: str) -> None:
         self.token = token

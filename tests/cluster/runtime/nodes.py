@@ -1,4 +1,4 @@
-"""Ray's own cluster of processes on one machine: its nodes, and how one is told to leave."""
+"""Ray's own cluster of processes on one machine: adds and drains nodes."""
 
 import subprocess
 import sys

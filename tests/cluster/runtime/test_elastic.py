@@ -119,7 +119,7 @@ class FakeFleet:
     ],
 )
 def test_what_ends_before_its_node_leaves_is_finished(notice: float, kept: list[str], skipped: list[str]) -> None:
-    """By the stages' means so far. What is handed back is blamed for nothing, and its time is told as lost."""
+    """By the stages' means so far. A clip that is handed back counts no failed attempt; its time counts as lost."""
     fleet: Any = FakeFleet()
     queues, times = Queues(batch=1, trials=1), GangTimes()
     unused: Any = dict.fromkeys(["rounds", "supply", "store", "progress", "metrics"])

@@ -155,8 +155,6 @@ class GuideConfig:
     start: float = 0.0
     # [tokens] from an edit, beyond which the clip is held to the plain one up to t*; null: nowhere (ours)
     anchor: int | None = None
-    # the unconditional prediction of anchored steps: the guided clip's own, or the plain clip's again (ours)
-    unconditional: Literal["own", "plain"] = "own"
     # [confidence, 0 to 1] of the reading of a noun, below which a clip that needs edits of it is left as it is; 0:
     # guide always (ours)
     confidence: float = 0.0
@@ -212,11 +210,6 @@ class MethodConfig:
                     f"method.guide.start = {self.guide.start} is after method.{name} = {end}: no such state is kept and"
                     f" guided; use a start of at most {end}"
                 )
-        if self.guide.unconditional == "plain" and self.guide.anchor is None:
-            raise ConfigError(
-                "method.guide.unconditional = 'plain' needs a clip that is held to the plain one, but"
-                " method.guide.anchor is null: use own, or an anchor, e.g. 1"
-            )
 
     def named(self) -> dict[str, Any]:
         """The settings that decide what comes out, for names of outputs: without the preset, which is a label.
@@ -228,8 +221,8 @@ class MethodConfig:
         del named["preset"]
         if self.schedule_by == "noise":
             del named["schedule_by"]
-        for name, neutral in (("confidence", 0), ("start", 0), ("unconditional", "own")):
-            if named["guide"][name] == neutral:
+        for name in ("confidence", "start"):
+            if named["guide"][name] == 0:
                 del named["guide"][name]
         if self.guide.overwrite == "head":
             named["guide"]["overwrite"] = "head, never below the own score"

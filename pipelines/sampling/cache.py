@@ -200,8 +200,6 @@ def clip_forwards(method: MethodConfig, times: Sequence[float], cache: str, *, p
     biased = sum(intensity(time, method.guide) > 0 for time in times)  # a cache begins anew after it
     parts = (range(first, biased), range(biased, steps))
     guide = sum(forwards(cache, part, steps, passes=passes) for part in parts)
-    if method.guide.unconditional == "plain" and passes == 2:
-        guide -= captured + 1 - first
     return identify + forwards(cache, rest, steps, passes=passes), identify + guide
 
 

@@ -184,7 +184,6 @@ class Bench:
         key = (
             tuple(getattr(method.identify, name) for name in CAPTURE_FIELDS),
             method.guide.anchor is None,
-            method.guide.unconditional,
             method.schedule_by,
         )
         if key not in self._identified:

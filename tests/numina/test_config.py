@@ -51,14 +51,25 @@ def test_published_values():
     assert not load("closed").identify.needs_self_attention
 
 
+@pytest.mark.parametrize(
+    ("preset", "differs"),
+    [
+        ("quick", ["guide.start=0.2"]),
+        ("few-step", ["identify.step=0.75", "guide.until=0.8", "guide.start=0.25", "guide.strength=2.5"]),
+    ],
+)
+def test_a_preset_that_costs_less_differs_from_closed_in_what_its_head_says(preset: str, differs: list[str]) -> None:
+    """What is mended in `closed` is mended in them."""
+    assert load(preset) == load("closed", f"preset={preset}", *differs)
+
+
 def test_names_of_outputs_stay():
     """Settings that came later are named only where they change what comes out: older outputs of `closed` go on."""
     named = load("closed").named()
     assert not {"schedule_by", "preset"} & set(named)
     assert not {"affinity", "evidence"} & set(named["identify"])
-    assert not {"confidence", "start", "unconditional"} & set(named["guide"])
+    assert not {"confidence", "start"} & set(named["guide"])
     assert load("closed", "guide.start=0.2").named()["guide"]["start"] == 0.2
-    assert load("closed", "guide.unconditional=plain").named()["guide"]["unconditional"] == "plain"
     assert load("closed", "guide.confidence=0.5").named()["guide"]["confidence"] == 0.5
     digest = hashlib.blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=8).hexdigest()
     assert digest == "6ecc263b93bb8fff"

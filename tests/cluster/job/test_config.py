@@ -32,7 +32,7 @@ def test_the_preset_can_be_chosen() -> None:
     assert paper.preset == "paper"
     assert paper.guide.overwrite == "head"
     assert paper.identify.source == "clusters"
-    with pytest.raises(ConfigError, match="closed, few-step, fused, paper, released"):
+    with pytest.raises(ConfigError, match="closed, few-step, fused, paper, quick, released"):
         load_job("demo", ["method.preset=papper"])
 
 
@@ -216,7 +216,7 @@ class TestVariants:
             ("variants.a.guide.add=-1", r"method\.guide\.add = -1\.0, but it must be"),
             ("variants.a.guide.add=[]", r"method\.guide\.add of a variant is an empty list"),
             ("variants.a.guide=4", "it is a section"),
-            ("variants.a.preset=papr", "closed, few-step, fused, paper, released"),
+            ("variants.a.preset=papr", "closed, few-step, fused, paper, quick, released"),
             ("variants.a=4", r"variants\.a is '4'; it is a section"),
             ("variants=4", r"variants is '4'; it is a section: give its keys, for example variants\.NAME="),
             ("variants=[a]", "variants is a list; it is a section"),

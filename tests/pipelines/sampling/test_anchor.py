@@ -137,37 +137,12 @@ def test_a_kept_state_goes_on_as_its_run_did(tiny_model: WanModel, sampler: str)
     torch.testing.assert_close(made, denoise.finish(tiny_model, state, texts, clip), atol=1e-5, rtol=1e-5)
 
 
-def test_the_plain_clips_unconditional_prediction_is_taken_again(tiny_model: WanModel) -> None:
-    """Anchored steps run the transformer once instead of twice; the clip changes a little, and is held as before."""
-    again = replace(METHOD, guide=replace(GUIDE, unconditional="plain"))
-    forwards: dict[str, int] = {}
-    made: dict[str, torch.Tensor] = {}
-    for method in (METHOD, again):
-        texts, state, plans = of_batch(tiny_model, method)
-        calls = 0
-
-        def count(*_: object) -> None:
-            nonlocal calls
-            calls += 1
-
-        watched = tiny_model.transformer.register_forward_hook(count)
-        name = method.guide.unconditional
-        made[name] = denoise.guide(tiny_model, Shard(), texts, plans, SEEDS, GENERATION, path=state.path)
-        watched.remove()
-        forwards[name] = calls
-    assert forwards == {"own": 2 * GENERATION.steps, "plain": 2 * GENERATION.steps - state.step}
-    assert not torch.equal(made["own"], made["plain"])
-    plain = denoise.finish(tiny_model, state, texts, GENERATION)
-    assert (made["own"] - made["plain"]).abs().mean() < (made["own"] - plain).abs().mean()
-
-
 @pytest.mark.parametrize(
     ("guide", "message"),
     [
         ({"start": 0.3, "anchor": None}, "start = 0.3 .*without method.guide.anchor"),
         ({"start": 0.6}, "start = 0.6 is after method.identify.step = 0.5"),
         ({"start": 0.4, "until": 0.3}, "start = 0.4 is after method.guide.until = 0.3"),
-        ({"unconditional": "plain", "anchor": None}, "unconditional = 'plain' .*anchor is null"),
     ],
 )
 def test_states_that_are_not_kept_are_refused(guide: dict[str, Any], message: str) -> None:

@@ -39,7 +39,7 @@ class Cost:
     mp4 files are written on CPUs, layouts found there, and guidance's own 1 to 2 % aren't counted.
     """
 
-    seconds: float  # NUMINA's clips all counted as identified and then guided from the start: the most
+    seconds: float  # NUMINA's clips all counted as identified and then guided (from `guide.start` on): the most
     seconds_if_right: float  # none of them needs guidance: the least
     forward: Timing  # of the batch, one branch; of both, where they are on different ranks
     decode: Timing | None  # None: not measured for this VAE on this GPU, and left out

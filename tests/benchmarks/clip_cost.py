@@ -181,10 +181,12 @@ class Bench:
         deltas = [intensity(time, config) for time in self.model.facts.times(short)]
         return median(seconds for seconds, delta in list(zip(clock.steps, deltas, strict=True))[1:] if delta)
 
-    def guided_steps(self, preset: str) -> int:
-        """How many steps of a clip are guided."""
+    def guided_run(self, preset: str) -> tuple[int, int]:
+        """How many steps of a guided run are guided, and how many are not; it may start after the first one."""
         config = GuideConfig(**OmegaConf.to_container(OmegaConf.load(PRESETS / f"{preset}.yaml").guide))
-        return sum(bool(intensity(time, config)) for time in self.times)
+        first = config.first_step(self.times) if config.start else 0
+        number = sum(bool(intensity(time, config)) for time in self.times[first:])
+        return number, len(self.times) - first - number
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
@@ -221,8 +223,8 @@ def report(name: str, bench: Bench, options: argparse.Namespace) -> None:
     identified = shares(options.identified)
     for preset in options.presets:
         captured, guided = bench.captured(preset), bench.guided(preset)
-        number = bench.guided_steps(preset)
-        run = number * guided + (steps - number) * plain
+        number, others = bench.guided_run(preset)
+        run = number * guided + others * plain
         print(
             f"\n{preset}: captured step {captured:.4f} s (+{captured - plain:.4f}), guided step {guided:.4f} s"
             f" ({100 * (guided / plain - 1):+.1f} %), guided run {run / whole:.3f} × plain"

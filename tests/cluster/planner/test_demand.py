@@ -67,6 +67,29 @@ def test_few_steps_without_guidance_are_one_branch() -> None:
     assert {candidate.setup.cfg for candidate in best} == {1}
 
 
+FEW_STEPS = ["generation.steps=4", "generation.guidance_scale=1", "generation.sampler=euler", "generation.flow_shift=5"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "right", "corrected", "texts"),
+    [
+        (["method.preset=closed"], 2 * 50, 2 * (21 + 50), 2),
+        (["method.preset=quick"], 2 * 50, 2 * (21 + 40), 2),  # from step 10 on
+        (["method.preset=few-step", *FEW_STEPS], 4, 4 + 3, 1),
+        (["method.preset=few-step", "method.guide.start=0", *FEW_STEPS], 4, 4 + 4, 1),
+    ],
+)
+def test_a_verified_sample_costs_its_attempts_from_where_they_start(
+    overrides: list[str], right: int, corrected: int, texts: int
+) -> None:
+    """A guided run that starts from the plain run's state is cheaper, and so is every attempt that is corrected."""
+    around = 3.25 + texts * 0.032
+    cost = plan_of(*VERIFIED, *overrides, accuracy=0.5).time.of(Setup())
+    assert cost is not None
+    assert cost.seconds_if_right == pytest.approx(1.875 * (3.292 * right + around))
+    assert cost.seconds == pytest.approx(1.875 * (3.292 * corrected + around))
+
+
 def test_the_bill_of_many_clips() -> None:
     """Hours at the gangs' rate, times GPUs, times the price; disk by clips made, attempts included."""
     planner = plan_of("parallel.cfg=1", price=2.0, videos=1000)

@@ -1,0 +1,113 @@
+"""What a verified clip costs: GPU-seconds for one clip whose counts are right, by model, sampler, steps and preset.
+
+    python -m tests.benchmarks.verified_cost
+
+Seconds are `numina plan`'s, for one compiled GPU and a clip from text to pixels: its forwards (a corrected clip's by
+its preset), each by a row of `configs/measured/h100.yaml`, the text encoder, and decoding by the rows of DECODE.
+Shares are the **embedded model's**, from tests.benchmarks.counting: how many clips are guided, and how many are
+accepted by a judge that is always right. One verified clip takes 1/share clips: the mean that `numina plan --accuracy
+SHARE` counts on, too. A real model's shares differ; `numina evaluate` shows them, and a judge's own time isn't counted.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from cluster.job.config import load_job
+from cluster.planner import Demand, Gpu, Planner, Setup, check_for_gpus, load_gpu
+from cluster.planner.measured import DecodeBlock, DecodeRow
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Of the embedded model's clips, at 25 steps with guidance or at 4 without."""
+
+    plain: float  # of plain clips that are verified
+    guided: float  # of clips whose counts are read as wrong
+    verified: float  # of the preset's clips
+
+
+SHARES = {
+    ("closed", 25): Shares(plain=0.344, guided=0.656, verified=0.979),  # cheaper.yaml, 96 clips
+    ("quick", 25): Shares(plain=0.344, guided=0.656, verified=0.969),
+    ("few-step", 4): Shares(plain=0.150, guided=0.805, verified=0.575),  # few_step.yaml, 200 clips
+}
+DECODE = [  # today's layers on one H200 (RESULTS.md, "A Wan VAE's decoder on a GPU"); the tables of the H100 are older
+    DecodeRow(decoder_width=96, height=480, width=832, frames=81, dtype="bfloat16", ranks=1, seconds=0.836, gib=6.7),
+    DecodeRow(decoder_width=256, height=704, width=1280, frames=121, dtype="float32", ranks=1, seconds=7.46, gib=14.7),
+]
+BASES = {
+    "14B": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    "1.3B": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    "5B": "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+}
+HALF = "generation.vae_dtype=bfloat16"
+JOBS = {  # (model, job file, its further settings) → presets; few-step models have the shapes of their bases
+    ("14B", "wan14b", HALF): ("closed", "quick"),
+    ("14B", "wan14b", HALF, "generation.steps=25"): ("closed", "quick"),
+    ("14B", "recipes/lightx2v-14b", HALF, "model.loras=[]"): ("few-step",),
+    ("1.3B", "wan1.3b", HALF): ("closed", "quick"),
+    ("1.3B", "recipes/rcm-1.3b", HALF): ("few-step",),
+    ("5B", "wan2.2-5b"): ("closed", "quick"),
+    ("5B", "recipes/fastwan-5b"): ("few-step",),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; seconds of one GPU."""
+
+    model: str
+    sampler: str
+    steps: int
+    preset: str
+    plain: float
+    corrected: float
+    shares: Shares | None  # None: not measured for this sampler and so many steps
+
+    def of_plain(self) -> float:
+        """Seconds of a verified clip without correction."""
+        assert self.shares
+        return self.plain / self.shares.plain
+
+    def of_corrected(self) -> float:
+        """Seconds of a verified clip: those that are guided cost more."""
+        assert self.shares
+        own = self.shares
+        return (own.guided * self.corrected + (1 - own.guided) * self.plain) / own.verified
+
+
+def shares_of(preset: str, sampler: str, steps: int) -> Shares | None:
+    """Measured ones; those of 25 steps stand for 50, and re-noising or 3 steps have none."""
+    if preset == "few-step":
+        return SHARES[preset, 4] if (sampler, steps) == ("euler", 4) else None
+    return SHARES[preset, 25]
+
+
+def rows(gpu: Gpu) -> Iterator[Row]:
+    """The table."""
+    for (model, job, *settings), presets in JOBS.items():
+        for preset in presets:
+            words = [f"model.path={BASES[model]}", "strategies=[numina]", f"method.preset={preset}", *settings]
+            checked = check_for_gpus(load_job(job, words))
+            cost = Planner(checked, gpu, Demand()).time.of(Setup(compile=True))
+            assert cost is not None, f"no forward of {model} is measured"
+            own = checked.job.generation
+            shares = shares_of(preset, own.sampler, own.steps)
+            yield Row(model, own.sampler, own.steps, preset, cost.seconds_if_right, cost.seconds, shares)
+
+
+def main() -> None:
+    gpu = load_gpu("h100")
+    columns = ["model", "sampler", "steps", "preset", "plain clip, s", "corrected clip, s"]
+    columns += ["tried, plain", "tried, corrected", "GPU-s per verified, plain", "GPU-s per verified, corrected"]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    for row in rows(replace(gpu, decode=DecodeBlock(measured="one H200", rows=DECODE))):
+        cells = [row.model, row.sampler, str(row.steps), f"`{row.preset}`", f"{row.plain:.1f}", f"{row.corrected:.1f}"]
+        if row.shares:
+            cells += [f"{1 / row.shares.plain:.2f}", f"{1 / row.shares.verified:.2f}"]
+            cells += [f"{row.of_plain():.0f}", f"{row.of_corrected():.0f}"]
+        print("| " + " | ".join(cells + ["–"] * (10 - len(cells))) + " |")
+
+
+if __name__ == "__main__":
+    main()

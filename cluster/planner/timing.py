@@ -16,11 +16,10 @@ from cluster.planner.measured import Curve, ForwardRow, Gpu, between, forward_cu
 from cluster.planner.memory import Sizes, encodes
 from cluster.planner.setup import Setup
 from numina.config import MethodConfig
-from numina.schedule import intensity
 from pipelines.models.families import FAMILIES
 from pipelines.models.registry import FLOAT8
 from pipelines.parallel.support import resolve_engine
-from pipelines.sampling.cache import forwards, identify_forwards
+from pipelines.sampling.cache import clip_forwards, forwards
 
 
 @dataclass(frozen=True)
@@ -126,13 +125,7 @@ class TimeModel:
         if method is None:
             plain = forwards(cache, range(steps), steps, passes=passes)
             return plain, plain
-        times = self.model.times(self.generation, method.schedule_by)
-        kept = method.identify.schedule(times)
-        place = kept.index(method.identify.capture_step(times))
-        identify = identify_forwards(method.identify, times, steps, passes=passes)
-        biased = sum(intensity(time, method.guide) > 0 for time in times)  # a cache begins anew after it
-        guide = sum(forwards(cache, part, steps, passes=passes) for part in (range(biased), range(biased, steps)))
-        return identify + forwards(cache, kept[place + 1 :], steps, passes=passes), identify + guide
+        return clip_forwards(method, self.model.times(self.generation, method.schedule_by), cache, passes=passes)
 
     def batches(self, compile: bool) -> list[int]:
         """One clip, and how many at once were measured for this model and clip."""

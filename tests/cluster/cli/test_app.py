@@ -20,8 +20,6 @@ from cluster.prompts.write import make_prompts
 from numina.errors import InputError
 from tests.cluster.conftest import TINY
 
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
-
 Job = Callable[..., JobConfig]
 
 

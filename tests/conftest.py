@@ -22,7 +22,7 @@ settings.load_profile("numina")
 
 
 # Files of minutes begin first, so that none is left alone at the end.
-LONG = ("runtime", "test_readme.py", "doctor", "job", "cli", "calibration", "test_without_pandas.py")
+LONG = ("slurm", "runtime", "test_readme.py", "doctor", "job", "cli", "calibration", "test_without_pandas.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

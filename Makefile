@@ -35,9 +35,9 @@ test: install
 	$(BIN)/python -m pytest $(or $(strip $(ARGS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 # Whole jobs on a real SLURM, submitted to a real Ray head, with ranks and drivers killed. SLURM's tests skip without it.
-# Few at a time: a job keeps all cores busy, and its tests wait for it so long and no longer. SLURM's share a process.
+# One after the other: a job keeps all cores busy, and its tests wait for it so long and no longer.
 test-system: install
-	$(BIN)/python -m pytest -m slow $(or $(strip $(ARGS)),-n 3 --dist loadfile --no-loadscope-reorder)
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 # The long form of all that is killed: some 15 minutes on 2 cores, numbers printed.
 faults: install

@@ -9,17 +9,8 @@ ARGS ?=
 GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 TORCH_INDEX := $(if $(GPU),,--extra-index-url https://download.pytorch.org/whl/cpu)
 
-# What one of two pytest processes runs, while another one runs the rest: most tests keep one core busy.
-LIBRARIES := tests/numina tests/pipelines
-
-define side_by_side
-	@log=$$(mktemp); \
-	$(BIN)/python -m pytest $(1) >"$$log" 2>&1 & first=$$!; \
-	trap 'kill $$first; rm -f "$$log"; exit 130' INT TERM; \
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(1)); others=$$?; \
-	wait $$first; first=$$?; cat "$$log"; rm -f "$$log"; \
-	if test $$first = 0 && test $$others = 0; then echo "$@: passed"; else echo "$@: FAILED"; exit 1; fi
-endef
+# Processes of `make test`: a file's tests stay in one. Tests of Ray wait for its processes much of their time.
+WORKERS ?= 4
 
 .PHONY: install demo test test-system faults fuzz lint settings lock lock-gpu clean
 
@@ -41,11 +32,7 @@ demo: install
 
 # With ARGS, one process that runs what they say.
 test: install
-ifeq ($(strip $(ARGS)),)
-	$(call side_by_side,$(LIBRARIES))
-else
-	$(BIN)/python -m pytest $(ARGS)
-endif
+	$(BIN)/python -m pytest $(or $(strip $(ARGS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 # Whole jobs on a real SLURM, submitted to a real Ray head, with ranks and drivers killed. SLURM's tests skip without it.
 # One after the other: a job keeps all cores busy, and its tests wait for it so long and no longer.

@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: tiny random checkpoints in the models' own folder layouts."""
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -14,9 +16,33 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from hypothesis import settings
 
-# No claim is about speed, and two processes share two cores.
+# No claim is about speed, and several processes share two cores.
 settings.register_profile("numina", deadline=None)
 settings.load_profile("numina")
+
+
+# Files of minutes begin first, so that none is left alone at the end.
+LONG = ("slurm", "runtime", "test_readme.py", "doctor", "job", "cli", "calibration", "test_without_pandas.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first, in that order; all else stays in its own."""
+    places = [Path(__file__).parent / name for name in ("", "cluster")]
+
+    def rank(item: pytest.Item) -> int:
+        return next((n for n, name in enumerate(LONG) if any(item.path.is_relative_to(p / name) for p in places)), 99)
+
+    items.sort(key=rank)
+
+
+@pytest.fixture(autouse=True)
+def quiet_afterwards() -> Iterator[None]:
+    """The process's logging as it was: verbs set it up, and another test counts warnings."""
+    root, hook = logging.getLogger(), sys.excepthook
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.handlers, root.level, sys.excepthook = handlers, level, hook
+    logging.captureWarnings(False)
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ def ray_cluster(needs: Needs) -> Finding:
     address = reachable(needs.address)
     if address != "local":
         return ok(f"Ray {ray.__version__} answers at {address}")
-    with joined("local", num_cpus=1, include_dashboard=False):
+    with joined("local", num_cpus=1):
         task = ray.remote(lambda: ray.util.get_node_ip_address())
         place = ray.get(task.remote(), timeout=12.0)
     return ok(f"Ray {ray.__version__} starts here, and runs a task at {place}")

@@ -121,7 +121,7 @@ def _on_ray(
         return
     from cluster.job.joining import joined, reachable
 
-    options = {} if address else {"num_cpus": workers + 1, "include_dashboard": False}
+    options = {} if address else {"num_cpus": workers + 1}
     with joined(reachable(address or "local", "--address"), **options):
         yield from _judged(store, config, batches, workers, gpus)
 

@@ -206,7 +206,7 @@ def _start(folder: str, **options: Any) -> None:
     """Raises MachineError where Ray can't, with what it needs: its own messages are about its parts."""
     try:
         with _beside_the_code():
-            ray.init(address="local", _temp_dir=folder, **options)
+            ray.init(address="local", _temp_dir=folder, include_dashboard=False, **options)
     except Exception as error:
         free = shutil.disk_usage(folder).free / 2**20
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -256,7 +256,7 @@ def ray_cluster(prepared: PreparedJob, address: str | None = None) -> Iterator[N
     if address == "local":
         # One core more than the ranks take, at least: what runs beside them is short, and ranks sleep where they wait.
         cores = max(reserved_cpus(prepared, _local_gangs(prepared)) + 1, len(os.sched_getaffinity(0)))
-        options = {"num_cpus": cores, "include_dashboard": False}
+        options = {"num_cpus": cores}
         if (port := prepared.job.cluster.metrics_port) and is_free(port):
             options[METRICS_PORT] = port
     with joined(address, **options):

@@ -279,8 +279,22 @@ def _prepare(model: VideoModel, shard: Shard, texts: Sequence[Text], plans: Sequ
     """The plans, ready for this rank's rows."""
     rows, text_tokens = shard.rows(plans[0].rows), texts[0].conditional.shape[1]
     return ShardGuidance.prepare(
-        plans, rows, text_tokens, device=model.device, dtype=model.transformer.dtype, tail_alone=model.facts.joint
+        plans,
+        rows,
+        text_tokens,
+        device=model.device,
+        dtype=model.transformer.dtype,
+        tail_alone=model.facts.joint,
+        lengths=written(texts),
     )
+
+
+def written(texts: Sequence[Text]) -> list[int]:
+    """How many tokens of each text come before its padding: Wan's pipeline pads with zeros."""
+    set_rows = torch.cat([text.conditional for text in texts]).any(dim=2)  # [B, T]
+    numbers = torch.arange(1, set_rows.shape[1] + 1, device=set_rows.device)
+    found: list[int] = (set_rows * numbers).amax(dim=1).tolist()
+    return found
 
 
 def _free(plans: Sequence[GuidancePlan], latents: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--set", nargs="*", default=[], help="setting=value of identify; of a collection those that say what is captured: step, blocks")
+    parser.add_argument("--set", nargs="*", default=[], help="setting=value of identify; collect: step, blocks")
     options = parser.parse_args()
     changes = dict(setting.partition("=")[::2] for setting in options.set)
     job = load_job(

@@ -1,7 +1,5 @@
 """A small job on the tiny checkpoint, and a hand on its processes."""
 
-import logging
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -67,16 +65,6 @@ def joining_job(
 def quick_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks make clips without a model. All else of a job is real: for what depends on no clip."""
     monkeypatch.setattr(cluster.workers.rank, "Rank", QuickRank)
-
-
-@pytest.fixture
-def quiet_afterwards() -> Iterator[None]:
-    """The process's logging as it was."""
-    root, hook = logging.getLogger(), sys.excepthook
-    level, handlers = root.level, root.handlers[:]
-    yield
-    root.handlers, root.level, sys.excepthook = handlers, level, hook
-    logging.captureWarnings(False)
 
 
 def processes(title: str) -> list[psutil.Process]:

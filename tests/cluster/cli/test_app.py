@@ -20,8 +20,6 @@ from cluster.prompts.write import make_prompts
 from numina.errors import InputError
 from tests.cluster.conftest import TINY
 
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
-
 Job = Callable[..., JobConfig]
 
 
@@ -82,9 +80,9 @@ def test_generate_writes_no_broken_clip(
 
 
 @pytest.mark.usefixtures("quick_model")
-def test_run_status_evaluate_report(tiny_job: Job, tmp_path: Path) -> None:
+def test_run_status_evaluate_report(joining_job: Job, tmp_path: Path) -> None:
     """The life of a dataset by its verbs; a second run has nothing to do, one with variants makes their rows only."""
-    given, output = [*arguments(tiny_job()), "parallel.ulysses=1", "method.guide.add=6"], str(tmp_path / "out")
+    given, output = [*arguments(joining_job()), "parallel.ulysses=1", "method.guide.add=6"], str(tmp_path / "out")
     assert "4 of 4 videos" in numina("run", "--config", "demo", *given)
     assert "nothing to do" in numina("run", "--config", "demo", *given)
     status = numina("status", output)
@@ -169,10 +167,10 @@ def test_models_check_says_all_that_is_wrong(
 
 
 @pytest.mark.usefixtures("quick_model")
-def test_failures_set_the_exit_status(tiny_job: Job, tmp_path: Path) -> None:
+def test_failures_set_the_exit_status(joining_job: Job, tmp_path: Path) -> None:
     """A job with a video that can't be made ends with status 1 and says where the reason is."""
     make_prompts([{"prompt": "three red circles, bug"}], str(tmp_path / "bad.parquet"))
-    given = [*arguments(tiny_job()), f"prompts={tmp_path}/bad.parquet", "parallel.ulysses=1", "strategies=[numina]"]
+    given = [*arguments(joining_job()), f"prompts={tmp_path}/bad.parquet", "parallel.ulysses=1", "strategies=[numina]"]
     result = CliRunner().invoke(app, ["run", "--config", "demo", *given])
     assert result.exit_code == 1
     assert "0 of 1 videos" in result.output
@@ -180,10 +178,10 @@ def test_failures_set_the_exit_status(tiny_job: Job, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_model")
-def test_skipped_rows_are_told_at_the_start_and_at_the_end(tiny_job: Job, tmp_path: Path) -> None:
+def test_skipped_rows_are_told_at_the_start_and_at_the_end(joining_job: Job, tmp_path: Path) -> None:
     """They are no failure: the status is 0."""
     make_prompts([{"prompt": "three red circles"}, {"prompt": " "}], str(tmp_path / "bad.parquet"))
-    given = [*arguments(tiny_job()), f"prompts={tmp_path}/bad.parquet", "parallel.ulysses=1", "strategies=[numina]"]
+    given = [*arguments(joining_job()), f"prompts={tmp_path}/bad.parquet", "parallel.ulysses=1", "strategies=[numina]"]
     result = CliRunner().invoke(app, ["run", "--config", "demo", *given, "prompts_bad=skip"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "1 rows can't be used and are skipped, see " in result.stderr

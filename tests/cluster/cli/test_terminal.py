@@ -45,7 +45,7 @@ def on_a_terminal(*arguments: str, stderr: int | None = None) -> str:
     """What the driven job writes to a real terminal of 100 columns, escape sequences and all."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    environment = os.environ | {"TERM": "xterm-256color"}
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
     command = [sys.executable, "-c", DRIVE, *arguments]
     process = subprocess.Popen(command, stdout=theirs, stderr=stderr or theirs, stdin=theirs, env=environment)
     os.close(theirs)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
@@ -270,27 +271,14 @@ def test_too_few_open_files(tmp_path: Path) -> None:
     assert re.search("may have 64 open files here, and Ray needs 128; raise the limit", both(tmp_path, before=before))
 
 
-@root
-def test_no_room_for_temporary_files(tmp_path: Path) -> None:
-    """Ray and mp4 files take another folder; doctor says that the one asked for isn't used."""
-    full = tmp_path / "full"
-    full.mkdir()
-    there = {
-        "before": (*on_a_disk("size=4k", full), "sh", "-c", f'yes > {full}/all; exec "$@"', "sh"),
-        "RAY_TMPDIR": str(full),
-        "TMPDIR": str(full),
-    }
-    done, _ = python(*RUN, f"output={tmp_path}/out", **there)
-    assert done.returncode == 0, done.stderr
-    lines = python("-m", "cluster.cli", "doctor", "--json", "model.device=cpu", **there)[0].stdout
-    assert f"TMPDIR is '{full}', which can't be written" in lines
-
-
 def test_a_ray_that_does_not_start() -> None:
     """Its own words, and what it may lack."""
     told = r"no Ray can be started here .*ValueError.* MiB free; free some space there or"
+    others = psutil.Process().children(recursive=True)
     with pytest.raises(MachineError, match=told), joined("local", num_cpus=1, object_store_memory=1):
         pass
+    for process in {*psutil.Process().children(recursive=True)} - {*others}:  # what had started ends with its driver
+        process.kill()
 
 
 def test_an_output_that_cannot_be_made(tmp_path: Path) -> None:
@@ -319,10 +307,15 @@ def test_an_output_without_exclusive_create(tiny_job: Job, monkeypatch: pytest.M
     assert doctor("output", Needs(job=True, output=job.output, single_writer=True)).state is State.OK
 
 
-def test_a_job_needs_no_home_and_no_tmpdir(tmp_path: Path) -> None:
-    """With HOME and TMPDIR that can't be written, and the C locale, it is done; doctor warns of each."""
-    nowhere = {"HOME": "/proc", "TMPDIR": "/proc", "LANG": "C", "LC_ALL": "C"}
-    done, _ = python(*RUN, f"output={tmp_path}/out", **nowhere)
+@root
+def test_a_job_needs_no_home_and_no_room_for_temporary_files(tmp_path: Path) -> None:
+    """With a HOME and a TMPDIR that can't be written, a RAY_TMPDIR that is full, and the C locale, it is done: Ray and
+    mp4 files take another folder. Doctor warns of each, and says that the folder that was asked for isn't used."""
+    full = tmp_path / "full"
+    full.mkdir()
+    filled = (*on_a_disk("size=4k", full), "sh", "-c", f'yes > {full}/all; exec "$@"', "sh")
+    nowhere = {"HOME": "/proc", "TMPDIR": "/proc", "RAY_TMPDIR": str(full), "LANG": "C", "LC_ALL": "C"}
+    done, _ = python(*RUN, f"output={tmp_path}/out", before=filled, **nowhere)
     assert done.returncode == 0, done.stderr
     assert doctor("caches", Needs(job=True)).state is State.OK
     code = (
@@ -334,6 +327,8 @@ def test_a_job_needs_no_home_and_no_tmpdir(tmp_path: Path) -> None:
     assert told.count("State.WARNING") == 3, told
     for words in ("set HOME, or HF_HOME", "TMPDIR is '/proc', which can't be written", "set LANG=C.UTF-8"):
         assert words in told
+    told = python("-c", code, before=filled, RAY_TMPDIR=str(full), TMPDIR=str(full))[0].stdout
+    assert f"TMPDIR is '{full}', which can't be written" in told
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from math import atan, cos, sin
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cluster.job.config import JobConfig, config_folder, config_hash, load_job, settings_given
@@ -322,6 +322,7 @@ class TestValues:
         optional = None if text == "null" else text
         assert (job.output, job.model.revision, job.judge["path"]) == (text, optional, optional)
 
+    @settings(max_examples=max(25, settings().max_examples // 4))  # each loads a job; the fuzz tests have more
     @given(st.text(st.characters(exclude_categories=("Cs",)), min_size=1))
     def test_any_text_is_what_was_typed(self, text: str) -> None:
         """Also what nobody thought of."""

@@ -151,7 +151,7 @@ def imported():
     from cluster.workers.code import code_digest
     return [os.path.dirname(module.__file__) for module in (cluster, numina, pipelines)], code_digest()
 
-with joined("local", num_cpus=1, include_dashboard=False):
+with joined("local", num_cpus=1):
     own = ray.get_runtime_context().gcs_address
     places, digest = ray.get(imported.remote())
     metrics = Metrics("runs/ü/\\u6f22\\n\\udcff")
@@ -162,7 +162,7 @@ with joined("local", num_cpus=1, include_dashboard=False):
     found = {"places": places, "same": digest == code_digest(), "hidden": own not in running_clusters(),
              "cwd": os.getcwd(), "endpoints": endpoints(),
              "folder": ray._private.worker._global_node.get_temp_dir_path()}
-with joined("local", num_cpus=1, include_dashboard=False):
+with joined("local", num_cpus=1):
     found["again"] = ray.get(imported.remote())[0] == places
 print(json.dumps(found | {"left": os.path.exists(found["folder"])}))
 """

@@ -40,7 +40,14 @@ def hub(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    return [f"model.path={MODEL}", f"output={tmp_path}/out", "limit=1", "strategies=[baseline]", *TINY]
+    return [
+        f"model.path={MODEL}",
+        f"output={tmp_path}/out",
+        "limit=1",
+        "strategies=[baseline]",
+        "parallel.ulysses=1",
+        *TINY,
+    ]
 
 
 def run(hub: Hub, cache: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -83,7 +90,7 @@ def test_a_job_keeps_the_commit_that_it_began_with(hub: Hub, words: list[str], t
 def test_a_node_without_the_checkpoint_fetches_it(hub: Hub, words: list[str], tmp_path: Path) -> None:
     """Two ranks of a node whose cache is empty: one downloads, and the gang's start says how long that took."""
     (tmp_path / "cache").mkdir()
-    done = run(hub, tmp_path / "cache", "-c", LOST_CACHE, str(tmp_path / "cache"), *words)
+    done = run(hub, tmp_path / "cache", "-c", LOST_CACHE, str(tmp_path / "cache"), *words, "parallel.ulysses=2")
     assert done.stdout.splitlines()[-1] == "1", done.stderr
     assert "gang-0 is ready after" in done.stderr
     assert "download" in done.stderr.partition("gang-0 is ready after")[2].splitlines()[0]

@@ -12,8 +12,6 @@ import pytest
 
 from cluster.observability.logs import about, are_json, redact, set_up
 
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
-
 log = logging.getLogger("cluster.test")
 Lines = Callable[[], list[dict[str, str]]]
 

@@ -299,9 +299,10 @@ def test_bad_input_is_refused_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("quick_model")
 def test_input_that_turns_out_wrong_in_mid_job_is_no_wrong_input(joining_job: Job) -> None:
     """By then something was started: the error's class, and so the exit status, says that a job has failed."""
-    job = joining_job(*PLAIN)
+    job = joining_job(*PLAIN, "parallel.ulysses=1")
     prepared = prepare(job)
 
     def lose_the_set(progress: JobProgress) -> None:

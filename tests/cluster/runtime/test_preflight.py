@@ -21,6 +21,7 @@ from cluster.runtime.specs import preflight_clip
 from cluster.workers.member import Arrival
 from cluster.workers.passed import mark_of
 from numina.errors import GangError
+from tests.faults.quick_job import QuickRank
 
 Job = Callable[..., JobConfig]
 
@@ -53,7 +54,7 @@ class BrokenOnce(cluster.workers.rank.Rank):
         return took
 
 
-class Hangs(cluster.workers.rank.Rank):
+class Hangs(QuickRank):
     """Its GPU never answers."""
 
     def preflight(self, first: Arrival) -> dict[str, float]:

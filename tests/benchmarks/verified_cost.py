@@ -27,8 +27,8 @@ class Shares:
 
 
 SHARES = {
-    ("closed", 25): Shares(plain=0.344, guided=0.656, verified=0.979),  # cheaper.yaml, 96 clips
-    ("quick", 25): Shares(plain=0.344, guided=0.656, verified=0.969),
+    ("closed", 25): Shares(plain=0.330, guided=0.662, verified=0.978),  # cheaper.yaml, 400 clips
+    ("quick", 25): Shares(plain=0.330, guided=0.662, verified=0.958),
     ("few-step", 4): Shares(plain=0.150, guided=0.805, verified=0.575),  # few_step.yaml, 200 clips
 }
 DECODE = [  # today's layers on one H200 (RESULTS.md, "A Wan VAE's decoder on a GPU"); the tables of the H100 are older

@@ -54,7 +54,7 @@ def test_published_values():
 @pytest.mark.parametrize(
     ("preset", "differs"),
     [
-        ("quick", ["guide.start=0.2"]),
+        ("quick", ["guide.start=0.2", "guide.until=0.6"]),
         ("few-step", ["identify.step=0.75", "guide.until=0.8", "guide.start=0.25", "guide.strength=2.5"]),
     ],
 )

@@ -13,7 +13,7 @@ from cluster.job.config import load_job
 from cluster.keys import SEEDS
 from numina.errors import InputError
 from numina.prompts.targets import Target
-from pipelines.base import VideoModel
+from pipelines.base import VaeDtype, VideoModel
 from pipelines.checkpoints.lora import LoraConfig
 from pipelines.models.registry import load_model
 from pipelines.sampling.clip import Clip
@@ -39,8 +39,9 @@ def generate(
     if not 0 <= seed < SEEDS:
         raise InputError(f"seed is {seed}; give a whole number from 0 to 2**63 - 1")
     job = load_job(config, overrides)
+    model, vae_dtype = job.model, job.generation.vae_dtype
     return generate_clip(
-        _model(job.model.path, job.model.dtype, job.model.device, job.model.revision, tuple(job.model.loras)),
+        _model(model.path, model.dtype, model.device, model.revision, tuple(model.loras), vae_dtype),
         prompt,
         targets=targets,
         seed=seed,
@@ -51,5 +52,7 @@ def generate(
 
 
 @lru_cache(maxsize=1)
-def _model(path: str, dtype: str, device: str, revision: str | None, loras: tuple[LoraConfig, ...]) -> VideoModel:
-    return load_model(path, dtype=dtype, device=device, revision=revision, loras=loras)
+def _model(
+    path: str, dtype: str, device: str, revision: str | None, loras: tuple[LoraConfig, ...], vae_dtype: VaeDtype
+) -> VideoModel:
+    return load_model(path, dtype=dtype, device=device, revision=revision, loras=loras, vae_dtype=vae_dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,12 +14,14 @@ from torch import Tensor
 
 from numina.config import GuideConfig
 from numina.guidance import GuidancePlan
-from numina.private.torch import mark_dynamic
+from numina.private.torch import mark_dynamic, mark_static
 from numina.regions import Region
 
 SPARSE = 1 / 3  # share of rows up to which computing them again is cheaper than a mask over all (facts.md)
 TAIL_STEP = 16  # tail columns come in multiples of this: a prompt's nouns seldom have more tokens
 NOUN_STEP = 4  # references are padded to those of a multiple of this many nouns
+SHORT = 256  # columns of a mask over all rows, for texts whose other tokens are padding
+SPREAD = 16  # columns at least that padding gets: the roundings of their biases cancel but for the last one's
 PARTS = 8  # in which references' rows are summed, so that so few sums fill a GPU
 
 
@@ -109,6 +111,7 @@ class ShardGuidance:
     rows: Int64[Tensor, "clips chosen"] | None  # to compute again with a bias, counted through the batch
     row_bias: Bias | None  # of these
     copies: Copies | None  # where something may be overwritten
+    padding: Float[Tensor, "clips 1 1 columns"] | None = None  # of columns that stand for several: log of how many
     at: float = 0.0  # δ, as the host knows it
 
     @classmethod
@@ -120,10 +123,13 @@ class ShardGuidance:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         tail_alone: bool = False,
+        lengths: Sequence[int] | None = None,
     ) -> ShardGuidance:
         """For the rows of one shard, of clips of one size under one config; ``dtype`` is that of the model's queries.
 
-        ``tail_alone``: masks have the tail's columns only, for attention that takes the tail by itself.
+        ``tail_alone``: masks have the tail's columns only, for attention that takes the tail by itself. ``lengths``:
+        how many tokens of each text come before its padding, whose tokens must then all have one key and one value. A
+        mask over all rows gets fewer columns: P equal ones weigh as much as c of them under a bias of log P/c.
 
         Rows past the clips' end (padding of a sequence shard) get no bias. Raises ``ValueError`` where plans don't fit
         together, or a noun's token isn't among the text tokens.
@@ -136,16 +142,26 @@ class ShardGuidance:
         # torch.compile would tell them apart.
         with torch.inference_mode(False):
             columns = tail if tail_alone else text_tokens
-            return cls._ready(clips, plans, _Target(text_tokens, columns, torch.device(device), dtype))
+            target = _Target(text_tokens, columns, torch.device(device), dtype)
+            return cls._ready(clips, plans, target, None if tail_alone else lengths)
 
     @classmethod
-    def _ready(cls, clips: list[_ClipRules], plans: Sequence[GuidancePlan], target: _Target) -> ShardGuidance:
+    def _ready(
+        cls, clips: list[_ClipRules], plans: Sequence[GuidancePlan], target: _Target, lengths: Sequence[int] | None
+    ) -> ShardGuidance:
         overwrite = plans[0].config.overwrite
         changed, copied = np.stack([clip.changed for clip in clips]), np.stack([clip.copied for clip in clips])
         dense = bool(changed.mean() > SPARSE)
-        bias, rows, row_bias, copies = None, None, None, None
+        bias, rows, row_bias, copies, padding = None, None, None, None, None
+        order = np.stack([clip.order for clip in clips])
         if dense:
+            if lengths is not None and (short := _shortened(order, lengths, clips[0].strengths.shape[1], target.dtype)):
+                order, padding = short[0], target.tensor(short[1])[:, None, None].to(target.dtype)
+                target = replace(target, columns=order.shape[1])
             bias = target.bias(np.stack([clip.strengths for clip in clips]))
+            if padding is not None:
+                bias.kept.copy_(padding.expand_as(bias.kept))
+                _columns(bias.kept)
         else:
             again = _row_lists(changed & ~copied, 0)
             rows = target.dynamic(_through_batch(again, changed.shape[1]), 1)
@@ -153,12 +169,13 @@ class ShardGuidance:
         if overwrite != "none":  # every shard has a part in the references, also one without copies
             copies = target.copies(clips, _row_lists(copied, 1), overwrite == "head")
         return cls(
-            order=target.tensor(_through_batch(np.stack([clip.order for clip in clips]), target.text_tokens)),
+            order=_columns(target.tensor(_through_batch(order, target.text_tokens))),
             delta=torch.zeros((), device=target.device),
             bias=bias,
             rows=rows,
             row_bias=row_bias,
             copies=copies,
+            padding=None if padding is None else _columns(padding),
         )
 
     def set(self, delta: float) -> None:
@@ -179,8 +196,12 @@ class ShardGuidance:
         return found.strengths.shape[-1]
 
     def arrange(self, text: Tensor) -> Tensor:
-        """The text's states [B, T, C] with each clip's tail last."""
-        return text.flatten(0, 1).index_select(0, self.order.flatten()).view_as(text)
+        """The text's states [B, T, C] with each clip's tail last; [B, columns, C] where padding is put together."""
+        return take(text, self.order)
+
+    def padded(self, mask: Tensor) -> Tensor:
+        """A mask of some rows of its own [B, 1 or N, R, columns], with what padding's columns stand for."""
+        return mask if self.padding is None else mask + self.padding.to(mask.dtype)
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
@@ -289,6 +310,43 @@ class _ClipRules:
         tokens = np.zeros((nouns, tail), dtype=np.float32)
         tokens[: len(of_noun)] = of_noun / np.maximum(of_noun.sum(axis=1, keepdims=True), 1)
         return cls(order, strengths, source, membership, sizes, tokens.repeat(frames, axis=0))
+
+
+def _shortened(
+    order: Int64[np.ndarray, "clips text"], lengths: Sequence[int], tail: int, dtype: torch.dtype
+) -> tuple[Int64[np.ndarray, "clips columns"], Float[np.ndarray, "clips columns"]] | None:
+    """Each clip's text in ``SHORT`` columns, and what padding's are biased by; None where that doesn't do.
+
+    A head of written tokens, then padding as often as there is room, then the tail as it was.
+    """
+    if order.shape[1] <= SHORT:
+        return None
+    orders, biases = [], []
+    for own, length in zip(order, lengths, strict=True):
+        head = own[:-tail]
+        written, padding = head[head < length], head[head >= length]
+        room = SHORT - tail - len(written)
+        if room < SPREAD:
+            return None
+        orders.append(np.concatenate([written, np.full(room, padding[0]), own[-tail:]]))
+        biases.append(np.concatenate([np.zeros(len(written)), _log_shares(len(padding), room, dtype), np.zeros(tail)]))
+    return np.stack(orders), np.stack(biases).astype(np.float32)
+
+
+def _log_shares(total: int, parts: int, dtype: torch.dtype) -> Float[np.ndarray, " parts"]:
+    """Numbers of a dtype whose exponentials add up to ``total``: each makes up for the roundings of those before."""
+    found = []
+    left = float(total)
+    for remaining in range(parts, 0, -1):
+        found.append(float(torch.tensor(math.log(left / remaining), dtype=torch.float64).to(dtype)))
+        left -= math.exp(found[-1])
+    return np.array(found)
+
+
+def _columns(x: Tensor) -> Tensor:
+    """Tells torch.compile that [B, …, columns] have few lengths: kernels with a mask must know theirs."""
+    mark_static(x, x.dim() - 1)
+    return x
 
 
 def _check(plans: Sequence[GuidancePlan], rows: slice, text_tokens: int) -> None:

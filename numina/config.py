@@ -150,19 +150,29 @@ class GuideConfig:
     # [score or deviation] δ of the constant schedule (ours; the tanh schedule starts at this value)
     strength: float = 1.75
     until: float = 1.0  # [share of the schedule: schedule_by] up to which steps are guided (published: all)
+    # [share of the schedule: schedule_by] from where the guided run is made, off the plain run's state there; 0: from
+    # the noise, everything up to t* twice (published)
+    start: float = 0.0
     # [tokens] from an edit, beyond which the clip is held to the plain one up to t*; null: nowhere (ours)
     anchor: int | None = None
+    # the unconditional prediction of anchored steps: the guided clip's own, or the plain clip's again (ours)
+    unconditional: Literal["own", "plain"] = "own"
     # [confidence, 0 to 1] of the reading of a noun, below which a clip that needs edits of it is left as it is; 0:
     # guide always (ours)
     confidence: float = 0.0
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "remove", "add", "keep", "elsewhere", "other", "strength")
-        _share(self, "until", "confidence")
+        _share(self, "until", "confidence", "start")
         if self.anchor is not None:
             _at_least(self, 0, "anchor")
             _at_most(self, LONGEST, "anchor")
         _one_of_its_choices(self)
+
+    def first_step(self, times: Sequence[float]) -> int:
+        """Index (from 0) of the guided run's first step: of the steps that are guided, the one nearest to `start`."""
+        guided = sum(time < self.until for time in times) or 1
+        return min(range(guided), key=lambda step: abs(times[step] - self.start))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +201,22 @@ class MethodConfig:
                 f"method.guide.anchor = {self.guide.anchor} holds clips to the plain one at every step, but"
                 f" method.identify.stride = {self.identify.stride} skips steps: use stride 1, or anchor null"
             )
+        if self.guide.start and self.guide.anchor is None:
+            raise ConfigError(
+                f"method.guide.start = {self.guide.start} needs the plain run's states, but"
+                " without method.guide.anchor none are kept: use start 0, or an anchor, e.g. 1"
+            )
+        for name, end in (("identify.step", self.identify.step), ("guide.until", self.guide.until)):
+            if self.guide.start > end:
+                raise ConfigError(
+                    f"method.guide.start = {self.guide.start} is after method.{name} = {end}: no such state is kept and"
+                    f" guided; use a start of at most {end}"
+                )
+        if self.guide.unconditional == "plain" and self.guide.anchor is None:
+            raise ConfigError(
+                "method.guide.unconditional = 'plain' needs a clip that is held to the plain one, but"
+                " method.guide.anchor is null: use own, or an anchor, e.g. 1"
+            )
 
     def named(self) -> dict[str, Any]:
         """The settings that decide what comes out, for names of outputs: without the preset, which is a label.
@@ -202,8 +228,9 @@ class MethodConfig:
         del named["preset"]
         if self.schedule_by == "noise":
             del named["schedule_by"]
-        if self.guide.confidence == 0:
-            del named["guide"]["confidence"]
+        for name, neutral in (("confidence", 0), ("start", 0), ("unconditional", "own")):
+            if named["guide"][name] == neutral:
+                del named["guide"][name]
         if self.guide.overwrite == "head":
             named["guide"]["overwrite"] = "head, never below the own score"
         if self.identify.source != "fused":

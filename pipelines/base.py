@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # settings and facts are read where torch, seconds to import,
     from numina.bias import ShardGuidance
     from pipelines.parallel.shard import Shard
 
+VaeDtype = Literal["auto", "float32", "bfloat16"]
 Attention = Any  # diffusers' attention module
 Processor = Callable[..., Any]  # what computes it
 Project = Callable[..., "tuple[Tensor, Tensor, Tensor]"]  # an attention and hidden states → queries, keys, values
@@ -57,6 +58,9 @@ class GenerationConfig:
     # step cache of plain, continued and guided denoising (pipelines/README.md): none, taylorseer, magcache,
     # first_block or cfg_cache
     cache: str = "none"
+    # what the VAE decodes in: auto (the model family's own: float32 for Wan, model.dtype for CogVideoX), float32, or
+    # bfloat16 (for Wan half the time and less memory; pixels differ slightly)
+    vae_dtype: VaeDtype = "auto"
     crf: int = 18  # x264's quality of the mp4, from 0 (lossless) to 51 (worst)
 
     def __post_init__(self) -> None:
@@ -119,6 +123,8 @@ class GenerationConfig:
             del named["sampler"]
         if not self.sigmas:
             del named["sigmas"]
+        if self.vae_dtype == "auto":
+            del named["vae_dtype"]
         return named
 
     def first(self, steps: int) -> GenerationConfig:
@@ -290,6 +296,7 @@ class VideoModel(TextEncoder, Protocol):
     transformer: Any  # diffusers' transformer
     text_tokens: int  # T, of every encoded prompt
     text_width: int  # of a token's encoding
+    vae_dtype: str  # that its VAE was loaded in, and decodes in
     loading: dict[str, float]  # what it took: seconds to read and to send, and the bytes
 
     @property

@@ -9,7 +9,8 @@ from cluster.job.checks import check_combination
 from cluster.job.config import JobConfig
 from cluster.job.strategy import Trial
 from pipelines.base import ModelFacts
-from pipelines.models.registry import resolve_device, resolve_dtype
+from pipelines.models.families import FAMILIES
+from pipelines.models.registry import FLOAT8, resolve_device, resolve_dtype
 from pipelines.parallel.support import resolve_engine
 
 
@@ -32,6 +33,12 @@ class CheckedJob:
     def encodes_apart(self) -> bool:
         """Whether prompts are encoded by processes of their own."""
         return self.job.memory.text_encoder == "apart"
+
+    @property
+    def vae_dtype(self) -> str:
+        """What clips are decoded in; beside a float8 transformer as beside a bfloat16 one."""
+        family, dtype = FAMILIES[self.model.family], "bfloat16" if self.dtype == FLOAT8 else self.dtype
+        return family.decodes_in(dtype, self.job.generation.vae_dtype)
 
     @cached_property
     def trials(self) -> list[Trial]:

@@ -21,6 +21,9 @@ CONTEXT_GIB = 0.6  # of CUDA and its libraries, in every process
 SLACK = 1.05  # fragmentation: nothing is planned to the last byte
 # Kernels' workspace and the allocator's rounding on top: 14B at 480p peaks at 33 GiB, of which 26.6 are weights.
 WORKSPACE = 1.8
+# What a decoder holds in half precision, of what it does in float32: Wan's layers keep more for the next frames there
+# (6.7 of 9.3 GiB measured for Wan2.1's, 11.8 of 14.7 counted for Wan2.2's: tests/benchmarks/decode_held.py).
+HALVED = 0.8
 STEP_STATES = 3  # times the latents that one more kept step takes: they, the sampler's prediction and its last sample
 
 
@@ -94,7 +97,7 @@ class MemoryModel:
         self.generation = prepared.job.generation
         self.bytes = BYTES[prepared.dtype]  # of a number of the transformer and the text encoder, however stored
         self.family = FAMILIES[prepared.model.family]
-        self.decoder_bytes = BYTES[self.family.vae_dtype or prepared.dtype]
+        self.decoder_bytes = BYTES[prepared.vae_dtype]
         self.tokens = prepared.model.grid(prepared.job.generation).tokens
         self.joint = prepared.model.joint
         self.model = prepared.model
@@ -164,7 +167,8 @@ class MemoryModel:
                 abs(log(ranks / row.ranks)),
             ),
         )
-        scale = pixels / (row.height * row.width) * row.ranks / ranks * self.decoder_bytes / BYTES[row.dtype]
+        numbers = max(HALVED, self.decoder_bytes / BYTES[row.dtype])
+        scale = pixels / (row.height * row.width) * row.ranks / ranks * numbers
         return row.gib * scale * _decoded(self.sizes.decoder_width) / _decoded(row.decoder_width)
 
 

@@ -16,11 +16,10 @@ from cluster.planner.measured import Curve, ForwardRow, Gpu, between, forward_cu
 from cluster.planner.memory import Sizes, encodes
 from cluster.planner.setup import Setup
 from numina.config import MethodConfig
-from numina.schedule import intensity
 from pipelines.models.families import FAMILIES
 from pipelines.models.registry import FLOAT8
 from pipelines.parallel.support import resolve_engine
-from pipelines.sampling.cache import forwards, identify_forwards
+from pipelines.sampling.cache import clip_forwards, forwards
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class TimeModel:
         self.generation = prepared.job.generation
         self.engine, self.dtype = prepared.job.parallel.engine, prepared.dtype
         self.family = FAMILIES[prepared.model.family]
-        self.decoder_dtype = self.family.vae_dtype or ("bfloat16" if prepared.dtype == FLOAT8 else prepared.dtype)
+        self.decoder_dtype = prepared.vae_dtype
         self.job, self.demand = prepared.job, demand
         self.trials = prepared.trials
         self.tokens = prepared.model.grid(prepared.job.generation).tokens
@@ -126,13 +125,7 @@ class TimeModel:
         if method is None:
             plain = forwards(cache, range(steps), steps, passes=passes)
             return plain, plain
-        times = self.model.times(self.generation, method.schedule_by)
-        kept = method.identify.schedule(times)
-        place = kept.index(method.identify.capture_step(times))
-        identify = identify_forwards(method.identify, times, steps, passes=passes)
-        biased = sum(intensity(time, method.guide) > 0 for time in times)  # a cache begins anew after it
-        guide = sum(forwards(cache, part, steps, passes=passes) for part in (range(biased), range(biased, steps)))
-        return identify + forwards(cache, kept[place + 1 :], steps, passes=passes), identify + guide
+        return clip_forwards(method, self.model.times(self.generation, method.schedule_by), cache, passes=passes)
 
     def batches(self, compile: bool) -> list[int]:
         """One clip, and how many at once were measured for this model and clip."""
@@ -224,15 +217,20 @@ class TimeModel:
         return n * d * (12 * d + 4 * f) + 4 * n * (n + T) * d
 
     def _decode(self, ranks: int) -> Timing | None:
-        """A clip's pixels, by a row of the same VAE; all ranks of a gang decode, where it can be split."""
+        """A clip's pixels, by a row of the same VAE; all ranks of a gang decode, where it can be split.
+
+        In half precision by a row of float32 where there is no other: that is no less. Not the other way round.
+        """
         ranks = ranks if self.family.decoder_splits else 1
         size = self.generation.height * self.generation.width * self.generation.num_frames
-        own = (self.sizes.decoder_width, self.decoder_dtype)
-        rows = [row for row in self.gpu.decode.rows if (row.decoder_width, row.dtype) == own]
+        known = [row for row in self.gpu.decode.rows if row.decoder_width == self.sizes.decoder_width]
+        rows = [row for row in known if row.dtype == self.decoder_dtype]
+        rows = rows or [row for row in known if row.dtype == "float32"]
         row = min(rows, key=lambda row: (abs(log(size / row.size)), abs(log(ranks / row.ranks))), default=None)
         if row is None:
             return None
-        notes = [f"{row.height}×{row.width}×{row.frames}"] if row.size != size else []
+        notes = [row.dtype] if row.dtype != self.decoder_dtype else []
+        notes += [f"{row.height}×{row.width}×{row.frames}"] if row.size != size else []
         notes += [f"{row.ranks} rank{'s' if row.ranks > 1 else ''}"] if row.ranks != ranks else []
         return self._timing(1000 * row.seconds * size / row.size * row.ranks / ranks, notes, at_least=False)
 

@@ -117,6 +117,7 @@ class Rank(Member):
             text_encoder=spec.memory.text_encoder == "gang",
             revision=spec.model_revision,
             loras=spec.loras,
+            vae_dtype=spec.generation.vae_dtype,
         )
         shard = parallelize(model, spec.parallel)
         if spec.compiles:

@@ -17,6 +17,11 @@ def mark_dynamic(x: Tensor, dim: int) -> None:
     TORCH.private(TORCH.private(torch, "_dynamo"), "maybe_mark_dynamic")(x, dim)
 
 
+def mark_static(x: Tensor, dim: int) -> None:
+    """Tells torch.compile that every length is a graph of its own."""
+    TORCH.private(TORCH.private(torch, "_dynamo"), "mark_static")(x, dim)
+
+
 def allow_graphs(number: int) -> None:
     """How many graphs torch.compile makes of one function, at least, before it gives up."""
     config = TORCH.private(torch, "_dynamo").config

@@ -145,7 +145,7 @@ class GuidedCrossAttention:
             copies = guidance.copies
             chosen = take(query, copies.rows)
             scores = copies.mean_scores(means, key)
-            mask = copies.mask(chosen, key, scores, guidance.delta)
+            mask = guidance.padded(copies.mask(chosen, key, scores, guidance.delta))
             found.append((copies.rows, attend(chosen, key, value, mask)))
         return found
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from numina.errors import ModelError
-from pipelines.base import GenerationConfig, Grid, ModelFacts, Seams, Text, prompt_offsets, rest_of
+from pipelines.base import GenerationConfig, Grid, ModelFacts, Seams, Text, VaeDtype, prompt_offsets, rest_of
 from pipelines.checkpoints.loading import Loader, agree
 from pipelines.checkpoints.sharding import placement
 from pipelines.models.families import FAMILIES, Family, check_parts, inspect
@@ -123,8 +123,10 @@ class Adapter:
         device: str = "cpu",
         memory: MemoryConfig | None = None,
         text_encoder: bool = True,
+        vae_dtype: VaeDtype = "auto",
     ) -> Self:
-        """Loads a checkpoint folder. `dtype` is the transformer's and text encoder's, and the VAE's where it has none.
+        """Loads a checkpoint folder. `dtype` is the transformer's and text encoder's; the VAE has `vae_dtype`, or the
+        family's own, or `dtype`.
 
         All ranks of a gang call at the same time, with the same arguments; the first reads for all. The VAE is whole on
         every rank, whatever is sharded. Raises ModelError when a part is missing, of another family, or its weights
@@ -138,7 +140,7 @@ class Adapter:
         loader, folder, kinds = Loader(place), Path(path), cls.kinds  # its own: the first rank's may be elsewhere
         parts = {
             "transformer": loader.load(kinds.transformer, folder / "transformer", dtype, sharded),
-            "vae": loader.load(kinds.vae, folder / "vae", FAMILIES[facts.family].vae_precision(dtype)),
+            "vae": loader.load(kinds.vae, folder / "vae", FAMILIES[facts.family].vae_precision(dtype, vae_dtype)),
         }
         encoder = loader.load(kinds.text_encoder, folder / "text_encoder", dtype, sharded) if text_encoder else None
         model = cls(assemble(kinds, folder, text_encoder=encoder, **parts), facts, place)
@@ -161,6 +163,10 @@ class Adapter:
     @property
     def vae(self) -> Any:
         return getattr(self.pipeline, "vae", None)
+
+    @property
+    def vae_dtype(self) -> str:
+        return str(self.vae.dtype).removeprefix("torch.")
 
     @property
     def depth(self) -> int:

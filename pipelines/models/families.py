@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from numina.errors import ModelError
-from pipelines.base import ModelFacts
+from pipelines.base import ModelFacts, VaeDtype
 from pipelines.checkpoints.files import (
     WEIGHTED,
     Config,
@@ -52,7 +52,7 @@ class Family:
     sampler: str  # that denoises, of those in `parts`
     refused: Callable[[Config, Config], str | None]  # model_index.json and the transformer's config → what isn't run
     text_tokens: int  # the family's text length; a tokenizer with a smaller `model_max_length` wins
-    vae_dtype: str | None  # that the VAE needs; None: the transformer's
+    vae_dtype: str | None  # the VAE's, unless another one is asked for; None: the transformer's
     large_shift: float | None = None  # least flow shift of clips beyond 480p; None: the checkpoint's own at every size
     lacks: Lacks = field(default_factory=Lacks)  # why it can't be run some way
     foreign: Mapping[str, str] = field(default_factory=dict)  # in a name of the transformer's weights → what isn't run
@@ -82,11 +82,15 @@ class Family:
             large_shift=self.large_shift,
         )
 
-    def vae_precision(self, dtype: torch.dtype) -> torch.dtype:
-        """The VAE's dtype beside a transformer of `dtype`."""
+    def decodes_in(self, dtype: str, asked: VaeDtype = "auto") -> str:
+        """The VAE's dtype beside a transformer of `dtype`; `asked` is `generation.vae_dtype`."""
+        return (self.vae_dtype or dtype) if asked == "auto" else asked
+
+    def vae_precision(self, dtype: torch.dtype, asked: VaeDtype = "auto") -> torch.dtype:
+        """The same as PyTorch's own."""
         import torch
 
-        own: torch.dtype = getattr(torch, self.vae_dtype) if self.vae_dtype else dtype
+        own: torch.dtype = getattr(torch, self.decodes_in(str(dtype).removeprefix("torch."), asked))
         return own
 
 

@@ -13,7 +13,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from numina.errors import ModelError
-from pipelines.base import ModelFacts, TextEncoder, VideoModel
+from pipelines.base import ModelFacts, TextEncoder, VaeDtype, VideoModel
 from pipelines.checkpoints.embedded import EMBEDDED, EMBEDDED_LORAS
 from pipelines.checkpoints.files import SMALL_FILES, numbers
 from pipelines.checkpoints.hub import cached, commit_of, fetch, is_repository
@@ -93,8 +93,10 @@ def load_model(
     text_encoder: bool = True,
     revision: str | None = None,
     loras: Sequence[LoraConfig] = (),
+    vae_dtype: VaeDtype = "auto",
 ) -> VideoModel:
-    """Loads a checkpoint for this process's device; what it took is in the model's `loading`.
+    """Loads a checkpoint for this process's device; what it took is in the model's `loading`. `vae_dtype` is the
+    `generation.vae_dtype` of the clips that it will make.
 
     In a gang, every rank calls it at the same time, after its process group stands, and the first reads for all; LoRAs
     are fused by each rank for itself. With `text_encoder=False` that part stays unread, and encoding is for
@@ -106,9 +108,11 @@ def load_model(
     device, folder = resolve_device(device), model_folder(path, revision)
     adapter, precision = adapter_of(folder), _precision(dtype, device)
     if device.startswith("cuda"):
-        needed = weight_bytes(folder, precision, memory, text_encoder)
+        needed = weight_bytes(folder, precision, memory, text_encoder, vae_dtype)
         check_room(needed, *torch.cuda.mem_get_info(device), what=path)
-    model = adapter.load(folder, dtype=precision, device=device, memory=memory, text_encoder=text_encoder)
+    model = adapter.load(
+        folder, dtype=precision, device=device, memory=memory, text_encoder=text_encoder, vae_dtype=vae_dtype
+    )
     if loras:
         from pipelines.checkpoints.fusing import fuse
 
@@ -123,7 +127,9 @@ def load_model(
     return loaded
 
 
-def weight_bytes(folder: Path, dtype: torch.dtype, memory: MemoryConfig, text_encoder: bool) -> int:
+def weight_bytes(
+    folder: Path, dtype: torch.dtype, memory: MemoryConfig, text_encoder: bool, vae_dtype: VaeDtype = "auto"
+) -> int:
     """What the weights of a checkpoint take of this rank's device; from its files' headers."""
     import torch.distributed as dist
 
@@ -131,7 +137,8 @@ def weight_bytes(folder: Path, dtype: torch.dtype, memory: MemoryConfig, text_en
     held = sum(numbers(folder / part).total() for part in parts) * dtype.itemsize
     if memory.shard != "none":
         held = 0 if memory.shard == "zero3_offload" else held // (dist.get_world_size() if dist.is_initialized() else 1)
-    return held + numbers(folder / "vae").total() * FAMILIES[check_family(folder)].vae_precision(dtype).itemsize
+    vae = FAMILIES[check_family(folder)].vae_precision(dtype, vae_dtype)
+    return held + numbers(folder / "vae").total() * vae.itemsize
 
 
 def check_room(needed: int, free: int, total: int, *, what: str) -> None:

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from numina.schedule import intensity
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from numina.config import IdentifyConfig
+    from numina.config import IdentifyConfig, MethodConfig
 
 
 TAYLOR_WARMUP = 3  # steps computed first, diffusers' own default
@@ -183,6 +185,24 @@ def identify_forwards(config: IdentifyConfig, times: Sequence[float], steps: int
     """How many full forwards identification costs: the steps before t* under its cache, and t* itself in full."""
     before = [step for step in config.schedule(times) if step < config.capture_step(times)]
     return forwards(config.cache, before, steps, passes=passes) + passes
+
+
+def clip_forwards(method: MethodConfig, times: Sequence[float], cache: str, *, passes: int = 2) -> tuple[int, int]:
+    """How many full forwards a clip costs whose counts are read as right, and one that is guided.
+
+    `times` are its steps', `cache` is generation's, and `passes` are a rank's in a step.
+    """
+    steps = len(times)
+    kept, captured = method.identify.schedule(times), method.identify.capture_step(times)
+    identify = identify_forwards(method.identify, times, steps, passes=passes)
+    rest = kept[kept.index(captured) + 1 :]
+    first = method.guide.first_step(times) if method.guide.start else 0
+    biased = sum(intensity(time, method.guide) > 0 for time in times)  # a cache begins anew after it
+    parts = (range(first, biased), range(biased, steps))
+    guide = sum(forwards(cache, part, steps, passes=passes) for part in parts)
+    if method.guide.unconditional == "plain" and passes == 2:
+        guide -= captured + 1 - first
+    return identify + forwards(cache, rest, steps, passes=passes), identify + guide
 
 
 def cache_label(identify: str | None, generation: str) -> str:

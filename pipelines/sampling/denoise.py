@@ -47,6 +47,7 @@ class DenoiseState:
     kept: Sequence[int]  # the steps of the whole schedule that the sampler's is made of
     seeds: Sequence[int]  # the clips'
     path: tuple["DenoiseState", ...] = ()  # where a guided run is to be held to this one: this one after every step
+    away: Tensor | None = None  # the unconditional prediction of the step before, where a guided run is to take it
 
     def take(self, clips: Sequence[int]) -> "DenoiseState":
         """Some clips of the batch, to go on with alone, without their path; what this state holds stays as it is."""
@@ -75,10 +76,13 @@ class DenoiseState:
                 setattr(scheduler, attribute, items)
             else:
                 setattr(scheduler, attribute, changed.get(attribute, value))
-        return replace(self, latents=changed["latents"], scheduler=scheduler, path=())
+        away = changed.get("away")
+        return replace(self, latents=changed["latents"], scheduler=scheduler, path=(), away=away)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield "latents", self.latents
+        if self.away is not None:
+            yield "away", self.away
         for attribute, value in vars(self.scheduler).items():
             named = {f"{attribute}[{i}]": item for i, item in enumerate(value)} if isinstance(value, list) else {}
             for name, item in (named or {attribute: value}).items():
@@ -121,22 +125,26 @@ def advance(
     stage: str = "denoise",
     cache: str = "none",
     conditional_pass: ConditionalPass = lambda step: nullcontext(),
-    after: Callable[[DenoiseState], None] = lambda state: None,
+    after: Callable[[DenoiseState, Tensor | None], None] = lambda state, away: None,
+    known: Callable[[int], Tensor | None] = lambda step: None,
     progress: Progress | None = None,
 ) -> DenoiseState:
-    """Denoises up to (not including) step `until`, in place, under a step cache that lives no longer."""
+    """Denoises up to (not including) step `until`, in place, under a step cache that lives no longer.
+
+    `after` every step gets the state and the unconditional prediction, which isn't computed where it is `known`.
+    """
     check_cache("cache", cache, batch=len(texts))
     branches = Branches(model, shard, texts)
     with cached(model.transformer, cache, state.kept[state.step : until], generation.steps) as passes:
         for step in range(state.step, until):
             timestep = state.scheduler.timesteps[step]
-            velocity, away = branches.predict(state.latents, timestep, passes, conditional_pass(step))
+            velocity, away = branches.predict(state.latents, timestep, passes, conditional_pass(step), known(step))
             if away is not None:
                 velocity = away + generation.guidance_scale * (velocity - away)
             drawn = {"generator": new_noise(state.seeds, state.kept[step])} if generation.sampler == "renoise" else {}
             state.latents = state.scheduler.step(velocity, timestep, state.latents, return_dict=False, **drawn)[0]
             state.step = step + 1
-            after(state)
+            after(state, away)
             if progress:
                 progress(stage, state.step, len(state.scheduler.timesteps))
     return state
@@ -154,13 +162,19 @@ class Branches:
         assert without or shard.branch is None, "branches are spread over ranks only where there are two"
 
     def predict(
-        self, latents: Tensor, timestep: Tensor, passes: Passes, around: AbstractContextManager[None]
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        passes: Passes,
+        around: AbstractContextManager[None],
+        known: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Velocities [B, C, F, h, w] of the conditional branch, computed within `around`, and of the other if it is."""
+        """Velocities [B, C, F, h, w] of the conditional branch, computed within `around`, and of the other if there is
+        one: the `known` one, else computed too."""
 
         def away() -> Tensor:
             assert self.unconditional is not None
-            return self.model.predict(latents, timestep, self.unconditional)
+            return known if known is not None else self.model.predict(latents, timestep, self.unconditional)
 
         if not self.shard.conditional:
             return self.shard.exchange(passes.unconditional(away, None))
@@ -197,9 +211,10 @@ def identify(
     state = start(model, seeds, generation, kept if len(kept) < generation.steps else None)
     path: list[DenoiseState] = []
 
-    def remember(state: DenoiseState) -> None:
+    def remember(state: DenoiseState, away: Tensor | None) -> None:
         if method.guide.anchor is not None:
-            path.append(state.snapshot())
+            kept = state.snapshot()
+            path.append(replace(kept, away=away) if method.guide.unconditional == "plain" else kept)
 
     go_on = partial(
         advance, model, state, texts, generation, shard=shard, stage="identify", after=remember, progress=progress
@@ -239,22 +254,27 @@ def guide(
 
     With `path`, the same clips' states after each step of identification, everything farther than `anchor` tokens
     from what is removed or added is held to the plain clip for those steps: nothing else is decided anew while a
-    clip's layout forms. `by` is the method's `schedule_by`. A cache begins anew where guidance ends, so that no
-    unguided step is made from guided ones.
+    clip's layout forms. It begins at `guide.start`, with the state there. `by` is the method's `schedule_by`. A cache
+    begins anew where guidance ends, so that no unguided step is made from guided ones.
     """
     check_cache("generation.cache", generation.cache, ranks=shard.ranks, batch=len(texts))
     guidance = _prepare(model, shard, texts, plans) if shard.conditional else None
-    deltas = [intensity(time, plans[0].config) for time in model.facts.times(generation, by)]
+    config, times = plans[0].config, model.facts.times(generation, by)
+    deltas = [intensity(time, config) for time in times]
 
     def biased(step: int) -> AbstractContextManager[None]:
         return guided(model, shard, guidance, deltas[step]) if guidance and deltas[step] else nullcontext()
 
-    state = start(model, seeds, generation)
+    first = config.first_step(times) if path else 0
+    state = path[first - 1].snapshot() if first else start(model, seeds, generation)
     free = _free(plans, state.latents) if path else None
 
-    def hold(state: DenoiseState) -> None:
+    def hold(state: DenoiseState, away: Tensor | None) -> None:
         if free is not None and state.step <= len(path):
             state.hold_to(path[state.step - 1], free)
+
+    def known(step: int) -> Tensor | None:
+        return path[step].away if step < len(path) else None
 
     for until in (sum(map(bool, deltas)), generation.steps):
         advance(
@@ -268,6 +288,7 @@ def guide(
             cache=generation.cache,
             conditional_pass=biased,
             after=hold,
+            known=known,
             progress=progress,
         )
     return state.latents
@@ -277,8 +298,22 @@ def _prepare(model: VideoModel, shard: Shard, texts: Sequence[Text], plans: Sequ
     """The plans, ready for this rank's rows."""
     rows, text_tokens = shard.rows(plans[0].rows), texts[0].conditional.shape[1]
     return ShardGuidance.prepare(
-        plans, rows, text_tokens, device=model.device, dtype=model.transformer.dtype, tail_alone=model.facts.joint
+        plans,
+        rows,
+        text_tokens,
+        device=model.device,
+        dtype=model.transformer.dtype,
+        tail_alone=model.facts.joint,
+        lengths=written(texts),
     )
+
+
+def written(texts: Sequence[Text]) -> list[int]:
+    """How many tokens of each text come before its padding: Wan's pipeline pads with zeros."""
+    set_rows = torch.cat([text.conditional for text in texts]).any(dim=2)  # [B, T]
+    numbers = torch.arange(1, set_rows.shape[1] + 1, device=set_rows.device)
+    found: list[int] = (set_rows * numbers).amax(dim=1).tolist()
+    return found
 
 
 def _free(plans: Sequence[GuidancePlan], latents: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from numina.config import MethodConfig, ScheduleBy
 from numina.correct import correct
-from numina.errors import ClipError, InputError
+from numina.errors import ClipError, ConfigError, InputError
 from numina.guidance import GuidancePlan
 from numina.prompts.targets import Target, check_targets, parse_targets
 from numina.prompts.tokens import TokenSpans, locate_tokens
@@ -50,6 +50,8 @@ class ClipGenerator:
     Identified clips are held under their key until `finish`, `guide` or `drop`. The gang's first rank returns what is
     asked for, the others None. Where a prompt was encoded elsewhere, its `Text` is given along. Clips come with their
     latents where these are kept. A clip that came out broken has its error in its place.
+
+    Raises ConfigError where clips are to be decoded in another dtype than the model's VAE was loaded in.
     """
 
     def __init__(
@@ -65,6 +67,11 @@ class ClipGenerator:
         self.shard = shard
         self.progress = progress
         self.keep_latents = keep_latents
+        if generation.vae_dtype not in ("auto", model.vae_dtype):
+            raise ConfigError(
+                f"generation.vae_dtype is {generation.vae_dtype}, but the model was loaded to decode in"
+                f" {model.vae_dtype}; give load_model the same vae_dtype"
+            )
         if shard.gang is not None:
             model.split_decoder(shard.gang)
         gpu = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None

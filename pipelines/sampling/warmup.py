@@ -25,7 +25,8 @@ NOUN = TokenSpans(noun=(1,), phrase=(0, 1), first=(1,))  # of a prompt that nobo
 
 def compile_blocks(model: VideoModel, backend: str = "inductor") -> None:
     """Compiles the transformer's repeated blocks, at their next call; after an engine has put in its processors."""
-    # Plain, guided by a mask, guided row by row: each with its own graph, and more with several sizes of a batch.
+    # Plain, guided by a mask, guided row by row: each with its own graph, and more with several sizes of a batch, or
+    # with a text of more than 240 tokens (`numina.bias.SHORT`).
     allow_graphs(32)
     for block in model.blocks:
         block.compile(backend=backend)

@@ -34,9 +34,9 @@ TEXT_TOKENS = 32
 """Text tokens of a prompt, the end mark included."""
 TRANSFORMER = (6, 3)
 """Blocks and heads of 64 channels, of the model that is trained on this world."""
-BATCH = 24
+BATCH = 48
 """Clips in a step of the transformer's training."""
-REFRESH_EVERY = 96
+REFRESH_EVERY = 48
 """Such steps after which some of the clips are replaced by new ones."""
 CROWDED: tuple[int, ...] = (1, 2, 3, 3)
 """Numbers of nouns in the prompts that autoencoder and text encoder are trained on."""

@@ -270,7 +270,7 @@ def train(
         steps = 600 if on.type == "cuda" else 20
         teach_reading(pipeline.tokenizer, pipeline.text_encoder, own, steps=steps, **common)
     batch = own.BATCH if on.type == "cuda" else 2
-    pool_size = 256 * own.BATCH if on.type == "cuda" else 4
+    pool_size = 128 * own.BATCH if on.type == "cuda" else 4
     # Last: colours and shapes are learned from captions that are right, only the numbers become loose.
     for stage, share in ((minutes_dit, 0.0), (minutes_miscounted, MISCOUNTED)):
         if stage:

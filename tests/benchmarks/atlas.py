@@ -3,6 +3,7 @@
     python -m tests.benchmarks.atlas collect --prompts 100 --samples 2 --seed 4242 --workers 8 --output a.safetensors
     python -m tests.benchmarks.atlas collect --steps 8 --prompts 100 --samples 2 --seed 7777 --output b.safetensors
     python -m tests.benchmarks.atlas collect --config scenes --prompts 75 --samples 2 --batch 9 --output c.safetensors
+    python -m tests.benchmarks.atlas collect --config scenes --set step=0.6 --prompts 50 --output later.safetensors
     python -m tests.benchmarks.atlas read a.safetensors [--set evidence=0.4 extent=0.5]
     python -m tests.benchmarks.atlas wrong a.safetensors
 
@@ -102,9 +103,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--set", nargs="*", default=[], help="setting=value of identify")
+    parser.add_argument("--set", nargs="*", default=[], help="setting=value of identify; of a collection those that say what is captured: step, blocks")
     options = parser.parse_args()
-    job = load_job(options.config, ["method.preset=fused", f"generation.steps={options.steps}"])
+    changes = dict(setting.partition("=")[::2] for setting in options.set)
+    job = load_job(
+        options.config,
+        [
+            "method.preset=fused",
+            f"generation.steps={options.steps}",
+            *(f"method.identify.{name}={text}" for name, text in changes.items()),
+        ],
+    )
     if options.command == "collect":
         work = partial(collect, job=job, device=resolve_device(options.device), batch=options.batch)
         world = MODELS[job.model.path]
@@ -115,7 +124,6 @@ def main() -> None:
         return
     atlas = load_file(options.atlas)
     method = job.method.scaled_to(atlas["blocks"][0, 0, 0, 0].size)
-    changes = dict(setting.partition("=")[::2] for setting in options.set)
     config = replace(method.identify, **{name: value(text) for name, text in changes.items()})
     began = time.perf_counter()
     found = read(atlas, config)

@@ -7,8 +7,10 @@ as a dataset. Here clips share their plain run and, where settings of the readin
 
 Prints CountAcc over all frames (exact counter: colour and shape) overall, per asked count and per number of nouns; the
 share of clips whose identified counts equal the plain video's true ones; what became of right and wrong targets; what
-changed outside edited regions, against the change between the plain clip and one of `--reference-steps`; and the
-difference to the first variant with its 95 % bootstrap interval over prompts. Fixed prompts and seeds; every clip of a
+changed outside edited regions, against the change between the plain clip and one of `--reference-steps`; what a
+corrected clip costs in plain ones, by forwards of the transformer; the share of clips that a verified strategy would
+accept, and the plain clips that one of these costs; and the difference to the first variant with its 95 % bootstrap
+interval over prompts. Fixed prompts and seeds; every clip of a
 prompt and sample starts from the same noise.
 """
 
@@ -28,6 +30,7 @@ import torch
 from scipy.stats import bootstrap
 
 from cluster.job.config import JobConfig, load_job
+from cluster.job.strategy import ACCEPT
 from numina.config import MethodConfig
 from numina.correct import correct
 from numina.metrics import all_frames_exact, count_accuracy, count_stability
@@ -38,6 +41,7 @@ from pipelines.base import GenerationConfig, VideoModel
 from pipelines.models.registry import load_model, resolve_device
 from pipelines.parallel.shard import Shard
 from pipelines.sampling import denoise
+from pipelines.sampling.cache import clip_forwards, forwards
 from pipelines.testbed import counter
 from pipelines.testbed.world import Prompt
 from pipelines.testbed.worlds import MODELS, WORLDS, World
@@ -86,6 +90,7 @@ class Result:
     shortfall: int
     change_outside: float  # mean absolute change against the plain clip outside edited regions, in grey levels
     change_reference: float  # the same pixels, between the plain clip and one of more steps
+    forwards: int  # of the transformer that such a clip takes, of both branches (`clip_forwards`)
 
 
 def commonest(counts: np.ndarray) -> tuple[int, ...]:
@@ -133,7 +138,7 @@ class Bench:
 
     def results(self) -> Iterator[Result]:
         for i in range(len(self.items)):
-            yield self._result("plain", i, self.plain[i], self.plain_counts[i], None, 0, None)
+            yield self._result("plain", i, self.plain[i], self.plain_counts[i], None, 0, None, self._forwards(None)[0])
         for name, method in self.job.methods.items():
             if method is not None:
                 yield from self._variant(name, method)
@@ -158,18 +163,28 @@ class Bench:
                 self.model, Shard(), texts, plans, seeds, self.generation, path=path, by=method.schedule_by
             )
             videos |= dict(zip(wrong, self._decode(latents), strict=True))
+        forwards = self._forwards(method)
         for i, correction in enumerate(corrections):
             same = videos[i] is self.plain[i]
             counts = self.plain_counts[i] if same else self.items[i].count(videos[i])
             identified = tuple(int(count) for count in correction.identified.clip_counts())
             shortfall = sum(correction.refinement.shortfall) if correction.refinement else 0
             regions = correction.refinement.regions if correction.refinement else None
-            yield self._result(name, i, videos[i], counts, identified, shortfall, regions)
+            own = forwards[correction.plan is not None]
+            yield self._result(name, i, videos[i], counts, identified, shortfall, regions, own)
+
+    def _forwards(self, method: MethodConfig | None) -> tuple[int, int]:
+        """Of a clip whose counts are read as right, and of one that is guided."""
+        own, passes = self.generation, 2 if self.generation.guidance_scale > 1 else 1
+        if method is None:
+            return (forwards(own.cache, range(own.steps), own.steps, passes=passes),) * 2
+        return clip_forwards(method, self.model.facts.times(own, method.schedule_by), own.cache, passes=passes)
 
     def _identify(self, method: MethodConfig) -> tuple:
         key = (
             tuple(getattr(method.identify, name) for name in CAPTURE_FIELDS),
             method.guide.anchor is None,
+            method.guide.unconditional,
             method.schedule_by,
         )
         if key not in self._identified:
@@ -187,6 +202,7 @@ class Bench:
         identified: tuple[int, ...] | None,
         shortfall: int,
         regions: np.ndarray | None,
+        forwards: int,
     ) -> Result:
         item = self.items[i]
         asked = tuple(target.count for target in item.targets)
@@ -214,6 +230,7 @@ class Bench:
             shortfall=shortfall,
             change_outside=changed,
             change_reference=reference,
+            forwards=forwards,
         )
 
 
@@ -233,9 +250,11 @@ def summarise(results: Sequence[Result], world: World = WORLDS["shapes"]) -> Non
     plain = {(result.number, result.seed): result for result in results if result.variant == "plain"}
     variants = list(dict.fromkeys(result.variant for result in results))
     width = max(len(variant) for variant in variants)
+    whole = mean(result.forwards for result in plain.values())
     header = ["CountAcc", *(f"{n} noun{'s' * (n > 1)}" for n in nouns), *(f"n={n}" for n in counts)]
     header += ["ident.", "many→ok", "few→ok", "ok→ok"]
-    header += ["guided", "short", "exact", "stable", "motion", "outside", "25↔ref", "against the first variant"]
+    header += ["guided", "short", "exact", "stable", "motion", "outside", "25↔ref", "corr./pl.", "verified", "pl./ver."]
+    header += ["against the first variant"]
     print("  ".join([f"{'variant':<{width}}", *(f"{name:>8}" for name in header)]))
     first: list[Result] = []
     for variant in variants:
@@ -248,6 +267,7 @@ def summarise(results: Sequence[Result], world: World = WORLDS["shapes"]) -> Non
         ]
         before = [(r, *three) for r in own for three in zip(r.asked, plain[r.number, r.seed].true, r.true, strict=True)]
         guided = [r for r in own if r.guided]
+        verified = mean(float(r.accuracy >= ACCEPT) for r in own)
         cells = [
             mean(r.accuracy for r in own),
             *(mean(r.accuracy for r in own if len(r.asked) == n) for n in nouns),
@@ -263,6 +283,9 @@ def summarise(results: Sequence[Result], world: World = WORLDS["shapes"]) -> Non
             mean(r.motion for r in own),
             mean(r.change_outside for r in guided if r.change_outside == r.change_outside),  # nan: edited everywhere
             mean(r.change_reference for r in guided if r.change_reference == r.change_reference),
+            mean(r.forwards for r in guided) / whole,
+            verified,
+            mean(r.forwards for r in own) / whole / verified if verified else float("nan"),
         ]
         print("  ".join([f"{variant:<{width}}", *(f"{cell:>8.3f}" for cell in cells), difference(own, first)]))
 

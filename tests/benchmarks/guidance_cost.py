@@ -1,8 +1,9 @@
-"""What guidance adds to one forward of Wan2.1's transformer, at its true shape with random weights.
+"""What guidance adds to one forward of Wan's transformers, at their true shapes with random weights.
 
-    python -m tests.benchmarks.guidance_cost --model 1.3b 14b --presets paper closed released --compile
+    python -m tests.benchmarks.guidance_cost --model 1.3b 14b 5b --presets paper closed released --compile
 
-480×832, 81 frames: 21×30×52 tokens, 512 of text. The plan has 2 nouns with a removed and an added region in each of 21
+480×832, 81 frames: 21×30×52 tokens (5b: 704×1280, 121 frames: 31×22×40), 512 of text, of which `--written` aren't
+padding; 512: no column is saved. The plan has 2 nouns with a removed and an added region in each of 21
 frames. Plain and guided forwards alternate; printed are the medians and the median of the pairs' differences, the share
 of rows that change, synchronising CUDA calls in a guided forward, and, compiled, graphs and recompilations after the
 first guided forward (other prompts, other δ). `--tiny` is a small model, for a machine without a GPU.
@@ -32,12 +33,14 @@ from pipelines.base import Attention, Processor
 from pipelines.parallel.shard import Shard
 
 PRESETS = Path(__file__).parents[2] / "configs" / "method"
-MODELS = {
+MODELS: dict[str, dict[str, int]] = {
     "1.3b": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
     "14b": {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
+    "5b": {"num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30, "in_channels": 48, "out_channels": 48},
 }
 TINY = {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64, "num_layers": 2, "text_dim": 32}
 GRID, TINY_GRID = (21, 30, 52), (3, 16, 16)  # F, H, W
+GRID_5B = (31, 22, 40)
 TEXT, TINY_TEXT = 512, 48
 
 
@@ -95,18 +98,22 @@ def plan(config: GuideConfig, grid: tuple[int, int, int], radius: int, shift: in
 
 def measure(model: Model, config: GuideConfig, options: argparse.Namespace, compiled: bool) -> dict[str, object]:
     """One preset's row of the table."""
-    grid, text_tokens = (TINY_GRID, TINY_TEXT) if options.tiny else (GRID, TEXT)
+    channels = model.transformer.config.in_channels
+    grid, text_tokens = (TINY_GRID, TINY_TEXT) if options.tiny else (GRID if channels == 16 else GRID_5B, TEXT)
     device, dtype = torch.device(options.device), torch.bfloat16
     generator = torch.Generator(device).manual_seed(0)
-    latents = torch.randn(1, 16, grid[0], 2 * grid[1], 2 * grid[2], generator=generator, device=device, dtype=dtype)
+    size = (1, channels, grid[0], 2 * grid[1], 2 * grid[2])
+    latents = torch.randn(size, generator=generator, device=device, dtype=dtype)
     text = torch.randn(
         1, text_tokens, model.transformer.config.text_dim, generator=generator, device=device, dtype=dtype
     )
+    text[:, options.written :] = 0
+    lengths = [min(options.written, text_tokens)]
     timestep = torch.full((1,), 500.0, device=device)
 
     def prepared(radius: int, shift: int) -> ShardGuidance:
         plans = [plan(config, grid, radius, shift)]
-        return ShardGuidance.prepare(plans, slice(0, plans[0].rows), text_tokens, device, dtype)
+        return ShardGuidance.prepare(plans, slice(0, plans[0].rows), text_tokens, device, dtype, lengths=lengths)
 
     def forward() -> None:
         model.transformer(latents, timestep, text, return_dict=False)
@@ -155,6 +162,7 @@ def measure(model: Model, config: GuideConfig, options: argparse.Namespace, comp
         ),
         "prepare": preparing,
         "syncs": syncs,
+        "columns": guidance.order.shape[1],
         "graphs": graphs() if compiled else "-",
         "recompiled": recompiled if compiled else "-",
     }
@@ -190,6 +198,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="*", default=["1.3b"], choices=list(MODELS))
     parser.add_argument("--presets", nargs="*", default=["paper", "closed", "released"])
     parser.add_argument("--layers", type=int, help="run fewer blocks than the model has")
+    parser.add_argument("--written", type=int, default=40, help="tokens of a prompt, before its padding")
     parser.add_argument("--radius", type=int, help="of the regions, in tokens; 5: 81 tokens")
     parser.add_argument("--compile", action="store_true", help="measure compiled blocks too, after eager ones")
     parser.add_argument("--backend", default="inductor")
@@ -203,7 +212,7 @@ def main() -> None:
     print(
         f"{'model':>6} {'mode':>8} {'preset':>9} {'plain ms':>9} {'guided ms':>9} {'extra %':>8} {'rows':>6} ", end=""
     )
-    print(f"{'prepare ms':>10} {'syncs':>5} {'graphs':>6} {'recompiled':>10}  form")
+    print(f"{'prepare ms':>10} {'syncs':>5} {'graphs':>6} {'recompiled':>10} {'columns':>7}  form")
     for size in options.model:
         model = build(size, options.layers, options.tiny, options.device)
         for mode in ("eager", "compiled") if options.compile else ("eager",):
@@ -218,7 +227,7 @@ def main() -> None:
                 print(
                     f"{size:>6} {mode:>8} {preset:>9} {row['plain']:>9.2f} {row['guided']:>9.2f} {row['extra']:>8.2f} "
                     f"{row['rows']:>6} {row['prepare']:>10.1f} {row['syncs']:>5} {row['graphs']:>6} "
-                    f"{row['recompiled']:>10}  {row['form']}",
+                    f"{row['recompiled']:>10} {row['columns']:>7}  {row['form']}",
                     flush=True,
                 )
         del model

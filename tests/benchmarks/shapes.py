@@ -92,6 +92,7 @@ SHAPES = {
     ),
 }
 
+WRITTEN = 40  # tokens of a random text, before its padding
 SMALL = GenerationConfig(height=128, width=256, num_frames=9, fps=8)
 TINY = {
     "wan2.1-1.3b": Shape(family="WanPipeline", transformer=TINY_WAN, vae=TINY_VAE, clip=SMALL, text_tokens=48),
@@ -189,11 +190,14 @@ def filled(kind: Any, config: Mapping[str, Any], dtype: torch.dtype, device: tor
 
 
 def random_texts(model: Adapter, clips: int = 1) -> list[Text]:
-    """What a text encoder could have given."""
+    """What a text encoder could have given, padded as the family's pipeline does it: Wan's with zeros."""
     generator = torch.Generator("cpu").manual_seed(0)
     shape = (1, model.text_tokens, model.text_width)
     dtype, made = model.transformer.dtype, []
     for _ in range(clips):
         both = [torch.randn(shape, generator=generator).to(model.device, dtype) for _ in range(2)]
+        if not model.facts.joint:
+            for text in both:
+                text[:, WRITTEN:] = 0
         made.append(Text("", both[0], both[1], ()))
     return made

@@ -3,12 +3,15 @@
 Run on a machine with a CUDA device: `python -m pytest tests/gpu`.
 """
 
+from typing import Any
+
 import pytest
 import torch
 
+from pipelines.models.registry import load_model
 from pipelines.video import decode, kernels
 from pipelines.video.layers import fast_layers
-from tests.pipelines.video.test_decode import Case, build
+from tests.pipelines.video.test_decode import Case, build, psnr
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,9 +51,10 @@ def test_kernels_are_the_sums_written_out(
 
 @pytest.mark.parametrize("vae", ["tiny", "residual", "testbed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_frames_are_as_exact_as_diffusers(vae: str, dtype: torch.dtype) -> None:
-    """Mean squared distance to float64 of a batch, with a first chunk and later ones."""
-    torch.backends.cudnn.allow_tf32 = False
+def test_frames_are_as_exact_as_diffusers(vae: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean squared distance to float64 of a batch, with a first chunk and later ones; float32 to 100 dB at least, for
+    kernels may add in any order, and half precision within 1.25 (CPU: 0.69 to 1.15)."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     latents = Case(vae, clips=2, frames=3).latents(build(vae).config.z_dim).cuda()
 
     def frames(model_dtype: torch.dtype, fast: bool) -> torch.Tensor:
@@ -60,4 +64,16 @@ def test_frames_are_as_exact_as_diffusers(vae: str, dtype: torch.dtype) -> None:
 
     exact = frames(torch.float64, False)
     theirs, ours = ((frames(dtype, fast) - exact).square().mean() for fast in (False, True))
-    assert ours < 1.1 * theirs + 1e-12
+    assert ours < 1.25 * theirs + 1e-10
+
+
+def test_the_embedded_model_decodes_in_half_precision() -> None:
+    """As `generation.vae_dtype` asks: 45 dB at least from float32, on layers as a GPU runs them."""
+    pixels = {}
+    for vae_dtype in ("float32", "bfloat16"):
+        model: Any = load_model("testbed", device="cuda", vae_dtype=vae_dtype)  # type: ignore[arg-type]
+        assert model.vae_dtype == vae_dtype
+        decoded = model.decode(Case(clips=2, frames=3).latents(model.vae.config.z_dim).cuda())
+        assert decoded.finite.all()
+        pixels[vae_dtype] = decoded.pixels
+    assert 45 < psnr(pixels["float32"], pixels["bfloat16"]) < 70

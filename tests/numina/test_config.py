@@ -56,7 +56,9 @@ def test_names_of_outputs_stay():
     named = load("closed").named()
     assert not {"schedule_by", "preset"} & set(named)
     assert not {"affinity", "evidence"} & set(named["identify"])
-    assert "confidence" not in named["guide"]
+    assert not {"confidence", "start", "unconditional"} & set(named["guide"])
+    assert load("closed", "guide.start=0.2").named()["guide"]["start"] == 0.2
+    assert load("closed", "guide.unconditional=plain").named()["guide"]["unconditional"] == "plain"
     assert load("closed", "guide.confidence=0.5").named()["guide"]["confidence"] == 0.5
     digest = hashlib.blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=8).hexdigest()
     assert digest == "6ecc263b93bb8fff"
@@ -75,6 +77,14 @@ def test_what_has_another_meaning_has_another_name():
 def test_capture_step_stays_in_the_schedule(share, steps, index):
     """The captured step exists, and rounding never loses a step that the share names exactly."""
     assert IdentifyConfig(step=share).capture_step(schedule_times(steps)) == index
+
+
+@pytest.mark.parametrize(
+    ("start", "until", "steps", "index"), [(0.2, 0.4, 25, 5), (0.0, 0.4, 25, 0), (0.35, 0.4, 2, 0), (0.3, 0.4, 4, 1)]
+)
+def test_a_guided_run_starts_at_a_step_that_is_guided(start, until, steps, index):
+    """The nearest step, but never one past the last that guidance reaches: a corrected clip is always guided."""
+    assert GuideConfig(start=start, until=until).first_step(schedule_times(steps)) == index
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def test_the_preset_can_be_chosen() -> None:
         ("generation.height=100", "multiple of 16"),
         ("strategies=[magic]", "'magic' isn't known; join parts of baseline, numina"),
         ("model.dtype=int4", "choose from auto, float32"),
+        ("generation.vae_dtype=float16", r"vae_dtype is 'float16'; choose from auto, float32, bfloat16"),
         ("parallel.engine=magic", "choose from auto, single"),
         ("limit=0", "at least 1"),
         ("parallel.batch=0", "at least 1"),
@@ -145,10 +146,12 @@ def test_only_what_decides_pixels_enters_the_key() -> None:
     different = [
         load_job("demo", ["generation.steps=24"]).row_config("numina", "float32"),
         load_job("demo", ["method.guide.add=5"]).row_config("numina", "float32"),
+        load_job("demo", ["generation.vae_dtype=bfloat16"]).row_config("numina", "float32"),
         job.row_config("baseline", "float32"),
         job.row_config("numina", "bfloat16"),
     ]
-    assert len({config_hash(config) for config in different} | {base}) == 5
+    assert len({config_hash(config) for config in different} | {base}) == 6
+    assert "vae_dtype" not in job.generation.named()
     few = ["generation.steps=2", "generation.sigmas=[1,0.5]"]
     sampled = [[], ["generation.sampler=euler"], few, [*few, "generation.sampler=renoise"]]
     hashes = {config_hash(load_job("demo", overrides).row_config("numina", "float32")) for overrides in sampled}

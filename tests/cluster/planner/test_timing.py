@@ -59,6 +59,20 @@ def test_a_clip_is_forwards_text_and_pixels(models: Models) -> None:
     assert found.hours == pytest.approx(10 * cost.seconds / 2 / 3600)
 
 
+def test_decoding_in_half_precision_counts(planner: Plan) -> None:
+    """By its own row, on one rank and on two; Wan2.2's by float32's, which takes no less, and says so. CogVideoX's in
+    float32 was never measured."""
+    half = "generation.vae_dtype=bfloat16"
+    alone, pair = Setup(), Setup(cfg=2)
+    for setup, seconds, exact in ((alone, 2.06, 3.25), (pair, 1.44, 2.02)):
+        quick, plain = (planner(*overrides).time.of(setup) for overrides in ([half], []))
+        assert (quick.decode.seconds, quick.decode.source) == (seconds, "measured")
+        assert plain.seconds - quick.seconds == pytest.approx(exact - seconds)
+    found = planner(half, wan=WAN_5B).time.of(alone).decode
+    assert (found.seconds, found.source) == (10.7, "estimated from float32")
+    assert planner("generation.vae_dtype=float32", wan=COG_5B).time.of(alone).decode is None
+
+
 def test_strategies_branches_and_the_encoders_place_count(planner: Plan) -> None:
     """The baseline has no first phase, one branch halves a step, an encoder apart takes no time of the gang."""
     full = planner("strategies=[baseline]").time.of(FOUR)

@@ -11,6 +11,7 @@ from cluster.job.config import JobConfig
 from cluster.job.prepared import prepare
 from cluster.runtime.run import run_job
 from numina.errors import ConfigError
+from pipelines.base import VaeDtype
 from pipelines.models.registry import load_model
 from pipelines.sampling.generate import generate
 from pipelines.video.mp4 import decode_mp4
@@ -18,6 +19,7 @@ from tests.twins import TWINS
 
 Job = Callable[..., JobConfig]
 SIDES = {"wan2.2-5b": 128}  # pixels of a frame, where 64 aren't four tokens
+DECODED_IN: dict[str, VaeDtype] = {"wan2.1-14b": "bfloat16"}  # by all ranks
 
 
 def job_of(job: Job, checkpoint: Path, *overrides: str) -> JobConfig:
@@ -25,6 +27,7 @@ def job_of(job: Job, checkpoint: Path, *overrides: str) -> JobConfig:
     side = SIDES.get(checkpoint.name, 64)
     clip = [f"generation.height={side}", f"generation.width={side}", "generation.steps=3", "generation.crf=0"]
     method = ["method.preset=paper", "method.guide.add=10"]
+    clip.append(f"generation.vae_dtype={DECODED_IN.get(checkpoint.name, 'auto')}")
     return job(f"model.path={checkpoint}", "limit=1", "parallel.cfg=2", *clip, *method, *overrides)
 
 
@@ -39,7 +42,8 @@ def test_rows_of_the_fullest_split_are_those_of_one_process(
     prepared = prepare(job_of(joining_job, twin(name), f"parallel.ulysses={1 if alone_in_branch else 2}"))
     outcome = run_job(prepared)
     assert (outcome.generated, outcome.guided, outcome.failed) == (2, 1, 0)
-    job, store, model = prepared.job, Store(prepared.job.output), load_model(prepared.job.model.path, device="cpu")
+    job, store = prepared.job, Store(prepared.job.output)
+    model = load_model(job.model.path, device="cpu", vae_dtype=job.generation.vae_dtype)
     videos = []
     for row in store.rows().to_pylist():
         assert (row["engine"], row["cfg"], row["ulysses"]) == (

@@ -98,6 +98,56 @@ def test_bf16_stays_as_close_as_plain_attention(tiny_model: WanModel, config: Gu
     assert guided_error.max() <= 2 * error.max()
 
 
+def padded_states(attn: torch.nn.Module, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random hidden states, and texts padded to 512 tokens by one vector, as a text embedder makes of zeros."""
+    hidden, _ = states(attn, len(lengths))
+    text = torch.randn(len(lengths), 512, hidden.shape[2], generator=torch.Generator().manual_seed(1))
+    for own, length in zip(text, lengths, strict=True):
+        own[length:] = text[0, -1]
+    return hidden, text
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_padding_has_fewer_columns(tiny_model: WanModel, config: GuideConfig) -> None:
+    """Where a mask is over all rows, 512 tokens are 256 columns; the rules over all 512 hold to float32 rounding."""
+    attn, lengths = tiny_model.cross_attention(1), [30, 9]
+    hidden, text = padded_states(attn, lengths)
+    plans = [plan_with(config, variant) for variant in (0, 1)]
+    guidance = ShardGuidance.prepare(plans, slice(0, F * H * W), 512, lengths=lengths)
+    assert guidance.order.shape[1] == (512 if guidance.bias is None else 256)
+    clips = zip(hidden.split(1), text.split(1), plans, strict=True)
+    expected = torch.stack([by_the_book(attn, *clip, 1.75) for clip in clips])
+    with torch.inference_mode(), guided(tiny_model, Shard(), guidance, 1.75):
+        found = attn(hidden, text)
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=2e-5)
+
+
+def test_fewer_columns_round_no_worse_in_bf16(tiny_model: WanModel) -> None:
+    """Off float64 by no more than a tenth more than all columns, though log P is no number of bfloat16."""
+    attn, plan = tiny_model.cross_attention(1), plan_with(CLOSED)
+    hidden, text = (x.bfloat16().float() for x in padded_states(attn, [30]))
+    expected, errors = by_the_book(attn, hidden, text, plan, 1.75), []
+    weights = {name: value.clone() for name, value in attn.state_dict().items()}
+    attn.bfloat16()
+    try:
+        for lengths in ([30], None):
+            guidance = ShardGuidance.prepare([plan], slice(0, F * H * W), 512, dtype=torch.bfloat16, lengths=lengths)
+            with torch.inference_mode(), guided(tiny_model, Shard(), guidance, 1.75):
+                errors.append((attn(hidden.bfloat16(), text.bfloat16())[0].double() - expected).square().mean())
+    finally:
+        attn.float().load_state_dict(weights)
+    assert errors[0] <= 1.1 * errors[1]
+
+
+def test_texts_that_leave_no_room_keep_their_columns(tiny_model: WanModel) -> None:
+    """A long text of a batch, or a short text length, keeps all columns for all."""
+    rows, plans = slice(0, F * H * W), [plan_with(CLOSED)] * 2
+    for text, lengths in ((512, [30, 241]), (256, [30, 30])):
+        guidance = ShardGuidance.prepare(plans, rows, text, lengths=lengths)
+        assert (guidance.order.shape[1], guidance.padding) == (text, None)
+    assert ShardGuidance.prepare(plans, rows, 512, lengths=[30, 226]).order.shape[1] == 256
+
+
 def test_without_intensity_nothing_is_installed(tiny_model: WanModel) -> None:
     """δ = 0 is the model as it came."""
     guidance = ShardGuidance.prepare([plan_with(PAPER)], slice(0, F * H * W), T)
@@ -166,6 +216,25 @@ def test_one_graph_serves_all_prompts_and_steps(compiled, config: GuideConfig) -
         with torch.compiler.set_stance(stance):
             model.predict(latents, text)  # the unconditional pass between them
     assert len(lengths) > 1 or config.elsewhere  # shapes did differ, where rows are chosen
+    assert counter.frame_count == 2
+
+
+def test_fewer_columns_are_one_graph(compiled) -> None:
+    """For every length of text that fits; a text that doesn't has one of its own, and then both stay."""
+    plain, model, counter = compiled
+    generator = torch.Generator().manual_seed(1)
+    latents, text = torch.randn(1, 4, 3, 32, 32, generator=generator), torch.randn(1, 512, 16, generator=generator)
+    for number, length in enumerate((20, 100, 180, 400, 30, 500)):
+        own = text.clone()
+        own[:, length:] = 0
+        guidance = ShardGuidance.prepare([sparse_plan(CLOSED, number % 4)], slice(0, 768), 512, lengths=[length])
+        stance = "default" if length in (20, 400) else "fail_on_recompile"
+        with torch.compiler.set_stance(stance), guided(model, Shard(), guidance, 1.5 - number / 10):
+            found = model.predict(latents, own)
+        assert guidance.order.shape[1] == (256 if length < 240 else 512)
+        whole = ShardGuidance.prepare([sparse_plan(CLOSED, number % 4)], slice(0, 768), 512)
+        with guided(plain, Shard(), whole, 1.5 - number / 10):
+            torch.testing.assert_close(found, plain.predict(latents, own), atol=1e-5, rtol=1e-5)
     assert counter.frame_count == 2
 
 

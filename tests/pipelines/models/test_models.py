@@ -17,6 +17,7 @@ from pipelines.sampling import denoise
 from pipelines.sampling.generate import generate
 from pipelines.video.mp4 import decode_mp4
 from tests.pipelines.conftest import GENERATION, PROMPT, of_pipeline
+from tests.pipelines.video.test_decode import psnr
 from tests.twins import TWINS
 
 
@@ -45,6 +46,22 @@ def test_denoising_is_the_pipelines_own(twin: Callable[[str], Path], name: str) 
         torch.testing.assert_close(plain(model, clip), of_pipeline(model, clip), atol=1e-5, rtol=0)
         model.pipeline.register_to_config(expand_timesteps=False)
     assert torch.equal(plain(model, clip), of_pipeline(model, clip))
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_clips_are_decoded_in_the_dtype_that_is_asked_for(twin: Callable[[str], Path], name: str) -> None:
+    """Half precision is near float32 (random layers of few channels: 34 to 52 dB); with auto, a family has its own."""
+    exact, half, own = (
+        load_model(str(twin(name)), dtype=dtype, vae_dtype=vae)  # type: ignore[arg-type]
+        for dtype, vae in (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "auto"))
+    )
+    beside_half = "bfloat16" if name == "cogvideox-5b" else "float32"
+    assert [model.vae_dtype for model in (exact, half, own)] == ["float32", "bfloat16", beside_half]
+    latents = exact.noise([1, 2], clip_of(name))
+    one, other = (model.decode(latents) for model in (exact, half))
+    assert one is not None
+    assert other is not None
+    assert 30 < psnr(one.pixels, other.pixels) < 70
 
 
 @pytest.mark.parametrize("name", TWINS)

@@ -10,6 +10,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import pad
 
 from numina.bias import SPARSE
 from numina.config import GuideConfig, IdentifyConfig, MethodConfig, ScheduleBy
@@ -94,6 +95,28 @@ def test_guidance_leaves_the_unconditional_pass_alone(tiny_model: WanModel, text
     guided = denoise.guide(tiny_model, Shard(), texts[:1], plans, [1], unconditional_only)
     start = denoise.start(tiny_model, [1], unconditional_only)
     assert torch.equal(guided, denoise.finish(tiny_model, start, texts[:1], unconditional_only))
+
+
+def test_a_padded_text_guides_as_all_its_tokens_do(
+    tiny_model: WanModel, texts: list[Text], spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Wan's pipeline pads to 512 tokens: fewer columns give the same clips to rounding, whichever are written."""
+    more = 512 - tiny_model.text_tokens
+    long = [
+        replace(text, **{name: pad(getattr(text, name), (0, 0, 0, more)) for name in ("conditional", "unconditional")})
+        for text in texts[:2]
+    ]
+    lengths = [int(text.conditional.any(dim=2).sum()) for text in texts[:2]]
+    assert denoise.written(long) == lengths
+    assert denoise.written([replace(long[0], conditional=torch.zeros_like(long[0].conditional))]) == [0]
+    plans = [some_plan(own, CLOSED, variant) for variant, own in enumerate(spans[:2])]
+    short = denoise.guide(tiny_model, Shard(), long, plans, SEEDS[:2], GENERATION)
+    assert denoise._prepare(tiny_model, Shard(), long, plans).padding is not None
+    monkeypatch.setattr(denoise, "written", lambda texts: [512] * len(texts))
+    assert denoise._prepare(tiny_model, Shard(), long, plans).padding is None
+    torch.testing.assert_close(
+        short, denoise.guide(tiny_model, Shard(), long, plans, SEEDS[:2], GENERATION), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_until_ends_guidance(tiny_model: WanModel, texts: list[Text], spans: Spans) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from numina.config import GuideConfig, IdentifyConfig, MethodConfig
 from numina.correct import correct_layout
-from numina.errors import InputError, PromptError
+from numina.errors import ConfigError, InputError, PromptError
 from numina.layout import identify_layout
 from numina.prompts.targets import Target
 from pipelines.models.wan import WanModel
@@ -124,6 +124,13 @@ def test_one_prompt_in_one_process(tiny_model: WanModel) -> None:
     assert_same_clips([plain], ClipGenerator(tiny_model, GENERATION).plain(REQUESTS[:1]))
     with pytest.raises(PromptError, match="cut off"):
         generate(tiny_model, CUT_OFF.prompt, targets=CUT_OFF.targets, generation=GENERATION, method=METHOD)
+
+
+def test_a_model_that_was_loaded_to_decode_otherwise_is_refused(tiny_model: WanModel) -> None:
+    """No clip is decoded in another dtype than its key says."""
+    ClipGenerator(tiny_model, replace(GENERATION, vae_dtype="float32"))
+    with pytest.raises(ConfigError, match=r"vae_dtype is bfloat16, but .* float32; give load_model the same vae_dtype"):
+        ClipGenerator(tiny_model, replace(GENERATION, vae_dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("sure", [False, True])

@@ -20,7 +20,7 @@ from cluster.dataset.store import Store
 from cluster.export.config import ExportConfig
 from cluster.export.job import export
 from tests.cluster.export.shards import check_shards, manifest
-from tests.faults.test_store_kill import CLIPS, GENERATION_SECONDS, KEYS, LONG, WRITERS, Writers
+from tests.faults.test_store_kill import CLIPS, KEYS, LONG, WRITERS, Writers
 
 KILLS = 200 if LONG else 16
 SHARD_CLIPS = 7
@@ -50,9 +50,7 @@ def test_kills_of_a_following_export_lose_double_and_tear_nothing(form: str, tmp
     """Also of the shards that were closed in between none has changed at the end, and there is none that isn't full but
     the last. A clean-up of the output changes nothing for a later call."""
     began = time.perf_counter()
-    # On a busy machine an export takes longer to close a shard: the writers must still be at work when it is killed.
-    pace = GENERATION_SECONDS if LONG else (0.05, 0.3)
-    writers, folder = Writers(tmp_path, pace), tmp_path / "shards"
+    writers, folder = Writers(tmp_path), tmp_path / "shards"
     while not (writers.root / "run.json").exists():
         time.sleep(0.02)
     begun = writers.context.Event()

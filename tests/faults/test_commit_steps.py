@@ -20,8 +20,8 @@ from cluster.dataset.garbage import collect_garbage
 from cluster.dataset.segments import commit_name
 from cluster.dataset.store import Store
 from cluster.storage.posix import PosixFiles
+from tests.cluster.dataset.outputs import CATS, key_of
 from tests.cluster.dataset.test_garbage import littered, needed
-from tests.cluster.dataset.test_store import CATS, key_of
 
 LEVELS: dict[str, list[tuple[Any, str]]] = {
     "system": [

@@ -20,7 +20,7 @@ from cluster.dataset.leases import LEASE_SECONDS
 from cluster.dataset.store import Store
 from cluster.observability.status import status_of
 from numina.errors import DamageError, OutputError, StorageError
-from tests.cluster.dataset.test_store import CATS, a_row, key_of
+from tests.cluster.dataset.outputs import CATS, a_row, key_of
 from tests.faults.jobs import Job, numbered_prompts
 from tests.faults.s3_server import USER, Server
 

@@ -15,7 +15,7 @@ import s3fs
 from cluster.dataset.garbage import collect_garbage
 from cluster.dataset.store import Store
 from numina.errors import StorageError
-from tests.cluster.dataset.test_store import a_row, key_of
+from tests.cluster.dataset.outputs import a_row, key_of
 from tests.faults.s3_server import USER, Proxy, Server
 
 

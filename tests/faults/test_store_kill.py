@@ -22,7 +22,7 @@ import pytest
 from cluster.dataset.garbage import collect_garbage
 from cluster.dataset.store import Store
 from cluster.observability.status import status_of
-from tests.cluster.dataset.test_store import CATS, key_of
+from tests.cluster.dataset.outputs import CATS, key_of
 
 LONG = os.environ.get("NUMINA_FAULTS") == "long"
 KILLS = 200 if LONG else 25

@@ -18,7 +18,7 @@ from cluster.observability.status import status_of
 from cluster.storage.open import open_files
 from cluster.storage.protocol import without_secrets
 from numina.errors import DamageError, OutputError, StorageError
-from tests.cluster.dataset.test_store import a_row, key_of, leaves
+from tests.cluster.dataset.outputs import a_row, key_of, leaves
 
 NOBODY = 65534
 

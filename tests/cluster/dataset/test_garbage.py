@@ -17,7 +17,7 @@ from cluster.dataset.segments import SEGMENT_ROWS
 from cluster.dataset.store import Store
 from cluster.observability.status import status_of
 from numina.errors import DamageError, OutputError, StorageError
-from tests.cluster.dataset.test_store import a_row, key_of, leaves
+from tests.cluster.dataset.outputs import a_row, key_of, leaves
 
 CLEAN = dict.fromkeys(KINDS, 0)
 

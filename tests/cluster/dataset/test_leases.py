@@ -13,7 +13,7 @@ import pytest
 from cluster.dataset.leases import LEASE_SECONDS, Leases
 from cluster.dataset.store import Store
 from numina.errors import OutputError
-from tests.cluster.dataset.test_store import key_of
+from tests.cluster.dataset.outputs import key_of
 
 KEYS = [key_of(number) for number in range(6)]
 

@@ -12,7 +12,7 @@ import cluster.runtime.supply
 from cluster.dataset.store import Store
 from cluster.runtime.supply import Supply
 from numina.errors import StorageError
-from tests.cluster.dataset.test_store import a_row, key_of
+from tests.cluster.dataset.outputs import a_row, key_of
 
 
 def tasks(*numbers: int) -> Iterator[Any]:

@@ -70,7 +70,7 @@ def _fold_alphas(tensors: dict[str, Tensor]) -> None:
 def _check_differences(
     transformer: Any, differences: dict[str, Tensor], file: Path
 ) -> list[tuple[torch.nn.Parameter, Tensor]]:
-    """Each difference with the parameter that it changes. Raises ModelError where the model has none of its shape."""
+    """Pairs each difference with the parameter that it changes. Raises ModelError if no parameter has its shape."""
     parameters, added = dict(transformer.named_parameters()), []
     for key, difference in differences.items():
         stem, _, kind = key.removeprefix(COMFY).rpartition(".")

@@ -9,7 +9,8 @@
 
 `collect` generates plain clips on a GPU and keeps of each every block's responses to its nouns and the chosen
 coordinates at t* (60 kB a clip), and the exact counter's counts of every frame. `read` prints the share of clips whose
-read counts are the true ones, on a CPU in seconds, and who is wrong by how much; `wrong` lists these clips.
+read counts are the true ones, on a CPU in seconds, the same by confidence, and who is wrong by how much; `wrong` lists
+these clips.
 """
 
 import argparse
@@ -41,6 +42,7 @@ from tests.benchmarks.counting import Item, commonest, mean, shares
 from tests.benchmarks.reading import value
 
 NOUNS = 3  # at most, in any world's prompts
+SURE = 0.8  # a confidence, for which `read` says how many clips below and above it are read right
 SCALE = 256.0  # of responses, which are shares of attention and small, so that half precision keeps them
 
 
@@ -78,15 +80,17 @@ def collect(items: Sequence[Item], job: JobConfig, device: str, batch: int) -> d
     return {name: np.stack(values) for name, values in rows.items()}
 
 
-def read(atlas: dict[str, np.ndarray], config: IdentifyConfig) -> list[tuple[list[int], list[int]]]:
-    """True and read counts of every clip."""
+def read(atlas: dict[str, np.ndarray], config: IdentifyConfig) -> list[tuple[list[int], list[int], float]]:
+    """True and read counts of every clip, and the lowest confidence of its nouns."""
     found = []
     for clip, counts in enumerate(atlas["counts"]):
         nouns = int((counts[0] >= 0).sum())
         shares, peaks = normalised(torch.from_numpy(atlas["blocks"][clip, :, :nouns]))
         capture = Capture(shares.half().numpy(), None, atlas["coordinates"][clip], peaks.numpy())
         layout = identify_layout(capture, config)
-        found.append((list(map(int, commonest(counts[:, :nouns]))), list(map(int, layout.clip_counts()))))
+        true = list(map(int, commonest(counts[:, :nouns])))
+        sure = 1.0 if layout.confidence is None else float(min(layout.confidence))
+        found.append((true, list(map(int, layout.clip_counts())), sure))
     return found
 
 
@@ -128,10 +132,16 @@ def main() -> None:
     began = time.perf_counter()
     found = read(atlas, config)
     seconds = (time.perf_counter() - began) / len(found)
-    print(f"{mean(float(true == got) for true, got in found):.3f} of {len(found)} clips, {seconds:.3f} s a clip")
-    print(Counter(got - true for pair in found for true, got in zip(*pair, strict=True)))
+    print(f"{mean(float(true == got) for true, got, _ in found):.3f} of {len(found)} clips, {seconds:.3f} s a clip")
+    for name, own in (
+        ("below", [f for f in found if f[2] < SURE]),
+        ("from there on", [f for f in found if f[2] >= SURE]),
+    ):
+        right = mean(float(true == got) for true, got, _ in own) if own else float("nan")
+        print(f"confidence of {SURE}, {name}: {right:.3f} of {len(own)} clips")
+    print(Counter(got - true for *pair, _ in found for true, got in zip(*pair, strict=True)))
     if options.command == "wrong":
-        for number, (true, got) in enumerate(found):
+        for number, (true, got, _) in enumerate(found):
             if true != got:
                 print(number, true, got)
 

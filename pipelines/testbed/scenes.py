@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipelines.testbed import world
-from pipelines.testbed.creatures import BODIES, KINDS, SIZE, Ground, Scenes, head_reach, render, tail
+from pipelines.testbed.creatures import BODIES, KINDS, SIZE, Ground, Scenes, head_reach, masks, render, tail
 from pipelines.testbed.world import COLOURS, FRAMES, MIN_GAP, Split, to_uint8
 
 NOUNS: tuple[str, ...] = KINDS
@@ -40,6 +42,12 @@ REFRESH_EVERY = 48
 """Such steps after which some of the clips are replaced by new ones."""
 CROWDED: tuple[int, ...] = (1, 2, 3, 3)
 """Numbers of nouns in the prompts that autoencoder and text encoder are trained on."""
+CELL = 8
+"""Pixels of a token's side."""
+SHOWN = 24
+"""Of a token's 64 pixels, which a creature must have for the token to be its own."""
+MIDDLES = (0, 2, 6, 10, 14)
+"""The middle frame of each latent frame."""
 
 NUMBER_WORDS: tuple[str, ...] = (*world.NUMBER_WORDS, "seven", "eight")
 DIGITS: tuple[str, ...] = tuple(str(number) for number in range(MAX_COUNT + 1))
@@ -290,3 +298,12 @@ def clips(number: int, seed: int, *, split: Split = "train") -> tuple[list[Promp
     rng = np.random.default_rng(seed)
     prompts = make_prompts(number, rng, split=split)
     return prompts, to_uint8(render(draw_scenes(prompts, rng)))
+
+
+def owners(drawn: Scenes, *, device: torch.device | str = "cpu") -> Tensor:
+    """Whose each token is, int8 [B, 5, 24, 24]: the place of the creature that most of its pixels show, else -1."""
+    pixels = masks(drawn, frames=MIDDLES, device=device)
+    cells = pixels.unflatten(3, (-1, CELL)).unflatten(2, (-1, CELL)).transpose(3, 4).flatten(4)
+    shown = torch.stack([(cells == place).sum(-1) for place in range(drawn.kind.shape[1])], -1)
+    most, place = shown.max(-1)
+    return torch.where(most >= SHOWN, place, -1).to(torch.int8)

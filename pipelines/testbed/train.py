@@ -32,6 +32,7 @@ from pipelines.testbed.model import (
     save_pipeline,
 )
 from pipelines.testbed.schedule import Clock, Log, open_log, optimizers_for, ramp, take_step
+from pipelines.testbed.supervision import WEIGHT, Supervised, Truth, truth
 from pipelines.testbed.world import COLOURS
 from pipelines.testbed.worlds import SHAPES, WORLDS, World
 
@@ -88,11 +89,13 @@ def teach_reading(
 @torch.no_grad()
 def encode_clips(
     vae: AutoencoderKLWan, world: World, number: int, miscounted: float, rng: np.random.Generator, device: torch.device
-) -> tuple[list[str], Tensor]:
-    """Fresh training prompts and their clips' latents, [number, 8, 5, H, W], not yet normalised."""
+) -> tuple[list[str], Tensor, Truth | None]:
+    """Fresh training prompts, their clips' latents, [number, 8, 5, H, W], not yet normalised, and whose tokens are."""
     prompts = world.make_prompts(number, rng, split="train")
-    video = world.render(world.draw_scenes(world.miscount(prompts, miscounted, rng), rng), device=device)
-    return [prompt.text for prompt in prompts], vae.encode(video).latent_dist.mean
+    drawn = world.draw_scenes(world.miscount(prompts, miscounted, rng), rng)
+    latents = vae.encode(world.render(drawn, device=device)).latent_dist.mean
+    texts, owner = [prompt.text for prompt in prompts], world.owners(drawn, device=device)
+    return texts, latents, None if owner is None else truth(owner, texts, drawn.kind, world)
 
 
 class LatentPool:
@@ -112,9 +115,11 @@ class LatentPool:
         self.oldest = 0
         self.chunk, self.miscounted = min(128, size), miscounted
         drawn = [encode_clips(vae, world, self.chunk, miscounted, rng, device) for _ in range(size // self.chunk)]
-        self.ids, self.mask = self._tokenize([text for texts, _ in drawn for text in texts])
+        self.ids, self.mask = self._tokenize([text for texts, *_ in drawn for text in texts])
         self.no_ids, self.no_mask = self._tokenize([""])
-        self.latents = torch.cat([part for _, part in drawn])
+        self.latents = torch.cat([part for _, part, _ in drawn])
+        known = [part for *_, part in drawn if part is not None]
+        self.truth = Truth(*map(torch.cat, zip(*known, strict=True))) if known else None
         self.size = len(self.latents)
 
     def _tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -123,21 +128,25 @@ class LatentPool:
 
     def refresh(self) -> None:
         """Replaces the oldest chunk."""
-        texts, latents = encode_clips(self.vae, self.world, self.chunk, self.miscounted, self.rng, self.device)
+        texts, latents, known = encode_clips(self.vae, self.world, self.chunk, self.miscounted, self.rng, self.device)
         places = slice(self.oldest, self.oldest + self.chunk)
         self.ids[places], self.mask[places] = self._tokenize(texts)
         self.latents[places] = latents
+        if self.truth is not None and known is not None:
+            for all_clips, new in zip(self.truth, known, strict=True):
+                all_clips[places] = new
         self.oldest = (self.oldest + self.chunk) % self.size
 
-    def draw(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A random batch of token ids, their mask, and latents; a share of PROMPT_DROPOUT has no text.
+    def draw(self, number: int) -> tuple[Tensor, Tensor, Tensor, Truth | None]:
+        """A random batch of token ids, their mask, latents and truth; a share of PROMPT_DROPOUT has no text.
 
         Drawn on the device: a copy from the host would wait for the step before and leave the device idle.
         """
         rows = torch.randint(self.size, (number,), device=self.device)
         dropped = (torch.rand(number, device=self.device) < PROMPT_DROPOUT)[:, None]
         ids = torch.where(dropped, self.no_ids, self.ids[rows])
-        return ids, torch.where(dropped, self.no_mask, self.mask[rows]), self.latents[rows]
+        known = None if self.truth is None else Truth(*(part[rows] for part in self.truth)).unnamed(dropped)
+        return ids, torch.where(dropped, self.no_mask, self.mask[rows]), self.latents[rows], known
 
 
 def train_dit(
@@ -155,7 +164,8 @@ def train_dit(
     """Trains transformer and text encoder by flow matching on the latents of the pipeline's autoencoder.
 
     The latents' scale is measured where it is unknown; a transformer that has learned one keeps it. Of a share
-    `miscounted` of the prompts' targets the clips show one object more or fewer than the prompts say.
+    `miscounted` of the prompts' targets the clips show one object more or fewer than the prompts say. Where the world
+    tells whose tokens are, some heads are taught it, too (`supervision`).
     """
     transformer, text_encoder = pipeline.transformer.to(device).train(), pipeline.text_encoder.to(device).train()
     pool = LatentPool(pipeline.vae, pipeline.tokenizer, world, pool_size, miscounted, rng, device)
@@ -172,12 +182,13 @@ def train_dit(
     parameters = [*transformer.parameters(), *text_encoder.parameters()]
     optimizers = optimizers_for(matrices, [parameter for parameter in parameters if id(parameter) not in known])
     average = [parameter.detach().clone() for parameter in parameters]
+    supervised = Supervised(transformer) if pool.truth is not None else None
     if device.type == "cuda":
         transformer.compile_repeated_blocks()
     losses: list[Tensor] = []
     clock, step = Clock(minutes), 0
     while (progress := clock.progress) < 1:
-        ids, mask, latents = pool.draw(batch)
+        ids, mask, latents, seen = pool.draw(batch)
         clean = (latents - mean) / std
         noise, uniform = torch.randn_like(clean), torch.rand(batch, device=device)
         sigma = FLOW_SHIFT * uniform / (1 + (FLOW_SHIFT - 1) * uniform)
@@ -185,17 +196,22 @@ def train_dit(
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             text = text_encoder(ids, mask).last_hidden_state * mask[..., None]
             flow = transformer(noisy, sigma * 1000, text, return_dict=False)[0]
-        loss = functional.mse_loss(flow.float(), noise - clean)
+        loss = total = functional.mse_loss(flow.float(), noise - clean)
+        parts = [loss]
+        if supervised is not None and seen is not None:
+            parts += supervised.losses(seen, sigma)
+            total = loss + WEIGHT * (parts[1] + parts[2])
         for optimizer in optimizers:
             optimizer.zero_grad()
-        loss.backward()
+        total.backward()
         take_step(optimizers, ramp(step, progress, 0.5))
         get_ema_multi_avg_fn(min(EMA_DECAY, (1 + step) / (10 + step)))(average, parameters, None)
-        losses.append(loss.detach())
+        losses.append(torch.stack([part.detach() for part in parts]))
         if step == 2:
             clock.restart()
         if step % 100 == 0:
-            log("dit", step=step, loss=torch.stack(losses).mean().item())
+            means = torch.stack(losses).mean(0).tolist()
+            log("dit", step=step, **dict(zip(("loss", "instances", "nouns"), means, strict=False)))
             losses.clear()
         if step % world.REFRESH_EVERY == world.REFRESH_EVERY - 1:
             pool.refresh()
@@ -203,6 +219,8 @@ def train_dit(
     with torch.no_grad():
         for parameter, smooth in zip(parameters, average, strict=True):
             parameter.copy_(smooth)
+    if supervised is not None:
+        supervised.close()
     log("dit", step=step)
 
 

@@ -332,6 +332,11 @@ def render(scenes: Scenes, *, frames: Sequence[int] | None = None, device: torch
     return video
 
 
+def owners(drawn: Scenes, *, device: torch.device | str = "cpu") -> None:
+    """Not asked for: the objects are apart, and a model tells them without being taught."""
+    return
+
+
 def to_uint8(video: Tensor) -> NDArray[np.uint8]:
     """[B, 3, T, H, W] in [-1, 1] to uint8 [B, T, H, W, 3]."""
     pixels = ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -27,13 +27,10 @@ from pipelines.attention.cross import processors
 from pipelines.models.registry import load_model
 from pipelines.parallel.shard import ALONE
 from pipelines.testbed import scenes
-from pipelines.testbed.creatures import masks, render
+from pipelines.testbed.creatures import render
 from tests.benchmarks.counting import Item
 
-CELL = 8  # pixels of a token's side
-SHOWN = 24  # of a token's 64 pixels, which a creature must have for the token to be its own
 NEAREST, FARTHEST = 2, 5  # [tokens] between a pair
-FRAMES = [0, 2, 6, 10, 14]  # the middle one of each latent frame
 PAIRS = 20_000  # of a clip, at most
 
 
@@ -45,15 +42,6 @@ class Seen:
     rows: list[tuple[Tensor, Tensor]]
     asked: list[int]
     read: dict[str, list[int]]
-
-
-def owners(drawn: scenes.Scenes) -> np.ndarray:
-    """Whose each token is, [B, F, H, W]: the creature that most of its pixels show."""
-    pixels = masks(drawn, frames=FRAMES).numpy()
-    clips, frames, height, width = pixels.shape
-    cells = pixels.reshape(clips, frames, height // CELL, CELL, width // CELL, CELL).swapaxes(3, 4)
-    shown = np.stack([(cells == place).sum((-1, -2)) for place in range(scenes.MAX_OBJECTS)], -1)
-    return np.where(shown.max(-1) >= SHOWN, shown.argmax(-1), -1)
 
 
 def keep(rows: dict[int, tuple[Tensor, Tensor]], block: int, query: Tensor, key: Tensor) -> None:
@@ -68,7 +56,7 @@ def look(clips: int, seed: int, level: float) -> Iterator[Seen]:
     model = load_model("scenes", dtype="float32", device="cpu")
     prompts = scenes.make_prompts(clips, seed, split="heldout")
     drawn = scenes.draw_scenes(prompts, np.random.default_rng(seed))
-    video, owner = render(drawn), owners(drawn)
+    video, owner = render(drawn), scenes.owners(drawn).numpy()
     vae = model.pipeline.vae
     mean, std = (torch.tensor(vae.config[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
     texts = model.encode([prompt.text for prompt in prompts], [""] * clips, job.generation)

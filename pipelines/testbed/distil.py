@@ -249,6 +249,7 @@ def distil(
     teacher, fake = copy.deepcopy(pipeline.transformer), copy.deepcopy(pipeline.transformer).requires_grad_(True)
     student = pipeline.transformer
     add_adapter(student, rank, start)
+    save_adapter(student, output)  # what stands in the way of saving shows before minutes of training
     if compile and on.type == "cuda":
         allow_graphs(32)  # teacher and student, with gradients and without, of several sizes of a batch
         teacher.compile_repeated_blocks()
@@ -267,7 +268,7 @@ def distil(
         learn(teacher, student, draw, away, latent_shape(own), minutes=minutes, log=log, **options)
     if minutes_matching:
         levels = [*noise_levels(FEW_STEPS, FLOW_SHIFT), 0.0]
-        options = {"minutes": minutes_matching, "batch": batch * 2 // 3, "shift": FLOW_SHIFT, "rate": rate_matching}
+        options = {"minutes": minutes_matching, "batch": batch // 2, "shift": FLOW_SHIFT, "rate": rate_matching}
         match(teacher, student, fake, draw, away, latent_shape(own), levels, log=log, **options)
     file = save_adapter(student, output)
     log("saved", megabytes=file.stat().st_size / 1e6)

@@ -18,14 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipelines.testbed.schedule import Clock, Log, ramp, take_step
 from pipelines.testbed.velocity import velocity
 
-FAKE_STEPS = 3  # of the model of the student's clips, for each of the student's
+FAKE_STEPS = 2  # of the model of the student's clips, for each of the student's
 ALONE = 0.05  # share of the time in which that model learns alone
-RATE = 2e-4
+RATE = 1e-4
+STEEPEST = 1.0  # norm of a gradient, at most: four steps of it multiply
 EMA_DECAY = 0.99
 LEVELS = 0.02, 0.98  # of noise that is added again, before the flow's shift
 
@@ -84,7 +86,7 @@ def match(
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     average = [parameter.detach().clone() for parameter in parameters]
     smooth = get_ema_multi_avg_fn(EMA_DECAY)
-    options: dict[str, Any] = {"lr": rate, "betas": (0.0, 0.99), "weight_decay": 0.0}
+    options: dict[str, Any] = {"lr": rate, "betas": (0.9, 0.99), "weight_decay": 0.0}
     own, followers = torch.optim.AdamW(parameters, **options), torch.optim.AdamW(fake.parameters(), **options)
 
     def clips(text: Tensor) -> Tensor:
@@ -97,6 +99,7 @@ def match(
         loss = functional.mse_loss(velocity(fake, x, sigma, text), noise - clean)
         followers.zero_grad()
         loss.backward()
+        clip_grad_norm_(fake.parameters(), STEEPEST)
         take_step([followers], scale)
         return loss.detach()
 
@@ -114,6 +117,7 @@ def match(
             loss = 0.5 * functional.mse_loss(clean, (clean + move).detach())
             own.zero_grad()
             loss.backward()
+            clip_grad_norm_(parameters, STEEPEST)
             take_step([own], ramp(step, progress, 0.5))
             smooth(average, parameters, None)
         seen.append(torch.stack([follow(clean.detach(), text, min((step + 1) / 50, 1.0)), move.abs().mean()]))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, ModelMixin, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
@@ -121,15 +122,23 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text_encoder: UMT5EncoderMod
 
 
 def save_pipeline(pipeline: WanPipeline, folder: Path) -> None:
-    """Writes the diffusers folder in half precision, no file larger than 10 MB."""
-    for part in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
-        part.to("cpu", torch.float16)
-    pipeline.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    """Writes the diffusers folder in half precision, no file larger than 10 MB; the pipeline itself stays as it is."""
+    parts = dict(pipeline.components)
+    for name in ("text_encoder", "transformer", "vae"):
+        parts[name] = _half(parts[name])
+    WanPipeline(**parts).save_pretrained(folder, max_shard_size=SHARD_SIZE)
     # The name that transformers 5 writes by itself is not known to all its versions; and without a dtype asked for, the
     # text encoder would load in half precision beside a float32 transformer.
     _edit_json(folder / "model_index.json", tokenizer=["transformers", "PreTrainedTokenizerFast"])
     _edit_json(folder / "tokenizer" / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     _edit_json(folder / "text_encoder" / "config.json", dtype="float32")
+
+
+def _half(part: Any) -> Any:
+    """A copy on the CPU, as it was before anything was compiled."""
+    other = type(part).from_config(part.config) if isinstance(part, ModelMixin) else type(part)(part.config)
+    other.load_state_dict(part.state_dict())
+    return other.to("cpu", torch.float16)
 
 
 def _edit_json(file: Path, **values: object) -> None:

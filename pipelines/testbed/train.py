@@ -272,6 +272,7 @@ def train(
         pipeline.register_modules(vae=own_vae)
     if transformer is not None:
         pipeline.register_modules(transformer=build_transformer(*transformer))
+    save_pipeline(pipeline, output / "weights")  # what stands in the way of saving shows before minutes of training
     common: dict[str, Any] = {"rng": rng, "device": on, "log": log}
     small: dict[str, Any] = {} if on.type == "cuda" else {"frame_batch": 2, "clip_batch": 1}
     if minutes_vae:

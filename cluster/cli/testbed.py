@@ -59,10 +59,7 @@ def distil_model(
     ] = "shapes",
     seed: Seed = 0,
     start: Annotated[Path | None, typer.Option(help="File of an earlier stage's LoRA to continue from.")] = None,
-    minutes: Annotated[float, typer.Option(min=0, help="Minutes of regression on the teacher's ways.")] = 5.0,
-    minutes_matching: Annotated[
-        float, typer.Option(min=0, help="Minutes of distribution matching after it; 0 and 0 measure --start alone.")
-    ] = 8.0,
+    minutes: Annotated[float, typer.Option(min=0, help="Minutes of training; 0 measures --start alone.")] = 8.0,
     prompts: Annotated[int, typer.Option(min=0, help="Held-out prompts to measure on; 0 for none.")] = 200,
 ) -> None:
     """Distil an embedded counting model to 4 steps without a second branch, on one GPU, at once or in stages."""
@@ -74,12 +71,4 @@ def distil_model(
         raise InputError(f"--start {start} is no file; give the few-step.safetensors of an earlier stage")
     from pipelines.testbed.distil import distil
 
-    distil(
-        output,
-        world=world,
-        seed=seed,
-        start=start,
-        minutes=minutes,
-        minutes_matching=minutes_matching,
-        prompts=prompts,
-    )
+    distil(output, world=world, seed=seed, start=start, minutes=minutes, prompts=prompts)

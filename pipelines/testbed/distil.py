@@ -5,9 +5,8 @@
 Between one noise level of the recipe and the next the teacher takes SUBSTEPS Euler steps with guidance; the student
 learns to take that piece of the way at once, by its mean velocity (x − x')/(σ − σ'): progressive distillation with the
 guidance folded in (arXiv 2202.00512, 2210.03142). It is then sampled by Euler at these levels, deterministically. A
-share of the ways goes from one state of the student's own to the next, so that its errors don't build up. Such a
-student paints what is likely on average; `--minutes-matching` then makes its clips as likely as the teacher's
-(`matching`). Sittings go on from one another with `--start`.
+share of the ways goes from one state of the student's own to the next, so that its errors don't build up. Sittings go
+on from one another with `--start`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,9 @@ from numina.private.torch import allow_graphs
 from numina.schedule import noise_levels
 from pipelines.checkpoints.embedded import EMBEDDED
 from pipelines.testbed.evaluate import GUIDANCE_SCALE, STEPS, contact_sheet, counts, share_right
-from pipelines.testbed.matching import RATE as MATCHING_RATE
-from pipelines.testbed.matching import Draw, match, samples
 from pipelines.testbed.model import LATENT_CHANNELS, encode_text, load_pipeline
 from pipelines.testbed.schedule import Clock, Log, open_log, ramp, take_step
 from pipelines.testbed.train import FLOW_SHIFT
-from pipelines.testbed.velocity import follow, velocity
 from pipelines.testbed.world import to_uint8
 from pipelines.testbed.worlds import MODELS, WORLDS, World
 
@@ -52,6 +48,30 @@ OWN_FROM = 0.3
 RATE = 1e-3
 STEPS_PER_CHUNK = 32  # of training, for each chunk of new ways
 FILE = "few-step.safetensors"
+
+Draw = Callable[[int], Tensor]  # a number of clips → their texts [n, T, width]
+
+
+def velocity(
+    transformer: Any, x: Tensor, sigma: Tensor, text: Tensor, away: Tensor | None = None, scale: float = GUIDANCE_SCALE
+) -> Tensor:
+    """At noise levels `sigma` [n] of latents [n, C, F, h, w]; with `away` [1, T, width], under guidance against it."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
+        if away is None:
+            return transformer(x, sigma * 1000, text, return_dict=False)[0].float()
+        both = torch.cat([text, away.expand_as(text)])
+        seen, without = transformer(x.repeat(2, 1, 1, 1, 1), sigma.repeat(2) * 1000, both, return_dict=False)[0].chunk(
+            2
+        )
+    return without.float() + scale * (seen.float() - without.float())
+
+
+@torch.no_grad()
+def follow(transformer: Any, x: Tensor, sigmas: Sequence[float], text: Tensor, away: Tensor | None = None) -> Tensor:
+    """Euler steps from the first noise level to the last."""
+    for sigma, after in pairwise(sigmas):
+        x = x + (after - sigma) * velocity(transformer, x, x.new_full((len(x),), sigma), text, away)
+    return x
 
 
 def pieces(steps: int, substeps: int, shift: float = FLOW_SHIFT) -> list[list[float]]:
@@ -176,25 +196,18 @@ def measure(
         f"teacher, {FEW_STEPS} steps, guidance {GUIDANCE_SCALE:g}": (teacher, few, away),
         f"student, {FEW_STEPS} steps, guidance 1": (student, few, None),
     }
-    made: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        name: partial(_followed, transformer, sigmas, without) for name, (transformer, sigmas, without) in runs.items()
-    }
-    made[f"student, {FEW_STEPS} steps, noise renewed"] = lambda x, text: samples(
-        student, x, few, text, torch.ones(len(x), dtype=torch.bool, device=device)
-    )
     figures, shown = {}, []
-    for name, make in made.items():
+    for name, (transformer, sigmas, without) in runs.items():
         videos = np.concatenate(
-            [decode(pipeline.vae, make(noise[i : i + 25], text[i : i + 25])) for i in range(0, number, 25)]
+            [
+                decode(pipeline.vae, follow(transformer, noise[i : i + 25], sigmas, text[i : i + 25], without))
+                for i in range(0, number, 25)
+            ]
         )
         figures[name] = share_right(counts(videos, asked), asked)
         shown.append(videos[:8])
     contact_sheet(np.concatenate(shown), sheet, columns=len(shown[0]))
     return figures
-
-
-def _followed(transformer: Any, sigmas: Sequence[float], away: Tensor | None, x: Tensor, text: Tensor) -> Tensor:
-    return follow(transformer, x, sigmas, text, away)
 
 
 def latent_shape(world: World) -> tuple[int, int, int, int]:
@@ -214,12 +227,10 @@ def distil(
     output: Path,
     *,
     world: str = "shapes",
-    minutes: float = 5.0,
-    minutes_matching: float = 8.0,
+    minutes: float = 8.0,
     seed: int = 0,
     rank: int = RANK,
     rate: float = RATE,
-    rate_matching: float = MATCHING_RATE,
     substeps: int = SUBSTEPS,
     start: Path | None = None,
     device: str | None = None,
@@ -240,13 +251,12 @@ def distil(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     name = torch.cuda.get_device_name() if on.type == "cuda" else "CPU"
-    stages = {"regression": minutes, "matching": minutes_matching}
-    log("start", world=world, seed=seed, minutes=stages, rank=rank, device=name, torch=torch.__version__)
+    log("start", world=world, seed=seed, minutes=minutes, rank=rank, device=name, torch=torch.__version__)
     weights = next(EMBEDDED[model] for model, of in MODELS.items() if of is own)
     pipeline = load_pipeline(weights, device=on)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.transformer):
         part.requires_grad_(False)
-    teacher, fake = copy.deepcopy(pipeline.transformer), copy.deepcopy(pipeline.transformer).requires_grad_(True)
+    teacher = copy.deepcopy(pipeline.transformer)
     student = pipeline.transformer
     add_adapter(student, rank, start)
     save_adapter(student, output)  # what stands in the way of saving shows before minutes of training
@@ -254,7 +264,6 @@ def distil(
         allow_graphs(32)  # teacher and student, with gradients and without, of several sizes of a batch
         teacher.compile_repeated_blocks()
         student.compile_repeated_blocks()
-        fake.compile_repeated_blocks()
 
     @torch.no_grad()
     def draw(number: int) -> Tensor:
@@ -266,10 +275,6 @@ def distil(
     if minutes:
         options: dict[str, Any] = {"batch": batch, "chunk": batch, "pool": pool, "substeps": substeps, "rate": rate}
         learn(teacher, student, draw, away, latent_shape(own), minutes=minutes, log=log, **options)
-    if minutes_matching:
-        levels = [*noise_levels(FEW_STEPS, FLOW_SHIFT), 0.0]
-        options = {"minutes": minutes_matching, "batch": batch // 2, "shift": FLOW_SHIFT, "rate": rate_matching}
-        match(teacher, student, fake, draw, away, latent_shape(own), levels, log=log, **options)
     file = save_adapter(student, output)
     log("saved", megabytes=file.stat().st_size / 1e6)
     if not prompts:
@@ -287,12 +292,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the LoRA, log and figures")
     parser.add_argument("--world", choices=list(WORLDS), default="shapes")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of regression on the teacher's ways")
-    parser.add_argument("--minutes-matching", type=float, default=8.0, help="of distribution matching after it")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of training; 0 measures --start alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rank", type=int, default=RANK)
-    parser.add_argument("--rate", type=float, default=RATE, help="of learning by regression")
-    parser.add_argument("--rate-matching", type=float, default=MATCHING_RATE, help="of learning by matching")
+    parser.add_argument("--rate", type=float, default=RATE, help="of learning")
     parser.add_argument("--substeps", type=int, default=SUBSTEPS, help="of the teacher, for each of the student's")
     parser.add_argument("--start", type=Path, help="file of an earlier sitting to go on from")
     parser.add_argument("--device", help="cuda if there is one, else cpu")

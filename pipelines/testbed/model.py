@@ -132,6 +132,8 @@ def save_pipeline(pipeline: WanPipeline, folder: Path) -> None:
     _edit_json(folder / "model_index.json", tokenizer=["transformers", "PreTrainedTokenizerFast"])
     _edit_json(folder / "tokenizer" / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     _edit_json(folder / "text_encoder" / "config.json", dtype="float32")
+    for name in ("transformer", "vae"):
+        _edit_json(folder / name / "config.json", _name_or_path="")  # of where training began
 
 
 def _half(part: Any) -> Any:

@@ -1,11 +1,13 @@
-"""Folders as the four published repositories have them, with tiny tensors: file names, shard indexes, configs, dtypes.
+"""Folders as the four published repositories have them: file names, shard indexes, configs, dtypes; random tensors.
 
-Configs are the published ones (`pipelines/models/published/`) with smaller sizes; every part is cut into as many shards
-as on the hub; the tokenizer is a real SentencePiece model of Unigram form, which splits words that it hasn't learnt.
+Configs are the published ones (`pipelines/models/published/`), with smaller sizes where tensors are tiny; every part is
+cut into as many shards as on the hub; the tokenizer is a real SentencePiece model of Unigram form, which splits words
+that it hasn't learnt.
 """
 
 import json
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,8 +61,11 @@ CORPUS = (
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def published_folder(name: str, folder: Path) -> Path:
-    """The tiny checkpoint of `pipelines/models/published/{name}.json`, the same each time."""
+def published_folder(name: str, folder: Path, *, tiny: bool = True) -> Path:
+    """A checkpoint of `pipelines/models/published/{name}.json`, the same each time.
+
+    At its true shape it has tens of GB, which a GPU fills in seconds.
+    """
     torch.manual_seed(0)
     content = json.loads((FOLDER / f"{name}.json").read_text())
     index, configs, weights = content["model_index"], content["configs"], content["weights"]
@@ -68,23 +73,38 @@ def published_folder(name: str, folder: Path) -> Path:
     write_json(folder / "scheduler/scheduler_config.json", configs["scheduler"])
     write_tokenizer(folder / "tokenizer", fast=index["tokenizer"][1] == "T5TokenizerFast", umt5="Wan" in name.title())
     for part in ("transformer", "vae"):
-        config = configs[part] | TINY[configs[part]["_class_name"]]
-        if config.get("is_residual"):
+        config = configs[part] | (TINY[configs[part]["_class_name"]] if tiny else {})
+        if tiny and config.get("is_residual"):
             config |= TINY_WAN22_VAE
         write_json(folder / part / "config.json", config)
-        module = getattr(diffusers, config["_class_name"]).from_config(config)
-        write_weights(folder / part, "diffusion_pytorch_model", module.state_dict(), weights[part])
-    config = configs["text_encoder"] | TINY_TEXT | {"vocab_size": VOCABULARY + 28}  # more rows than pieces, as there
+        made = state(getattr(diffusers, config["_class_name"]).from_config, config, tiny)
+        write_weights(folder / part, "diffusion_pytorch_model", made, weights[part])
+    config = configs["text_encoder"]
+    if tiny:
+        config |= TINY_TEXT | {"vocab_size": VOCABULARY + 28}  # more rows than pieces, as there
     write_json(folder / "text_encoder/config.json", config)
     kinds = {
         "umt5": (transformers.UMT5Config, transformers.UMT5EncoderModel),
         "t5": (transformers.T5Config, transformers.T5EncoderModel),
     }
     settings, kind = kinds[config["model_type"]]
-    state = kind(settings.from_dict(config)).state_dict()
-    state.pop("encoder.embed_tokens.weight", None)  # files have it once
-    write_weights(folder / "text_encoder", "model", state, weights["text_encoder"])
+    made = state(kind, settings.from_dict(config), tiny)
+    made.pop("encoder.embed_tokens.weight", None)  # files have it once
+    write_weights(folder / "text_encoder", "model", made, weights["text_encoder"])
     return folder
+
+
+def state(make: Callable[[Any], torch.nn.Module], config: Any, tiny: bool) -> dict[str, Tensor]:
+    """A part's tensors: as it is initialised; at its true shape, where that takes minutes, normal and of width 0.02."""
+    if tiny:
+        return make(config).state_dict()
+    with torch.device("meta"):
+        shapes = make(config).state_dict()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {
+        name: torch.empty(own.shape, dtype=torch.bfloat16, device=device).normal_(std=0.02).cpu()
+        for name, own in shapes.items()
+    }
 
 
 def write_weights(folder: Path, stem: str, state: dict[str, Tensor], stored: dict[str, Any]) -> None:

@@ -26,13 +26,13 @@ def doctor(
 
     assert ray
     from cluster.doctor.check import Examination, Result, State, examine
-    from cluster.doctor.checks import CHECKS, RAY, TORCH
+    from cluster.doctor.checks import CHECKS, EARLY, TORCH
     from cluster.doctor.needs import Needs, needs_of
     from cluster.job.config import load_job
 
     asked = config is not None or bool(overrides)
     needs = needs_of(load_job(config, overrides or [])) if asked else Needs()
-    early = Examination({} if on_cluster else RAY, needs)
+    early = Examination({} if on_cluster else EARLY, needs)
     results, nodes = examine(TORCH, needs), dict[str, list[Result]]()
     if results[0].state is State.OK:  # all else begins with its import
         import torch
@@ -44,7 +44,7 @@ def doctor(
             here, nodes = examine_cluster(needs)
             results += here
         else:
-            late = examine({name: check for name, check in CHECKS.items() if name not in RAY}, needs)
+            late = examine({name: check for name, check in CHECKS.items() if name not in EARLY}, needs)
             found = {result.name: result for result in [*late, *early.results()]}
             results += [found[name] for name in CHECKS if name in found]
     else:

@@ -4,23 +4,43 @@ from cluster.doctor.check import Check, State
 
 TORCH = {"torch": Check(place="cluster.doctor.gpus:torch_build", seconds=60.0)}  # before any other: they import it
 
-# The longest one, which needs no torch: it begins while that is imported. A job waits longer for a Ray that starts on a
-# busy machine.
+# The longest ones: they begin while torch is imported. A job waits longer for a Ray that starts on a busy machine, and
+# for an import: xfuser's takes 16 s where nothing of it is in the file cache.
 RAY = {
     "Ray": Check(place="cluster.doctor.rays:ray_cluster", seconds=14.0, late=State.WARNING, everywhere=False),
 }
+XFUSER = {
+    "xfuser": Check(
+        place="cluster.doctor.libraries:xfuser",
+        when=lambda needs: needs.may_use_gpu and (not needs.job or needs.shares_clips),
+        seconds=40.0,
+        late=State.WARNING,
+    ),
+}
+EARLY = RAY | XFUSER
 
 CHECKS = {
     "python": Check(place="cluster.doctor.system:python"),
     "GPUs": Check(place="cluster.doctor.gpus:gpus", when=lambda needs: needs.may_use_gpu, seconds=20.0),
-    "xfuser": Check(place="cluster.doctor.libraries:xfuser", when=lambda needs: needs.may_use_gpu),
+    **XFUSER,
     "deepspeed": Check(
-        place="cluster.doctor.libraries:deepspeed", when=lambda needs: not needs.job or needs.shard != "none"
+        place="cluster.doctor.libraries:deepspeed",
+        when=lambda needs: not needs.job or needs.shard != "none",
+        seconds=40.0,
+        late=State.WARNING,
     ),
     "torchao": Check(
-        place="cluster.doctor.libraries:torchao", when=lambda needs: not needs.job or needs.dtype == "float8"
+        place="cluster.doctor.libraries:torchao",
+        when=lambda needs: not needs.job or needs.dtype == "float8",
+        seconds=40.0,
+        late=State.WARNING,
     ),
-    "FlashAttention-3": Check(place="cluster.doctor.libraries:flash_3", when=lambda needs: needs.may_use_gpu),
+    "FlashAttention-3": Check(
+        place="cluster.doctor.libraries:flash_3",
+        when=lambda needs: needs.may_use_gpu,
+        seconds=40.0,
+        late=State.WARNING,
+    ),
     "between ranks": Check(
         place="cluster.doctor.collectives:all_reduce",
         seconds=25.0,  # the first start of NCCL between eight GPUs takes long

@@ -47,6 +47,11 @@ class Needs:
         return self.device != "cpu"
 
     @property
+    def shares_clips(self) -> bool:
+        """Whether several ranks share a clip's tokens, so that attention needs an engine."""
+        return self.sequence_ranks > 1
+
+    @property
     def is_local(self) -> bool:
         """Whether the job starts a Ray of its own, on this machine alone."""
         return self.address == "local"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -181,7 +182,22 @@ def test_wrong_torch_for_xfuser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         require(XFUSER)
     result = doctor("xfuser", Needs(job=True, device="cuda", ranks=2, sequence_ranks=2))
     assert (result.state, sentence(result)) == (State.FAILS, str(refused.value))
-    assert doctor("xfuser", Needs(job=True, device="cuda")).state is State.WARNING
+    assert doctor("xfuser", Needs()).state is State.WARNING  # no job has asked for it
+    assert not CHECKS["xfuser"].when(Needs(job=True, device="cuda"))  # nor does one of single ranks
+
+
+def test_an_import_that_takes_long_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large library on a cold disk takes its time: a job waits for it, too."""
+    (tmp_path / "xfuser").mkdir()
+    (tmp_path / "xfuser/__init__.py").write_text("import time; time.sleep(60)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "xfuser", raising=False)
+    needs = Needs(job=True, device="cuda", ranks=2, sequence_ranks=2)
+    for name in ("xfuser", "deepspeed", "torchao", "FlashAttention-3"):
+        assert CHECKS[name].seconds >= 30.0, name
+        assert CHECKS[name].late is State.WARNING, name
+    [result] = examine({"xfuser": replace(CHECKS["xfuser"], seconds=1.0)}, needs)
+    assert (result.state, result.found) == (State.WARNING, "the check gave no answer within 1 s")
 
 
 # --- between ranks ---

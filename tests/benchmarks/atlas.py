@@ -34,11 +34,12 @@ from numina.config import IdentifyConfig
 from numina.fused.responses import normalised
 from numina.layout import Capture, identify_layout
 from numina.prompts.tokens import locate_tokens
-from pipelines.models.registry import load_model, resolve_device
+from pipelines.models.registry import resolve_device
 from pipelines.parallel.shard import ALONE
 from pipelines.sampling import denoise
 from pipelines.testbed.worlds import MODELS
 from tests.benchmarks.counting import Item, commonest, mean, shares
+from tests.benchmarks.jobs import job_model
 from tests.benchmarks.reading import value
 
 NOUNS = 3  # at most, in any world's prompts
@@ -49,7 +50,7 @@ SCALE = 256.0  # of responses, which are shares of attention and small, so that 
 def collect(items: Sequence[Item], job: JobConfig, device: str, batch: int) -> dict[str, Any]:
     """Captures and true counts of some clips; of nouns that a prompt hasn't, zeros and -1."""
     torch.set_num_threads(1)
-    model = load_model(job.model.path, dtype=job.model.dtype, device=device)
+    model = job_model(job, device)
     rows: dict[str, list] = {name: [] for name in ("blocks", "coordinates", "counts", "numbers", "seeds")}
     seen: list[np.ndarray] = []
 

@@ -84,8 +84,8 @@ def collect(path: Path, prompts: int, seed: int, steps: int, frames: int) -> Non
     import torch
 
     from cluster.job.config import load_job
-    from pipelines.models.registry import load_model
     from tests.benchmarks.counting import Bench, shares
+    from tests.benchmarks.jobs import job_model
 
     torch.set_num_threads(1)
     size = ["generation.height=128", "generation.width=128", "generation.guidance_scale=3", "model.device=cpu"]
@@ -94,7 +94,7 @@ def collect(path: Path, prompts: int, seed: int, steps: int, frames: int) -> Non
     own = {name: method for name, method in job.variants.items() if method.named() != job.method.named()}
     job = replace(job, variants=own)
     names = [PLAIN, "numina", *own]
-    model = load_model(job.model.path, dtype=job.model.dtype, device="cpu")
+    model = job_model(job, "cpu")
     done = len(path.read_text().splitlines()) - 1 if path.exists() else 0
     if not path.exists():
         path.write_text(",".join(["seed", "prompt", *names]) + "\n")

@@ -38,13 +38,14 @@ from numina.prompts.targets import Target
 from numina.prompts.tokens import locate_tokens
 from numina.regions import edited
 from pipelines.base import GenerationConfig, VideoModel
-from pipelines.models.registry import load_model, resolve_device
+from pipelines.models.registry import resolve_device
 from pipelines.parallel.shard import Shard
 from pipelines.sampling import denoise
 from pipelines.sampling.cache import clip_forwards, forwards
 from pipelines.testbed import counter
 from pipelines.testbed.world import Prompt
 from pipelines.testbed.worlds import MODELS, WORLDS, World
+from tests.benchmarks.jobs import job_model
 
 CAPTURE_FIELDS = (
     *("step", "stride", "cache", "block", "blocks", "combine", "source", "tokens", "head"),
@@ -236,7 +237,7 @@ class Bench:
 def run(items: Sequence[Item], job: JobConfig, device: str, batch: int, reference_steps: int) -> list[Result]:
     """All variants of some clips, in one process."""
     torch.set_num_threads(1)
-    model = load_model(job.model.path, dtype=job.model.dtype, device=device)
+    model = job_model(job, device)
     results: list[Result] = []
     for first in range(0, len(items), batch):
         results += Bench(model, job, items[first : first + batch], reference_steps).results()

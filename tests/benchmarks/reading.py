@@ -30,9 +30,10 @@ from numina.layout import Capture, combine_blocks, identify_layout, steadiness
 from numina.prompts.tokens import TokenSpans, locate_tokens
 from pipelines.attention.cross import processors
 from pipelines.base import Attention, Processor, VideoModel
-from pipelines.models.registry import load_model, resolve_device
+from pipelines.models.registry import resolve_device
 from pipelines.sampling import denoise
 from tests.benchmarks.counting import Item, commonest, mean, shares
+from tests.benchmarks.jobs import job_model
 
 NOUNS = 2  # at most, in the world's prompts
 KINDS = ("noun", "phrase")
@@ -72,7 +73,7 @@ class AllBlocks:
 def collect(items: Sequence[Item], job: JobConfig, device: str, batch: int, steps: Sequence[int]) -> dict[str, Any]:
     """Responses [clips, steps, blocks, kinds, nouns, F, H, W], deviations, and true counts, of some clips."""
     torch.set_num_threads(1)
-    model = load_model(job.model.path, dtype=job.model.dtype, device=device)
+    model = job_model(job, device)
     grid = model.grid(job.generation)
     rows: dict[str, list] = {name: [] for name in ("responses", "deviations", "counts", "asked", "numbers", "seeds")}
     for first in range(0, len(items), batch):

@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 
 from cluster.dataset.store import Store
 from cluster.export.annotations import read_annotations
-from cluster.export.arrivals import ANNOTATED, Arrivals
+from cluster.export.arrivals import Arrivals
 from cluster.export.columns import json_rows
 from cluster.export.config import ExportConfig
 from cluster.export.copying import LostVideoError, Report, read_video
 from cluster.export.shards import Sample, Shards, Writer
+from cluster.export.whole_rows import ANNOTATED
 from cluster.observability.status import status_of
 
 POLL_SECONDS = 2.0  # between two looks at the output, at least
@@ -76,8 +77,9 @@ class Growing:
         return not self.store.others() and status_of(self.store).left in (0, None)
 
     def _take(self, *, final: bool) -> None:
-        if (ready := self.arrivals.look(final=final)) is not None:
+        for ready in self.arrivals.look(final=final):
             self._queue.append(ready)
+            self._close(rest=False)
 
     def _close(self, *, rest: bool) -> None:
         """Close shards of the clips that are ready: full ones, with `rest` also the last one."""
@@ -86,9 +88,11 @@ class Growing:
             table = pa.concat_tables(self._queue, promote_options="permissive")
             self.report(self.shards.clips, self.shards.clips + queued)
             number, samples = len(self.shards.closed), self._samples(table, most)
+            lost = len(self.lost)
             clips = self.shards.write(number, samples, most, self.writer, exact=not rest)
-            kept = table.filter(pc.invert(pc.is_in(table["file_name"], pa.array(list(self.lost), pa.string()))))
-            self._queue = [kept.slice(clips)]
+            if len(self.lost) > lost:
+                table = table.filter(pc.invert(pc.is_in(table["file_name"], pa.array(list(self.lost), pa.string()))))
+            self._queue = [table.slice(clips)]
         self.report(self.shards.clips, self.shards.clips + sum(map(len, self._queue)))
 
     def _samples(self, table: pa.Table, wanted: int) -> Iterator[Sample]:

@@ -119,15 +119,16 @@ class Arrivals:
             return
         rows = pa.concat_tables(map(_narrow, self._waiting))
         settling = self._settling(rows)
-        done, chosen = list[str](), [CHOSEN.empty_table()]
-        for group in _by_samples(rows):
+        waits, chosen = np.ones(len(rows), bool), [CHOSEN.empty_table()]
+        for places in _by_samples(rows):
+            group = rows.take(pa.array(places)).to_pylist()
             self._read_verdicts(settling, group)
             settled = self._settled(settling, group, final)
-            done += [row["key"] for row in group if _chain(row) in settled]
+            waits[places] = [_chain(row) not in settled for row in group]
             chosen.append(self._chosen(settled.values()))
-        over, read = pa.array(done, pa.string()), [table for table in self._waiting if _is_whole(table)]
-        rest = [table.filter(pc.invert(pc.is_in(table["key"], over))) for table in self._waiting]
-        self._waiting = [table for table in rest if len(table)]
+        read, ends = [table for table in self._waiting if _is_whole(table)], np.cumsum(list(map(len, self._waiting)))
+        parts = zip(self._waiting, np.split(waits, ends[:-1]), strict=True)
+        self._waiting = [table.filter(pa.array(own)) for table, own in parts if own.any()]
         known = settling.verdicts if len(rows) <= SINGLY else {}
         yield from self._finished(pa.concat_tables(chosen).combine_chunks(), read, known)
         left = {key for table in self._waiting for key in table["key"].to_pylist()}
@@ -204,7 +205,7 @@ class Arrivals:
             return {}
         keys = [row["key"] for row in rows]
         if (table := settling.all.get(judge)) is not None:
-            found = table.filter(pc.is_in(table["key"], pa.array(keys, pa.string())))
+            found = table.take(pc.index_in(pa.array(keys, pa.string()), table["key"]).drop_null())
             return {verdict["key"]: verdict for verdict in found.to_pylist()}
         known = self._verdicts.setdefault(judge, {})
         wanted = [key for key in keys if key not in known]
@@ -282,15 +283,14 @@ def _chain(row: Row) -> str:
     return str(row["chain"] or row["key"])
 
 
-def _by_samples(rows: pa.Table) -> Iterator[list[Row]]:
-    """GROUP rows at a time, about, and whole samples."""
+def _by_samples(rows: pa.Table) -> Iterator[np.ndarray]:
+    """The places of GROUP rows at a time, about, and of whole samples."""
     samples = pc.if_else(pc.greater(pc.binary_length(rows["chain"]).fill_null(0), 0), rows["chain"], rows["key"])
     codes = samples.combine_chunks().dictionary_encode().indices.to_numpy()  # samples in the order of their first rows
     order = np.argsort(codes, kind="stable")
     begins = np.flatnonzero(np.diff(codes[order], prepend=-1))
     places = np.searchsorted(begins, np.arange(0, len(order), GROUP))
-    for some in np.split(order, np.unique(begins[places[places < len(begins)]])[1:]):
-        yield rows.take(pa.array(some)).to_pylist()
+    yield from np.split(order, np.unique(begins[places[places < len(begins)]])[1:])
 
 
 def _narrow(table: pa.Table) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What it costs to look at an output of a million clips: status, the summary of verdicts, selections of exports, the report.
+"""What it costs to look at an output of a million clips: status, the summary of verdicts, selections, the report.
 
     python -m tests.benchmarks.looks --folder /tmp/looks --clips 1000000
 

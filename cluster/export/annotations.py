@@ -15,7 +15,8 @@ Legend: F latent frames, H W the grid of tokens.
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -97,44 +98,55 @@ def _instances(labels: np.ndarray, width: int, height: int) -> Iterator[dict[str
     """Annotations without ids: by noun, then instance, then latent frame."""
     _, _, H, W = labels.shape
     across, down = width / W, height / H  # pixels of a token
-    for noun, own in enumerate(labels, 1):
-        for instance in np.unique(own[own > 0]):
-            mask = own == instance
-            present = mask.any((1, 2))
-            mask = mask[present]
-            tops, bottoms = _ends(mask.any(2))
-            lefts, rights = _ends(mask.any(1))
-            areas, counts = mask.sum((1, 2)) * across * down, run_lengths(mask)
-            for place, frame in enumerate(np.flatnonzero(present)):
-                x, y = lefts[place] * across, tops[place] * down
-                yield {
-                    "image_id": int(frame),
-                    "category_id": noun,
-                    "instance_id": int(instance),
-                    "bbox": [x, y, rights[place] * across - x, bottoms[place] * down - y],
-                    "area": float(areas[place]),
-                    "iscrowd": 0,
-                    "segmentation": {"size": [H, W], "counts": counts[place]},
-                }
+    noun, frame, y, x = np.nonzero(labels > 0)
+    instance, place = labels[noun, frame, y, x], x * H + y  # COCO's masks go column by column
+    order = np.lexsort((place, frame, instance, noun))
+    noun, frame, y, x, instance, place = (own[order] for own in (noun, frame, y, x, instance, place))
+    begins = np.flatnonzero(np.logical_or.reduce([np.diff(own, prepend=-1) != 0 for own in (noun, instance, frame)]))
+    if not len(begins):
+        return
+    lefts, tops = (np.minimum.reduceat(own, begins).tolist() for own in (x, y))
+    rights, bottoms = ((np.maximum.reduceat(own, begins) + 1).tolist() for own in (x, y))
+    sizes = np.diff(begins, append=len(place)).tolist()
+    runs = run_lengths(place, begins, H * W)
+    named = zip(*(own[begins].tolist() for own in (noun, instance, frame)), strict=True)
+    for number, (of, own, at) in enumerate(named):
+        left, top = lefts[number] * across, tops[number] * down
+        yield {
+            "image_id": at,
+            "category_id": of + 1,
+            "instance_id": own,
+            "bbox": [left, top, rights[number] * across - left, bottoms[number] * down - top],
+            "area": sizes[number] * across * down,
+            "iscrowd": 0,
+            "segmentation": {"size": [H, W], "counts": runs[number]},
+        }
 
 
-def _ends(there: np.ndarray) -> tuple[list[int], list[int]]:
-    """Of each row of [F, n] the first place that is true, and the one after the last."""
-    return there.argmax(1).tolist(), (there.shape[1] - there[:, ::-1].argmax(1)).tolist()
+def run_lengths(places: np.ndarray, begins: np.ndarray, size: int) -> list[str]:
+    """Masks of `size` places each as COCO's compressed RLE: lengths of runs, that of zeros first. `places` are those
+    that a mask covers, ascending, one mask after the other; each begins where `begins` says."""
+    starts = np.union1d(begins, np.flatnonzero(np.diff(places, prepend=-2) != 1))  # of runs of ones
+    ends = np.append(starts[1:], len(places)) - 1
+    ones = list(zip(places[starts].tolist(), (places[ends] + 1).tolist(), strict=True))
+    firsts = [*np.searchsorted(starts, begins).tolist(), len(ones)]
+    return [_text(_runs(ones[first:last], size)) for first, last in pairwise(firsts)]
 
 
-def run_lengths(masks: np.ndarray) -> list[str]:
-    """Each of [F, H, W] masks as COCO's compressed RLE: lengths of runs, column by column, that of zeros first."""
-    flat = masks.transpose(0, 2, 1).reshape(len(masks), -1).astype(np.int8)
-    frames, places = np.nonzero(np.diff(flat, axis=1, prepend=0, append=2))  # the end is a change, whatever it ends on
-    cuts = np.searchsorted(frames, np.arange(1, len(masks)))
-    return [_text(np.diff(own, prepend=0).tolist()) for own in np.split(places, cuts)]
+def _runs(ones: Sequence[tuple[int, int]], size: int) -> Iterator[int]:
+    end = 0
+    for start, stop in ones:
+        yield start - end
+        yield stop - start
+        end = stop
+    if end < size:
+        yield size - end
 
 
-def _text(runs: Sequence[int]) -> str:
+def _text(lengths: Iterable[int]) -> str:
     """COCO's text for runs (`rleToString` of its maskApi.c): from the third on the difference to the last but one, in
     groups of 5 bits, lowest first; a sixth bit says that more follow."""
-    text = bytearray()
+    text, runs = bytearray(), list(lengths)
     for place, run in enumerate(runs):
         value = run - runs[place - 2] if place > 2 else run
         more = True

@@ -7,33 +7,32 @@ A sample waits until its last attempt is made and judged, so that no later clip 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.dataset.segments import commit_name, read_table, read_tables, union
 from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import Outcome, Row, outcomes, strategies_of
-from cluster.export.columns import renamed
 from cluster.export.config import ExportConfig
-from cluster.export.selection import VERDICT
+from cluster.export.whole_rows import CHOSEN, SINGLY, exported_columns, whole_rows
 from cluster.job.acceptance import Acceptance
 from cluster.job.strategy import BEST, ONLY, Strategy
 from cluster.rows import ROW_SCHEMA, asks_no_count
 from numina.errors import OutputError
 
-# What outcomes need of a row: whole rows would be gigabytes of Python objects.
-NEEDED = (
-    *("key", "chain", "attempt", "strength", "strategy", "id", "sample", "prompt", "original_prompt", "targets"),
-    *("gpu_seconds", "rank_seconds", "timings", "ulysses", "ring", "cfg"),
-)
-ANNOTATED = "annotations"  # the column that a growing export has beside VERDICT's
-SINGLY = 1000  # verdicts that are looked for one by one, at most; of more, all that there are are read
+# What decides about a clip, of its row and of its verdict: all whole ones of a million clips are gigabytes.
+NEEDED = ("key", "chain", "attempt", "strength", "strategy", "id", "sample", "prompt", "original_prompt", "targets")
+DECIDING = ("key", "count_accuracy", "problem")
+GROUP = 10_000  # rows that are Python's at a time
+
+_NEEDED = pa.schema([ROW_SCHEMA.field(name) for name in NEEDED])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +64,10 @@ def _asks_nothing(store: Store) -> bool:
     return len(rows) > 0 and bool(pc.all(asks_no_count(rows)).as_py())
 
 
-def wanted_strategies(store: Store, rows: Sequence[Row], name: str | None) -> list[Strategy]:
-    """The strategies of an output that has such rows, or the one of this name. Raises OutputError if there is none."""
-    made = strategies_of(store, rows)
+def wanted_strategies(store: Store, bases: Iterable[str], name: str | None) -> list[Strategy]:
+    """The strategies of an output whose rows name these, or the one of this name. Raises OutputError if there is
+    none."""
+    made = strategies_of(store, [{"strategy": base} for base in bases])
     found = [own for own in made if name in (None, own.name)]
     if name is not None and not found:
         names = ", ".join(own.name for own in made)
@@ -106,87 +106,73 @@ class Arrivals:
         self._waiting: list[pa.Table] = []  # rows of samples that aren't settled
         self._verdicts: dict[str, dict[str, Row]] = {}  # by judge and key, of waiting rows
 
-    @property
-    def rows(self) -> int:
-        """How many were seen."""
-        return len(self._seen)
-
-    @property
-    def waiting(self) -> int:
-        """Of them those of samples that aren't settled."""
-        return sum(map(len, self._waiting))
-
-    def look(self, *, final: bool) -> pa.Table | None:
-        """The clips that became ready since the last look, with VERDICT's columns, in the order of their ids; None if
-        there are none. With `final` nothing more will be made: every sample is taken as it is."""
+    def look(self, *, final: bool) -> Iterator[pa.Table]:
+        """The clips that became ready since the last look, with VERDICT's columns, some at a time, in the order of
+        their ids. With `final` nothing more will be made: every sample is taken as it is. Take all of them: they are
+        told once."""
         asked = strategies_of(self._store)
         if asked != self._asked:  # another run asks for others: they may keep clips that were passed over
             self._asked = asked
             self._forget()
         self._waiting += self._new_tables()
         if not self._waiting:
-            return None
-        table = union(ROW_SCHEMA, self._waiting)
-        rows = table.select(NEEDED).to_pylist()
-        verdicts = self._read_verdicts(self._rule.judge, [row["key"] for row in rows])
-        settled = self._settled(rows, verdicts, final)
-        chosen = self._chosen(settled.values())
-        found = self.table(table, chosen, verdicts) if chosen else None
-        done = [_chain(row) in settled for row in rows]
-        self._waiting = [rest] if len(rest := table.filter(pa.array([not own for own in done]))) else []
-        left = set(rest["key"].to_pylist())
-        for judge, known in self._verdicts.items():
-            self._verdicts[judge] = {key: verdict for key, verdict in known.items() if key in left}
-        return found
+            return
+        rows = pa.concat_tables(map(_narrow, self._waiting))
+        settling = self._settling(rows)
+        waits, chosen = np.ones(len(rows), bool), [CHOSEN.empty_table()]
+        for places in _by_samples(rows):
+            group = rows.take(pa.array(places)).to_pylist()
+            self._read_verdicts(settling, group)
+            settled = self._settled(settling, group, final)
+            waits[places] = [_chain(row) not in settled for row in group]
+            chosen.append(self._chosen(settled.values()))
+        read, ends = [table for table in self._waiting if _is_whole(table)], np.cumsum(list(map(len, self._waiting)))
+        parts = zip(self._waiting, np.split(waits, ends[:-1]), strict=True)
+        self._waiting = [table.filter(pa.array(own)) for table, own in parts if own.any()]
+        known = settling.verdicts if len(rows) <= SINGLY else {}
+        yield from self._finished(pa.concat_tables(chosen).combine_chunks(), read, known)
+        left = {key for table in self._waiting for key in table["key"].to_pylist()}
+        for judge, verdicts in self._verdicts.items():
+            self._verdicts[judge] = {key: verdict for key, verdict in verdicts.items() if key in left}
 
     def again(self, index: pa.Table) -> pa.Table:
         """The rows of clips that are exported already, in the order of their index: for a shard that was damaged."""
-        rows, keys = self._store.rows(), index["key"].to_pylist()
-        table = rows.take(pc.index_in(index["key"], rows["key"]).drop_null())
-        verdicts = self._read_verdicts(self._rule.judge, keys)
-        strategies = dict(zip(keys, index["strategies"].to_pylist(), strict=True))
-        acceptance, chosen = Acceptance(accept=self._rule.accept), dict[str, tuple[list[str], bool | None]]()
-        for row in table.select(NEEDED).to_pylist():
-            found = outcomes(Strategy(name="", base=row["strategy"]), [{**row, **_FIRST}], verdicts, acceptance)
-            chosen[row["key"]] = strategies[row["key"]], found[0].accepted
-        made = self.table(table, chosen, verdicts)
-        return made.take(pc.index_in(index["key"], made["key"]).drop_null())
+        keys = index["key"].to_pylist()
+        narrow = pa.concat_tables(map(_narrow, whole_rows(self._store, keys)))
+        settling, rows = self._settling(narrow), narrow.to_pylist()
+        self._read_verdicts(settling, rows)
+        accepted = dict[str, bool | None]()
+        for row in rows:
+            strategy = Strategy(name="", base=row["strategy"])
+            found = outcomes(strategy, [{**row, **_FIRST}], settling.verdicts, settling.acceptance)
+            accepted[row["key"]] = found[0].accepted
+        given = [index["key"], index["strategies"], pa.array([accepted.get(key) for key in keys], pa.bool_())]
+        chosen = pa.Table.from_arrays(given, schema=CHOSEN).combine_chunks()
+        made = pa.concat_tables(self._finished(chosen, (), {}), promote_options="permissive")
+        return made.take(pc.index_in(index["key"], made["key"].combine_chunks()).drop_null())
 
-    def table(
-        self, rows: pa.Table, chosen: Mapping[str, tuple[list[str], bool | None]], verdicts: Mapping[str, Row]
-    ) -> pa.Table:
-        """The rows of these keys, sorted by id, prompt, sample and key, with VERDICT's columns. `chosen` has by key the
-        strategies that keep the clip, and whether it is accepted."""
-        names = [name for name in rows.column_names if name not in ROW_SCHEMA.names]
-        self.renamed = renamed(names, [*ROW_SCHEMA.names, *VERDICT.names, ANNOTATED])
-        rows = rows.filter(pc.is_in(rows["key"], pa.array(list(chosen), pa.string())))
-        rows = rows.sort_by([(name, "ascending") for name in ("id", "prompt", "sample", "key")])
-        rows = rows.rename_columns([self.renamed.get(name, name) for name in rows.column_names])
-        added = []
-        for key in rows["key"].to_pylist():
-            strategies, accepted = chosen[key]
-            verdict = verdicts.get(key, {})
-            own = {name: verdict.get(name) for name in VERDICT.names if name in verdict}
-            judge = self._rule.judge if verdict else None
-            added.append(own | {"strategies": strategies, "accepted": accepted, "judge": judge})
-        columns = pa.Table.from_pylist(added, schema=VERDICT)
-        for name in VERDICT.names:
-            rows = rows.append_column(VERDICT.field(name), columns[name])
-        return rows.combine_chunks()
+    def _finished(self, chosen: pa.Table, read: Sequence[pa.Table], known: Mapping[str, Row]) -> Iterator[pa.Table]:
+        """The whole rows of these clips, with VERDICT's columns."""
+        for rows in whole_rows(self._store, chosen["key"].to_pylist(), read):
+            made, names = exported_columns(self._store, self._rule.judge, rows, chosen, known)
+            self.renamed |= names
+            if len(made):
+                yield made
 
     # --- rows and verdicts ---
 
     def _new_tables(self) -> list[pa.Table]:
-        """Rows that weren't read yet. Commits are listed first: one is removed only when a segment has its row. What
-        is removed before it is read, the next look finds elsewhere."""
+        """Rows that weren't read yet; whole ones, if they are few. Commits are listed first: one is removed only when a
+        segment has its row. What is removed before it is read, the next look finds elsewhere."""
         files, row_files, found = self._store.files, self._store.row_files, list[pa.Table]()
         loose = list(row_files.commits())
         with suppress(FileNotFoundError):
             for name in row_files.segments():
                 if name not in self._segments:
-                    found += self._unseen(read_table(files, name))
+                    found += self._unseen(read_table(files, name, NEEDED))
                     self._segments.add(name)
-            for table in read_tables(files, [commit_name(key) for key in loose if key not in self._seen]):
+            new = [commit_name(key) for key in loose if key not in self._seen]
+            for table in read_tables(files, new, None if len(new) <= SINGLY else NEEDED):
                 found += self._unseen(table)
         return found
 
@@ -196,42 +182,54 @@ class Arrivals:
         self._seen.update(keys)
         return [table.filter(pa.array(new))] if any(new) else []
 
-    def _read_verdicts(self, judge: str | None, keys: Sequence[str]) -> dict[str, Row]:
-        """A judge's verdicts on these keys, as far as there are any; each is read once."""
+    def _settling(self, rows: pa.Table) -> _Settling:
+        """What decides about these rows now."""
+        strategies = wanted_strategies(self._store, pc.unique(rows["strategy"]).to_pylist(), self._config.strategy)
+        judges = {name for name in (self._rule.judge, verifying(self._store)) if name is not None}
+        return _Settling(
+            config=self._config,
+            rule=self._rule,
+            recorded=Acceptance.recorded(self._store),
+            strategies=strategies,
+            job_judge=verifying(self._store),
+            all={judge: self._store.evaluations(judge, DECIDING) for judge in judges if len(rows) > SINGLY},
+        )
+
+    def _read_verdicts(self, settling: _Settling, rows: Sequence[Row]) -> None:
+        """The verdicts that decide about these rows, as far as there are any."""
+        settling.verdicts = self._verdicts_by(settling, self._rule.judge, rows)
+        settling.job = self._verdicts_by(settling, settling.job_judge, rows)
+
+    def _verdicts_by(self, settling: _Settling, judge: str | None, rows: Sequence[Row]) -> dict[str, Row]:
         if judge is None:
             return {}
+        keys = [row["key"] for row in rows]
+        if (table := settling.all.get(judge)) is not None:
+            found = table.take(pc.index_in(pa.array(keys, pa.string()), table["key"]).drop_null())
+            return {verdict["key"]: verdict for verdict in found.to_pylist()}
         known = self._verdicts.setdefault(judge, {})
         wanted = [key for key in keys if key not in known]
-        if len(wanted) > SINGLY:
-            found = self._store.evaluations(judge)
-            found = found.filter(pc.is_in(found["key"], pa.array(wanted, pa.string())))
-            known.update({verdict["key"]: verdict for verdict in found.to_pylist()})
-        else:
-            with ThreadPoolExecutor(self._store.files.readers) as readers:
-                read = readers.map(lambda key: self._store.evaluation(judge, key), wanted)
-                known.update({verdict["key"]: verdict for verdict in read if verdict is not None})
+        with ThreadPoolExecutor(self._store.files.readers) as readers:
+            read = readers.map(lambda key: self._store.evaluation(judge, key), wanted)
+            known.update({verdict["key"]: verdict for verdict in read if verdict is not None})
         return known
 
     # --- what is settled ---
 
-    def _settled(self, rows: Sequence[Row], verdicts: Mapping[str, Row], final: bool) -> dict[str, list[Outcome]]:
+    def _settled(self, settling: _Settling, rows: Sequence[Row], final: bool) -> dict[str, list[Outcome]]:
         """By sample what its strategies keep, of the samples of which all are settled."""
-        strategies = wanted_strategies(self._store, rows, self._config.strategy)
-        settling = _Settling(self._config, self._rule, Acceptance.recorded(self._store), verdicts)
-        if (judge := verifying(self._store)) is not None:
-            settling.job = self._read_verdicts(judge, [row["key"] for row in rows])
         kept: dict[str, list[Outcome]] = {_chain(row): [] for row in rows}
         missing: dict[str, int] = {}
         for sample, base in {_chain(row): row["strategy"] for row in rows}.items():
-            missing[sample] = sum(strategy.base == base for strategy in strategies)
-        for strategy in strategies:
-            for outcome in outcomes(strategy, rows, verdicts, settling.acceptance):
+            missing[sample] = sum(strategy.base == base for strategy in settling.strategies)
+        for strategy in settling.strategies:
+            for outcome in outcomes(strategy, rows, settling.verdicts, settling.acceptance):
                 kept[_chain(outcome.kept)].append(outcome)
                 missing[_chain(outcome.kept)] -= settling.is_settled(strategy, outcome)
         return {sample: own for sample, own in kept.items() if final or not missing[sample]}
 
-    def _chosen(self, settled: Iterable[list[Outcome]]) -> dict[str, tuple[list[str], bool | None]]:
-        """By the key of a clip that is exported now the strategies that keep it, and whether it is accepted."""
+    def _chosen(self, settled: Iterable[list[Outcome]]) -> pa.Table:
+        """The clips that are exported now, of CHOSEN's columns."""
         only, chosen = self._config.only, dict[str, tuple[list[str], bool | None]]()
         for outcome in chain.from_iterable(settled):
             key, sample = outcome.kept["key"], (outcome.strategy, _chain(outcome.kept))
@@ -240,17 +238,21 @@ class Arrivals:
                 chosen.setdefault(key, ([], outcome.accepted))[0].append(outcome.strategy)
                 self._taken.add(sample)
                 self._exported[key] = sample[1]
-        return chosen
+        columns = [list(chosen), *([own[place] for own in chosen.values()] for place in range(2))]
+        return pa.Table.from_arrays([pa.array(*own) for own in zip(columns, CHOSEN.types, strict=True)], schema=CHOSEN)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Settling:
     """When nothing more is made of a sample, and all that decides about it is known."""
 
     config: ExportConfig
     rule: Rule
     recorded: Acceptance  # what the job decided by
-    verdicts: Mapping[str, Row]  # of the export's judge
+    strategies: list[Strategy]  # that may keep a clip
+    job_judge: str | None  # by which a verified job decides
+    all: Mapping[str, pa.Table]  # all verdicts by judge, of DECIDING's columns: where there are many rows
+    verdicts: Mapping[str, Row] = field(default_factory=dict)  # of the export's judge, on the rows that are looked at
     job: Mapping[str, Row] = field(default_factory=dict)  # of the job's judge
 
     @property
@@ -279,3 +281,23 @@ _FIRST = {"attempt": 0, "strength": 1.0}
 def _chain(row: Row) -> str:
     """What all attempts of a sample have in common."""
     return str(row["chain"] or row["key"])
+
+
+def _by_samples(rows: pa.Table) -> Iterator[np.ndarray]:
+    """The places of GROUP rows at a time, about, and of whole samples."""
+    samples = pc.if_else(pc.greater(pc.binary_length(rows["chain"]).fill_null(0), 0), rows["chain"], rows["key"])
+    codes = samples.combine_chunks().dictionary_encode().indices.to_numpy()  # samples in the order of their first rows
+    order = np.argsort(codes, kind="stable")
+    begins = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    places = np.searchsorted(begins, np.arange(0, len(order), GROUP))
+    yield from np.split(order, np.unique(begins[places[places < len(begins)]])[1:])
+
+
+def _narrow(table: pa.Table) -> pa.Table:
+    """NEEDED alone; costs, which decide nothing, are 0."""
+    narrow = union(_NEEDED, [table.select([name for name in NEEDED if name in table.column_names])])
+    return narrow.append_column("gpu_seconds", pa.array(np.zeros(len(narrow))))
+
+
+def _is_whole(table: pa.Table) -> bool:
+    return "file_name" in table.column_names

@@ -1,37 +1,21 @@
 """A growing export: clips of an output, as they become ready, into closed shards."""
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic, sleep
-from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.dataset.store import Store
-from cluster.export.annotations import read_annotations
-from cluster.export.arrivals import ANNOTATED, Arrivals
-from cluster.export.columns import json_rows
+from cluster.export.arrivals import Arrivals
 from cluster.export.config import ExportConfig
-from cluster.export.copying import LostVideoError, Report, read_video
-from cluster.export.shards import Sample, Shards, Writer
+from cluster.export.copying import Report
+from cluster.export.filling import Job, at_once, fill_at_once
+from cluster.export.shards import Shards, Writer, shard_name
 from cluster.observability.status import status_of
 
 POLL_SECONDS = 2.0  # between two looks at the output, at least
 SHARE = 0.1  # of its time that a following export looks, at most
-
-Row = dict[str, Any]
-
-BLOCK, BATCH = 512, 32  # rows that become Python's at a time; clips that a thread reads in a row
-
-
-class Lost(NamedTuple):
-    """A video that is left out."""
-
-    name: str
-    problem: str
 
 
 @dataclass
@@ -52,7 +36,9 @@ class Growing:
         for number in list(self.shards.damaged()):
             index = self.shards.index_of(self.shards.closed[number])
             table = self.arrivals.again(index)
-            self.shards.write(number, self._samples(table, len(table)), len(table), self.writer, exact=False)
+            filled, _ = self._job(number, table, len(table), exact=False).fill()
+            if filled is not None:
+                self.shards.close(number, filled)
 
     def once(self) -> None:
         """Export all that is there; of a job that is at work what it has settled."""
@@ -76,8 +62,9 @@ class Growing:
         return not self.store.others() and status_of(self.store).left in (0, None)
 
     def _take(self, *, final: bool) -> None:
-        if (ready := self.arrivals.look(final=final)) is not None:
+        for ready in self.arrivals.look(final=final):
             self._queue.append(ready)
+            self._close(rest=False)
 
     def _close(self, *, rest: bool) -> None:
         """Close shards of the clips that are ready: full ones, with `rest` also the last one."""
@@ -85,46 +72,48 @@ class Growing:
         while (queued := sum(map(len, self._queue))) >= (1 if rest else most):
             table = pa.concat_tables(self._queue, promote_options="permissive")
             self.report(self.shards.clips, self.shards.clips + queued)
-            number, samples = len(self.shards.closed), self._samples(table, most)
-            clips = self.shards.write(number, samples, most, self.writer, exact=not rest)
-            kept = table.filter(pc.invert(pc.is_in(table["file_name"], pa.array(list(self.lost), pa.string()))))
-            self._queue = [kept.slice(clips)]
+            if (several := at_once(self.store, self.shards.files, queued, most)) > 1:
+                table = self._close_several(table, several)
+            else:
+                table = self._close_one(table, exact=not rest)
+            self._queue = [table]
         self.report(self.shards.clips, self.shards.clips + sum(map(len, self._queue)))
 
-    def _samples(self, table: pa.Table, wanted: int) -> Iterator[Sample]:
-        """The clips of rows, without those whose videos are lost; `wanted` of them are read ahead."""
-        with ThreadPoolExecutor(self.store.files.readers) as readers:
-            left, ahead = _batches(table, wanted), deque[Future[list[Sample | Lost]]]()
-            while True:
-                while len(ahead) <= self.store.files.readers and (some := next(left, None)):
-                    ahead.append(readers.submit(self._read, *some))
-                if not ahead:
-                    return
-                for sample in ahead.popleft().result():
-                    if isinstance(sample, Sample):
-                        yield sample
-                    else:
-                        self.lost[sample.name] = sample.problem
+    def _close_one(self, table: pa.Table, *, exact: bool) -> pa.Table:
+        """Close a shard of the first of these rows; those that are left. One whose video is lost leaves no gap."""
+        number = len(self.shards.closed)
+        filled, lost = self._job(number, table, self.config.shard_clips, exact=exact).fill()
+        if lost:
+            self.lost |= lost
+            table = table.filter(pc.invert(pc.is_in(table["file_name"], pa.array(list(lost), pa.string()))))
+        if filled is None:
+            return table
+        self.shards.close(number, filled)
+        return table.slice(len(filled.index))
 
-    def _read(self, rows: list[Row], columns: pa.Table) -> list[Sample | Lost]:
-        """Clips with their videos, or what is wrong with those."""
-        found = list[Sample | Lost]()
-        for place, row in enumerate(rows):
-            try:
-                video = read_video(self.store, row["file_name"], row["video_sha256"])
-            except LostVideoError as problem:
-                found.append(Lost(row["file_name"], str(problem)))
-            else:
-                row[ANNOTATED] = read_annotations(self.store, row)
-                found.append(Sample(row=row, columns=columns, place=place, video=video))
-        return found
+    def _close_several(self, table: pa.Table, several: int) -> pa.Table:
+        """The same of some shards, each filled by a process of its own. From the first lost video on they would hold
+        other clips: those are filled again, one by one."""
+        most, first = self.config.shard_clips, len(self.shards.closed)
+        parts = [table.slice(own * most, most) for own in range(several)]
+        jobs = [self._job(first + own, part, most, exact=True) for own, part in enumerate(parts)]
+        made, whole = fill_at_once(jobs), True
+        for number, (filled, _) in enumerate(made, first):
+            whole = whole and filled is not None
+            if filled is not None and whole:
+                self.shards.close(number, filled)
+            elif filled is not None:
+                self.shards.files.remove(filled.place)
+        table = table.slice((len(self.shards.closed) - first) * most)
+        return table if whole else self._close_one(table, exact=True)
 
-
-def _batches(table: pa.Table, wanted: int) -> Iterator[tuple[list[Row], pa.Table]]:
-    """Some rows at a time, as JSON has them and as they are: the first `wanted` ones, then one by one."""
-    start = 0
-    while start < len(table):
-        some = table.slice(start, min(BLOCK, max(1, wanted - start)))
-        rows = json_rows(some)
-        yield from ((rows[own : own + BATCH], some.slice(own, BATCH)) for own in range(0, len(rows), BATCH))
-        start += len(some)
+    def _job(self, number: int, table: pa.Table, most: int, *, exact: bool) -> Job:
+        return Job(
+            store=self.store,
+            files=self.shards.files,
+            name=shard_name(number, self.shards.ending),
+            table=table,
+            most=most,
+            writer=self.writer,
+            exact=exact,
+        )

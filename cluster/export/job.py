@@ -51,8 +51,8 @@ def _grow(store: Store, files: Files, config: ExportConfig, report: Report) -> E
     if not config.follow and not store.row_files.segments() and not any(store.row_files.commits()):
         raise OutputError(f"output {store.root!r} holds no rows; give an output of `numina run` that has some")
     if config.strategy not in (None, *(own.name for own in strategies_of(store))):
-        made = union(ROW_SCHEMA, store.row_files.tables(["key", "strategy"])).select(["strategy"]).to_pylist()
-        wanted_strategies(store, made, config.strategy)
+        made = union(ROW_SCHEMA, store.row_files.tables(["key", "strategy"]))["strategy"]
+        wanted_strategies(store, made.unique().to_pylist(), config.strategy)
     rule = rule_of(store, config)
     rule = Rule(**_claim(files, store, config, asdict(rule)))
     with alone(files):

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.export.annotations import ANNOTATIONS
-from cluster.export.arrivals import ANNOTATED
 from cluster.export.columns import common_types
 from cluster.export.selection import VERDICT
 from cluster.export.shards import Hashed, Sample
+from cluster.export.whole_rows import ANNOTATED
 from cluster.rows import ROW_SCHEMA
 
 GROUP_CLIPS, GROUP_BYTES = 100, 2**26  # of one group of rows, at most

@@ -72,6 +72,16 @@ class Sample:
     video: bytes
 
 
+@dataclass(frozen=True, kw_only=True)
+class Filled:
+    """A shard that is written, but not closed yet."""
+
+    place: str  # the name that its file has until then
+    sha256: str  # hex
+    bytes: int
+    index: pa.Table  # of INDEX's columns
+
+
 class Writer(Protocol):
     """Writes one shard."""
 
@@ -86,8 +96,8 @@ class Writer(Protocol):
 class Hashed(io.RawIOBase):
     """A file that is written once, in order. A thread of its own writes and hashes, a megabyte at a time."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.size = 0
+    def __init__(self, file: BinaryIO, place: str) -> None:
+        self.size, self.place = 0, place
         self._file, self._digest = file, hashlib.sha256()
         self._waiting, self._bytes = list[bytes](), 0
         self._thread = ThreadPoolExecutor(1)
@@ -168,32 +178,17 @@ class Shards:
             if size != shard.bytes:
                 yield number
 
-    def write(self, number: int, samples: Iterator[Sample], most: int, writer: type[Writer], *, exact: bool) -> int:
-        """Close a shard of the next samples, `most` of them at most: a new one, or number `number` again. How many
-        samples it holds; where they are too few for an `exact` one, or none, nothing is written: 0."""
-        name, entries = f"shard-{number:06d}{self.ending}", list[dict[str, Any]]()
-        with suppress(_TooFewError), written(self.files, name) as stream:
-            shard = writer(stream)
-            for sample in samples:
-                own = {"key": sample.row["key"], "strategies": sample.row["strategies"]}
-                own["chain"] = sample.row["chain"] or sample.row["key"]  # as `outcomes` groups them
-                entries.append({**own, "shard": name, "bytes": len(sample.video), "offset": shard.add(sample)})
-                if len(entries) == most:
-                    break
-            if len(entries) < (most if exact else 1):
-                entries = []
-                raise _TooFewError
-            shard.close()
-            sha256 = stream.sha256
-        if not entries:
-            return 0
-        closed = Shard(name=name, sha256=sha256, bytes=stream.size, clips=len(entries))
+    def close(self, number: int, filled: "Filled") -> None:
+        """Close a shard of what was filled: a new one, or number `number` again."""
+        name = shard_name(number, self.ending)
+        named(self.files, filled.place, name)
+        closed = Shard(name=name, sha256=filled.sha256, bytes=filled.bytes, clips=len(filled.index))
+        index = filled.index.set_column(1, "shard", pa.array([name] * closed.clips))
         sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(entries, schema=INDEX), sink, compression="zstd", write_page_checksum=True)
+        pq.write_table(index, sink, compression="zstd", write_page_checksum=True)
         self.files.replace(closed.index, sink.getvalue())
         self.closed[number : number + 1] = [closed]
         self._list()
-        return len(entries)
 
     def _list(self) -> None:
         lines = ",\n".join(f"  {json.dumps(asdict(shard))}" for shard in self.closed)
@@ -212,16 +207,51 @@ class Shards:
             raise DamageError(f"{place} can't be read ({error}): restore it, or export to a new folder") from error
 
 
+def shard_name(number: int, ending: str) -> str:
+    return f"shard-{number:06d}{ending}"
+
+
+def fill(
+    files: Files, name: str, samples: Iterator[Sample], most: int, writer: type[Writer], *, exact: bool
+) -> "Filled | None":
+    """A shard of the next samples, `most` of them at most, to be closed under this name; None where they are too few
+    for an `exact` one, or none."""
+    entries = list[dict[str, Any]]()
+    with suppress(_TooFewError), begun(files, name) as stream:
+        shard = writer(stream)
+        for sample in samples:
+            own = {"key": sample.row["key"], "strategies": sample.row["strategies"]}
+            own["chain"] = sample.row["chain"] or sample.row["key"]  # as `outcomes` groups them
+            entries.append({**own, "shard": name, "bytes": len(sample.video), "offset": shard.add(sample)})
+            if len(entries) == most:
+                break
+        if len(entries) < (most if exact else 1):
+            raise _TooFewError
+        shard.close()
+        index = pa.Table.from_pylist(entries, schema=INDEX)
+        return Filled(place=stream.place, sha256=stream.sha256, bytes=stream.size, index=index)
+    return None
+
+
 @contextmanager
 def written(files: Files, name: str) -> Iterator[Hashed]:
     """A file that is written in order, and appears whole under its name or not at all."""
+    with begun(files, name) as stream:
+        yield stream
+    named(files, stream.place, name)
+
+
+@contextmanager
+def begun(files: Files, name: str) -> Iterator[Hashed]:
+    """A file that is written in order, whole when this is left. Where files can be renamed it lies aside until it is
+    `named`, else it has its name then."""
     fs, root = url_to_fs(files.root)
     with storage_trouble("write", f"{files.root}/{name}"):
         fs.makedirs(root, exist_ok=True)
         local = "file" in fs.protocol
-        aside = f"{root}/{TEMPORARY}{uuid.uuid4().hex}" if local else f"{root}/{name}"
-        file = fs.open(aside, "wb")
-        hashed = Hashed(file)
+        place = f"{TEMPORARY}{uuid.uuid4().hex}" if local else name
+        file = fs.open(f"{root}/{place}", "wb")
+        hashed = Hashed(file, place)
         try:
             yield hashed
             hashed.flush()
@@ -231,12 +261,17 @@ def written(files: Files, name: str) -> Iterator[Hashed]:
             file.close()
         except BaseException:
             file.close() if local else file.discard()
-            Path(aside).unlink(missing_ok=True)
+            Path(root, place).unlink(missing_ok=True)
             raise
         finally:
             hashed.close()
-        if local:
-            os.replace(aside, f"{root}/{name}")
+
+
+def named(files: Files, place: str, name: str) -> None:
+    """Give a file that lies aside its name."""
+    if place != name:
+        with storage_trouble("write", f"{files.root}/{name}"):
+            os.replace(f"{files.root}/{place}", f"{files.root}/{name}")
 
 
 @contextmanager

@@ -37,19 +37,29 @@ class TarShard:
 def header(name: str, size: int) -> bytes:
     """The block before a file of a short name: `tarfile`'s, which takes longer than to read a small video, with another
     name, size and sum."""
-    block = bytearray(_blank())
-    block[_NAME] = name.encode().ljust(100, b"\0")
-    block[_SIZE] = b"%011o\0" % size
-    block[_SUM] = b" " * 8
-    block[_SUM] = b"%06o\0 " % sum(block)
-    return bytes(block)
+    blank, rest = _blank()
+    own, length = name.encode(), b"%011o\0" % size
+    check = b"%06o\0 " % (rest + sum(own) + sum(length))
+    return b"".join(
+        (
+            own.ljust(_NAME.stop, b"\0"),
+            blank[_NAME.stop : _SIZE.start],
+            length,
+            blank[_SIZE.stop : _SUM.start],
+            check,
+            blank[_SUM.stop :],
+        )
+    )
 
 
 @cache
-def _blank() -> bytes:
+def _blank() -> tuple[bytes, int]:
+    """A header, and the sum of what it has beside name and size; the sum itself counts as spaces."""
     info = tarfile.TarInfo("name")
     info.mode, info.uname, info.gname = 0o444, "numina", "numina"
-    return info.tobuf(tarfile.USTAR_FORMAT)
+    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    block[_SUM] = b" " * 8
+    return bytes(block), sum(block) - sum(block[_NAME]) - sum(block[_SIZE])
 
 
 def _padding(data: bytes) -> bytes:

@@ -1,7 +1,8 @@
 """Prompts that ask for the same in nearly the same words: found in one pass, each told by the first of its kind.
 
 Two rows are alike where their targets are equal ("three cats" and "four cats" never are) and their texts, without
-case, punctuation and extra white space, are equal or share at least NEAR of their pieces of PIECE characters (Jaccard).
+case, punctuation and extra white space and with digits for numbers in words, are equal or share at least NEAR of their
+pieces of PIECE characters (Jaccard).
 Candidates come from MinHash signatures in an LSH index (datasketch), whose guess is then checked against the texts.
 """
 
@@ -15,7 +16,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cluster.prompts.problems import RowProblem
+from numina.prompts import chinese
 from numina.prompts.targets import Target
+from numina.prompts.words import in_digits
 
 NEAR = 0.8  # share of common pieces: one short word of twelve may differ
 PIECE = 4  # characters
@@ -49,7 +52,7 @@ class AlikeFinder:
     def add(self, number: int, name: str, prompt: str, targets: Sequence[Target]) -> None:
         """A row by its number, its `name` being its id or place."""
         asked = ", ".join(sorted(f"{target.count} {plain_text(target.noun)}" for target in targets))
-        text = plain_text(prompt)
+        text = in_digits(plain_text(chinese.in_digits(prompt) if chinese.is_chinese(prompt) else prompt))
         first = self._firsts.setdefault((asked, text), number)
         if first != number:
             self._repeats.append((number, first))

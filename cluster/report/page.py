@@ -56,7 +56,7 @@ def build_report(
     Sums are of all clips. It shows about `sample` of them (0: all; None: SAMPLED of an output that holds more), whole
     prompts chosen by the rule `by`; `tell` is called with a sentence about the sample, if there is one. The data lies
     in a folder of the page's name beside it; videos are played where they lie, by relative links. Raises OutputError
-    when the output is remote or holds no rows.
+    when the output is remote, or holds neither rows nor failures.
     """
     root = str(store_root)
     if "://" in root and not root.startswith("file://"):
@@ -66,8 +66,8 @@ def build_report(
         check_folder("--output (its data)", Path(out).with_suffix(""))
     store = Store.reader(root)
     evidence = read_evidence(store)
-    if not len(evidence.clips):
-        raise OutputError(f"output {root!r} holds no rows: give a folder that `numina run` wrote to")
+    if not len(evidence.clips) and not store.failures():
+        raise OutputError(f"output {root!r} holds no rows and no failures yet: report it when its job has made a clip")
     sums = sums_by_judge(store, evidence)
     first = next(iter(sums.values())).judged
     shown = chosen(evidence.clips, first, SAMPLED if sample is None else sample, by)
@@ -196,7 +196,7 @@ def _totals(clips: Clips, status: Status) -> list[tuple[str, str]]:
     asked = status.asked
     return [
         ("clips", f"{len(clips):,}" if asked is None else f"{len(clips):,} of {max(asked, len(clips)):,}"),
-        ("prompts", f"{int(clips.page.max()) + 1:,}"),
+        ("prompts", f"{int(clips.page.max(initial=-1)) + 1:,}"),
         *([("without counts", f"{plain:,}")] if plain else []),
         ("guided", f"{guided:,} of {corrected:,}" if corrected else "0"),
         *([("left alone", f"{left_alone:,}")] if left_alone else []),

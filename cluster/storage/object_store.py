@@ -33,6 +33,10 @@ _RENEW = (
     "its credentials have expired or aren't known: renew them where they come from (`aws sso login`, the profile's "
     "file, the credential process), then run the same command to resume; nothing that was committed is lost"
 )
+_SET_CLOCK = (
+    "this machine's clock is wrong by so much that the server takes none of its requests: set it (NTP), then run the "
+    "same command to resume"
+)
 
 
 class ObjectFiles:
@@ -191,11 +195,11 @@ class ObjectFiles:
         return f"{self._prefix}/{name}"
 
     def _trouble(self, action: str, path: str) -> Any:
-        return storage_trouble(action, path, lost=self._lost, remedy=lambda error: _RENEW if _expired(error) else None)
+        return storage_trouble(action, path, lost=self._lost, remedy=_remedy)
 
     def _call(self, method: str, *args: Any, **options: Any) -> Any:
         """A call of the client, once more with credentials that it reads anew where a server takes the old ones no
-        more."""
+        more. Parts of an upload that was under way stay, as those of a killed one."""
         renewals = self._renewals
         try:
             return getattr(self._fs, method)(*args, **options)
@@ -254,9 +258,19 @@ class _Parts(io.RawIOBase):
 
 def _expired(error: BaseException) -> bool:
     """Whether a server takes the client's credentials no more, or the client couldn't renew them itself."""
-    cause = error.__cause__ or error
-    code = (getattr(cause, "response", None) or {}).get("Error", {}).get("Code")
-    return code in _EXPIRED or type(cause).__name__ in _NOT_RENEWED
+    return _code(error) in _EXPIRED or type(error.__cause__ or error).__name__ in _NOT_RENEWED
+
+
+def _code(error: BaseException) -> str | None:
+    """What the server calls its error."""
+    code: str | None = (getattr(error.__cause__ or error, "response", None) or {}).get("Error", {}).get("Code")
+    return code
+
+
+def _remedy(error: BaseException) -> str | None:
+    if _expired(error):
+        return _RENEW
+    return _SET_CLOCK if _code(error) == "RequestTimeTooSkewed" else None
 
 
 def _client_errors() -> tuple[type[Exception], ...]:

@@ -83,6 +83,17 @@ def _cut(text: str) -> str:
     return text[: end.start()] if end else text
 
 
+def in_digits(prompt: str) -> str:
+    """The prompt with the numerals of its counts as digits: "3只猫" for "三只猫"."""
+
+    def digits(match: re.Match[str]) -> str:
+        count = None if match["before"] == "第" else value(match["number"])
+        start, end = (place - match.start() for place in match.span("number"))
+        return match.group() if count is None else f"{match.group()[:start]}{count}{match.group()[end:]}"
+
+    return _COUNT.sub(digits, prompt)
+
+
 def value(numeral: str) -> int | None:
     """The number that a Chinese numeral or digits say; None for 几, a few."""
     if numeral.isdecimal():

@@ -27,6 +27,25 @@ _DESCRIBES = re.compile(r"\w{2}(?:ing|ed|ly|ful|ous|less|ible|like)$")
 _ABSTRACT = re.compile(r"\w{3}(?:ness|ity|tion|ism|ship|hood|ance|ence)$")
 
 
+_SPELLED = re.compile(
+    rf"\b(?:{'|'.join(sorted(lexicon.NUMBER_WORDS))})(?: (?:{'|'.join(sorted(lexicon.NUMBER_WORDS))}))*\b"
+)
+
+
+def in_digits(text: str) -> str:
+    """A text in lower case without hyphens, with numbers that English words spell as digits: "21 cats" for "twenty one
+    cats"."""
+    return _SPELLED.sub(lambda match: _digits(match.group()), text)
+
+
+@lru_cache(maxsize=4096)
+def _digits(words: str) -> str:
+    try:
+        return str(int(text2num(words, "en")))
+    except ValueError:  # several numbers in a row
+        return " ".join(map(_digits, words.split())) if " " in words else words
+
+
 class Form:
     """What a word can be, wherever it stands; made once for each word."""
 

@@ -1,4 +1,4 @@
-"""What it costs to look at an output of a million clips: status, the summary of verdicts, a selection, the report.
+"""What it costs to look at an output of a million clips: status, the summary of verdicts, selections, the report.
 
     python -m tests.benchmarks.looks --folder /tmp/looks --clips 1000000
 
@@ -174,6 +174,17 @@ def selection(folder: Path) -> str:
     return f"{len(select(Store.reader(str(folder)), strategy=None, judge=None, only='accepted').rows)} clips"
 
 
+def shards(folder: Path) -> str:
+    """What an export to closed shards looks at, without the videos."""
+    from cluster.export.arrivals import Arrivals, rule_of
+    from cluster.export.config import ExportConfig
+    from cluster.export.shards import INDEX
+
+    store, config = Store.reader(str(folder)), ExportConfig(to="webdataset", only="accepted")
+    arrivals = Arrivals(store, config, rule_of(store, config), INDEX.empty_table())
+    return f"{sum(map(len, arrivals.look(final=True)))} clips"
+
+
 def report(folder: Path) -> str:
     from cluster.report import build_report
 
@@ -195,7 +206,7 @@ def near_duplicates(folder: Path) -> str:
 
 
 LOOKS: dict[str, Callable[[Path], str]] = {
-    own.__name__: own for own in (status, summary, selection, report, near_duplicates)
+    own.__name__: own for own in (status, summary, selection, shards, report, near_duplicates)
 }
 
 

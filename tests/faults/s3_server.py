@@ -2,6 +2,7 @@
 
 import re
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -52,8 +53,10 @@ class Server:
         self.process.wait()
 
 
-# Of a request's kind and headers: the status and code of an answer, seconds in which none comes, or None: it goes on.
-Trouble = Callable[[str, Mapping[str, str]], tuple[int, str] | float | None]
+# Of a request's kind and headers: the status and code of an answer, seconds in which none comes, CUT: the connection is
+# reset amid the answer, or None: it goes on.
+CUT = "cut"
+Trouble = Callable[[str, Mapping[str, str]], tuple[int, str] | float | str | None]
 
 
 class Proxy:
@@ -78,7 +81,7 @@ class Proxy:
                     time.sleep(found)
                     self.close_connection = True
                     return
-                if found is not None:
+                if found is not None and not isinstance(found, str):
                     status, code = found
                     self._answer(status, [("Content-Type", "application/xml")], _ANSWER.format(code=code).encode())
                     return
@@ -89,7 +92,7 @@ class Proxy:
                 content = response.read()
                 kept = [(name, value) for name, value in response.getheaders() if name.lower() not in _HOP]
                 length = response.getheader("Content-Length") if self.command == "HEAD" else None
-                self._answer(response.status, kept, content, length)
+                self._answer(response.status, kept, content, length, cut=found == CUT)
 
             do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815
 
@@ -108,7 +111,13 @@ class Proxy:
                 return b"".join(parts)
 
             def _answer(
-                self, status: int, headers: list[tuple[str, str]], content: bytes, length: str | None = None
+                self,
+                status: int,
+                headers: list[tuple[str, str]],
+                content: bytes,
+                length: str | None = None,
+                *,
+                cut: bool = False,
             ) -> None:
                 self.send_response_only(status)
                 for name, value in headers:
@@ -116,7 +125,10 @@ class Proxy:
                 self.send_header("Content-Length", length or str(len(content)))
                 self.end_headers()
                 if self.command != "HEAD":
-                    self.wfile.write(content)
+                    self.wfile.write(content[: len(content) // 2] if cut else content)
+                if cut:  # with a timeout of 0 closing is a reset
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.close_connection = True
 
             def log_message(self, *_: object) -> None:
                 pass

@@ -16,7 +16,7 @@ from cluster.dataset.garbage import collect_garbage
 from cluster.dataset.store import Store
 from numina.errors import StorageError
 from tests.cluster.dataset.outputs import a_row, key_of
-from tests.faults.s3_server import USER, Proxy, Server
+from tests.faults.s3_server import CUT, USER, Proxy, Server
 
 
 @pytest.fixture
@@ -98,6 +98,40 @@ def test_a_server_that_stays_busy_is_lost_storage(proxy: Proxy, root: str, monke
         store.committed_index()
     proxy.trouble = lambda kind, headers: None
     assert whole(store, 2)
+
+
+@pytest.mark.parametrize("answer", [(500, "InternalError"), (503, "ServiceUnavailable"), (400, "RequestTimeout"), CUT])
+def test_passing_errors_are_asked_again(answer: tuple[int, str] | str, proxy: Proxy, root: str) -> None:
+    """An error of the server's own, a connection that is reset amid an answer: nothing fails, and all is there once."""
+    asked, refused = 0, set[str]()
+
+    def trouble(kind: str, headers: Mapping[str, str]) -> tuple[int, str] | str | None:
+        nonlocal asked
+        asked += 1
+        if asked % 5:
+            return None
+        refused.add(kind)
+        return answer
+
+    proxy.trouble = trouble
+    store = Store(root)
+    store.open_run({})
+    fill(store, 3)
+    collect_garbage(store)
+    assert whole(Store(root), 3)
+    assert {"PUT", "GET", "LIST"} <= refused
+
+
+def test_a_clock_that_is_wrong_is_named(proxy: Proxy, root: str) -> None:
+    """S3 takes no request of a machine whose clock is off by more than 15 minutes: the error says what to do."""
+    store = Store(root)
+    store.open_run({})
+    proxy.trouble = lambda kind, headers: (403, "RequestTimeTooSkewed")
+    with pytest.raises(StorageError, match=r"clock(.|\n)*run the same command to resume"):
+        fill(store, 1)
+    proxy.trouble = lambda kind, headers: None
+    fill(store, 1)
+    assert whole(store, 1)
 
 
 class Guard:
@@ -186,3 +220,36 @@ def test_a_large_video_is_put_in_parts_and_only_once(proxy: Proxy, root: str) ->
     assert store.files.create("videos/small", large[: 63 * 2**20])
     assert proxy.taken()["PUT"] == 1
     print(f"{time.perf_counter() - began:.1f} s")
+
+
+def test_credentials_that_expire_amid_an_upload_are_read_anew(
+    proxy: Proxy, root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The large video is put whole, and once."""
+    profile = tmp_path / "credentials"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
+
+    def renew(token: str) -> None:
+        user = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "aws_session_token": token}
+        profile.write_text("[default]\n" + "".join(f"{name}={value}\n" for name, value in user.items()))
+
+    renew("first")
+    s3fs.S3FileSystem.clear_instance_cache()
+    store, guard, parts = Store(root), Guard("first"), 0
+
+    def trouble(kind: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+        nonlocal parts
+        parts += kind == "PUT"
+        if parts == 2 and guard.token == "first":
+            guard.token = "second"
+            renew("second")
+        return guard(kind, headers)
+
+    proxy.trouble = trouble
+    large = np.random.default_rng(0).bytes(2**20) * 70
+    assert store.files.create("videos/large", large)
+    assert guard.refused
+    assert store.read("videos/large") == large
+    assert not store.files.create("videos/large", large)

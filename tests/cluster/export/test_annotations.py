@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cluster.export.annotations import ANNOTATIONS, annotations_of, covered, run_lengths
+from cluster.export.annotations import ANNOTATIONS, annotations_of, covered
 
 TARGETS = [{"noun": "cats", "count": 2}, {"noun": "dogs", "count": 1}]
 
@@ -18,9 +18,16 @@ def test_masks_are_what_coco_reads() -> None:
     for _ in range(100):
         height, width = (int(size) for size in chance.integers(1, 60, 2))
         masks = chance.random((3, height, width)) < chance.choice([0, 0.02, 0.5, 0.98, 1])
-        for mask, text in zip(masks, run_lengths(masks), strict=True):
-            assert text.encode() == coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
-            assert (coco.decode({"size": [height, width], "counts": text}) == mask).all()
+        row = {"targets": TARGETS[:1], "width": 16 * width, "height": 16 * height, "num_frames": 9}
+        made = annotations_of(row, masks[None].astype(np.int16), refined=True)["annotations"]
+        assert [own["image_id"] for own in made] == np.flatnonzero(masks.any((1, 2))).tolist()
+        for own in made:
+            mask, kept = masks[own["image_id"]], own["segmentation"]
+            coded = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+            assert kept == {"size": [height, width], "counts": coded["counts"].decode()}
+            assert (coco.decode(kept) == mask).all()
+            assert own["bbox"] == [16 * side for side in coco.toBbox(coded).tolist()]
+            assert own["area"] == 256 * mask.sum()
 
 
 def test_boxes_are_in_pixels_and_masks_on_the_grid() -> None:

@@ -40,6 +40,25 @@ def test_each_is_told_by_the_first_of_its_kind() -> None:
     assert found == {1: "first", 4: "long", 5: "first", 7: "long"}
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("three cats", "3 Cats"),
+        ("Twenty-one cats on a table", "21 cats on a table"),
+        ("three cats, two of them black", "3 cats, 2 of them black"),
+        ("cats: one two three", "cats: 1, 2, 3"),
+        ("三只猫在桌子上", "3只猫在桌子上。"),
+        ("两只狗和三只猫", "２只狗和3只猫"),
+    ],
+)
+def test_numbers_are_the_same_in_words_and_digits(one: str, other: str) -> None:
+    """In English and Chinese; short prompts, too, of which a word is a large part."""
+    finder = AlikeFinder()
+    for number, prompt in enumerate((one, other, one.replace("cats", "cows").replace("猫", "牛"))):
+        finder.add(number, str(number), prompt, [Target(noun="cats", count=3)])
+    assert [(own.row, own.first) for own in finder.found()] == [(1, 0)]
+
+
 def a_set(path: Path) -> str:
     targets = [[{"noun": "cats", "count": count}] for _, _, count in ROWS]
     rows = [

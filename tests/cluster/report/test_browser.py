@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from cluster.dataset.store import Store
 from cluster.report import build_report
+from cluster.report.sample import By
 from tests.cluster.report.conftest import HOSTILE, LATENT_FRAMES, MANY, make_large
 
 OPAQUE = """canvas => {
@@ -236,6 +238,23 @@ def test_lost_videos_are_named(tab: Tab) -> None:
     texts = " ".join(tab.page.locator(".failures summary").all_text_contents())
     assert re.search(r"2 guide RankDied: rank ….* 1 video unreadable: no frames", texts)
     assert "isn't there" in texts
+
+
+def test_an_output_of_failures_alone_shows_them(chromium: Any, tmp_path: Path) -> None:
+    """Nothing was made: the page says why, whatever is asked to be shown."""
+    store = Store(str(tmp_path / "out"))
+    store.open_run({"steps": 4}, asked=2)
+    for digit in "01":
+        record = {"final": True, "stage": "decode", "error": "one flat colour in every frame", "prompt": "three cats"}
+        store.fail(digit * 32, record)
+    pages = [build_report(tmp_path / "out", tmp_path / f"{by}.html", sample=1, by=by) for by in get_args(By)]
+    tab = Tab(chromium.new_page())
+    for page in pages:
+        tab.page.goto(page.as_uri())
+        tab.page.wait_for_selector(".failures summary")
+        assert "one flat colour in every frame" in " ".join(tab.page.locator(".failures summary").all_text_contents())
+    tab.page.close()
+    assert tab.trouble == []
 
 
 def test_keys_lead_through_the_prompts(tab: Tab) -> None:

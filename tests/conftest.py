@@ -16,6 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from hypothesis import settings
 
+from tests.forks import forked_workers
+
 # No claim is about speed, and several processes share two cores.
 settings.register_profile("numina", deadline=None)
 settings.load_profile("numina")
@@ -33,6 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((n for n, name in enumerate(LONG) if any(item.path.is_relative_to(p / name) for p in places)), 99)
 
     items.sort(key=rank)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_workers() -> Iterator[None]:
+    """Ray's workers needn't import what others did before them."""
+    with forked_workers():
+        yield
 
 
 @pytest.fixture(autouse=True)

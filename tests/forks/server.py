@@ -44,7 +44,8 @@ LIBRARIES = (
 )
 OWN = ("RAY_", "NUMINA_", "PYTEST_", "SPT_")  # begin the names of variables that no library above reads
 OTHERS = {"PWD", "OLDPWD", "SHLVL", "_", "PYTHONUNBUFFERED", "LINES", "COLUMNS"}
-# That libraries set when they are imported, as the tests' process has.
+OTHERS |= {"PYTHONBREAKPOINT"}  # Ray sets it in a process that has joined one
+# Libraries set these when they are imported, as the tests' process has.
 OTHERS |= {"TORCHINDUCTOR_CACHE_DIR", "PYTORCH_NVML_BASED_CUDA_CHECK", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"}
 LONGEST = 2**20  # bytes of what a worker says of itself
 
@@ -58,8 +59,15 @@ def differs(one: dict[str, str], other: dict[str, str]) -> bool:
 def serve(listening: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Forks until it is ended. Returns in each fork, with what that is to be and its three streams."""
     ready, environment = False, dict(os.environ)  # libraries change it
+    parent = os.getppid()
+    listening.settimeout(5)
     while True:
-        asking, _ = listening.accept()
+        try:
+            asking, _ = listening.accept()
+        except TimeoutError:
+            if os.getppid() != parent:  # the tests were killed
+                sys.exit()
+            continue
         with asking:
             data, control, _, _ = asking.recvmsg(LONGEST, socket.CMSG_SPACE(3 * 4))
             streams = array.array("i")

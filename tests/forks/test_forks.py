@@ -13,7 +13,9 @@ from tests.forks import HERE
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
-    """A Ray of one core."""
+    """A Ray of one core, the second one of this process: the first leaves a variable behind."""
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.shutdown()
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()

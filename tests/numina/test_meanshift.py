@@ -38,7 +38,9 @@ def test_labels_are_those_of_scikit_learn(kind, seed, height, width, quantile):
     """Bandwidth and labels equal the library's, on small frames of every kind."""
     points = features(kind, height, width, np.random.default_rng(seed))
     bandwidth = estimate_bandwidth(points, quantile, 1000)
-    assert bandwidth == pytest.approx(cluster.estimate_bandwidth(points, quantile=quantile, n_samples=1000), abs=ROUNDING)
+    assert bandwidth == pytest.approx(
+        cluster.estimate_bandwidth(points, quantile=quantile, n_samples=1000), abs=ROUNDING
+    )
     compare(points, bandwidth if bandwidth > 0 else 0.5)
 
 

@@ -59,7 +59,6 @@ def test_cluster_scripts_and_settings_are_real() -> None:
             load_job(job[1], [word.replace("…", "there") for word in job[2:]])
 
 
-@pytest.mark.timeout(900)
 def test_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every other command, one after the other in one folder; in this process, which has imported all that each would
     import anew. As they stand, but jobs make clips of a quarter of the pixels."""

@@ -13,6 +13,10 @@ import pytest
 # before torch's import, and for every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Ray ends task processes beyond one per core that were idle for a second, which is soon over on a busy machine, and the
+# next task waits until another one has imported all.
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
+
 import torch
 from hypothesis import settings
 

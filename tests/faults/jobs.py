@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 
@@ -22,6 +23,8 @@ def numbered_prompts(number: int) -> list[dict[str, str]]:
 
 class Job:
     """A driver's process and its children, started again by the same command."""
+
+    started: ClassVar[list[subprocess.Popen[bytes]]] = []  # of all jobs, for who cleans up after a test that failed
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class Job:
     def start(self) -> None:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT, env=self.environment)
+        self.started.append(self.process)
 
     def run(self, timeout: float = 400) -> int:
         """Runs to the end; the exit status."""

@@ -11,6 +11,7 @@ TORCH_INDEX := $(if $(GPU),,--extra-index-url https://download.pytorch.org/whl/c
 
 # Processes of `make test`: a file's tests stay in one. Tests of Ray wait for its processes much of their time.
 WORKERS ?= 4
+SYSTEM_WORKERS ?= 3
 
 .PHONY: install demo test test-system faults fuzz lint settings lock lock-gpu clean
 
@@ -35,9 +36,9 @@ test: install
 	$(BIN)/python -m pytest $(or $(strip $(ARGS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 # Whole jobs on a real SLURM, submitted to a real Ray head, with ranks and drivers killed. SLURM's tests skip without it.
-# One after the other: a job keeps all cores busy, and its tests wait for it so long and no longer.
+# They wait most of their time. A file's tests stay in one process, so that there is one SLURM.
 test-system: install
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow $(or $(strip $(ARGS)),-n $(SYSTEM_WORKERS) --dist loadfile --no-loadscope-reorder)
 
 # The long form of all that is killed: some 15 minutes on 2 cores, numbers printed.
 faults: install

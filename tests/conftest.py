@@ -13,8 +13,14 @@ import pytest
 # before torch's import, and for every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Ray ends task processes beyond one per core that were idle for a second, which is soon over on a busy machine, and the
+# next task waits until another one has imported all.
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
+
 import torch
 from hypothesis import settings
+
+from tests.forks import forked_workers
 
 # No claim is about speed, and several processes share two cores.
 settings.register_profile("numina", deadline=None)
@@ -33,6 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((n for n, name in enumerate(LONG) if any(item.path.is_relative_to(p / name) for p in places)), 99)
 
     items.sort(key=rank)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_workers() -> Iterator[None]:
+    """Ray's workers needn't import what others did before them."""
+    with forked_workers():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -239,11 +239,18 @@ def test_no_other_top_level_folders() -> None:
     assert folders - made <= {"numina", "pipelines", "cluster", "configs", "slurm", "tests"}
 
 
-def test_the_driver_loads_no_model_library() -> None:
-    """Planning and resuming start in seconds: the model libraries are for ranks, scikit-learn is for layout tasks."""
-    heavy = "{'diffusers', 'transformers', 'sklearn'} & set(sys.modules)"
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("cluster.cli, cluster.runtime.driver, cluster.planner", {"diffusers", "transformers", "sklearn"}),
+        ("cluster.workers.tasks, numina.correct, pipelines.sampling.write", {"diffusers", "transformers", "torch"}),
+    ],
+    ids=["driver", "task"],
+)
+def test_only_ranks_load_model_libraries(modules: str, heavy: set[str]) -> None:
+    """Planning and resuming start in seconds, and processes that lay out and write, one for each core, are small."""
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys, cluster.cli, cluster.runtime.driver, cluster.planner; print({heavy})"],
+        [sys.executable, "-c", f"import sys, {modules}; print({heavy} & set(sys.modules))"],
         capture_output=True,
         text=True,
         check=True,

@@ -19,7 +19,7 @@ from numina.errors import ClipError, InputError
 from pipelines.base import GenerationConfig, Text
 from pipelines.checkpoints.hub import is_repository
 from pipelines.checkpoints.lora import LoraConfig, lora_file
-from pipelines.models.registry import load_model, model_folder, resolve_device
+from pipelines.models.registry import load_model, model_folder, resolve_device, uncollected
 from pipelines.parallel.config import MemoryConfig, ParallelConfig
 from pipelines.parallel.group import join_group
 from pipelines.parallel.libraries import XFUSER, require
@@ -95,9 +95,10 @@ class Rank(Member):
 
     def load(self, first: Arrival) -> dict[str, float]:
         """Joins the process group and loads the model: one rank reads, the others receive."""
-        from pipelines.attention.engines import parallelize
-        from pipelines.sampling.generate import ClipGenerator
-        from pipelines.sampling.warmup import compile_blocks
+        with uncollected():
+            from pipelines.attention.engines import parallelize
+            from pipelines.sampling.generate import ClipGenerator
+            from pipelines.sampling.warmup import compile_blocks
 
         began, spec = time.perf_counter(), self.spec
         if resolve_device(spec.device) == "cpu":

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int16
 
 from numina.config import IdentifyConfig
 from numina.fused.links import link_pieces
 from numina.fused.pieces import Piece, frame_pieces, labels_of
-from numina.fused.responses import ground
 
 LEAST_CONTRAST = 0.8  # standard deviations from its surroundings, below which a piece isn't a thing of its own
 MOST_CONTRAST = 1.5  # times the typical contrast that count: at a frame's rim it may come out as anything
@@ -37,6 +35,11 @@ def fused_labels(
     of area and presence, reaches ``evidence`` of what is typical in the clip. It is of the noun that it answers to
     most. A noun's confidence, from 0.5 to 1, is that of its closest decision: a track's distance from the threshold.
     """
+    # Here, so that a layout of another source needs no torch: it takes a CPU second to import, and 180 MB.
+    import torch
+
+    from numina.fused.responses import ground
+
     shares = np.asarray(shares, dtype=np.float32)
     noise = ground(torch.from_numpy(shares))[1][..., 0, 0].numpy()
     vectors = np.asarray(coordinates, dtype=np.float32)

@@ -4,12 +4,30 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import s3fs
 
+from tests.faults.jobs import Job, family
 from tests.faults.s3_server import USER, Server
+
+
+@pytest.fixture(autouse=True)
+def no_job_left() -> Iterator[None]:
+    """A test that fails amid a job would leave it to run for ever beside the others."""
+    yield
+    while Job.started:
+        process = Job.started.pop()
+        if process.poll() is None:
+            orphans = family(process.pid)
+            process.kill()
+            process.wait()
+            for orphan in orphans:
+                with suppress(psutil.NoSuchProcess):
+                    orphan.kill()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 
@@ -22,6 +23,8 @@ def numbered_prompts(number: int) -> list[dict[str, str]]:
 
 class Job:
     """A driver's process and its children, started again by the same command."""
+
+    started: ClassVar[list[subprocess.Popen[bytes]]] = []  # of all jobs, for who cleans up after a test that failed
 
     def __init__(
         self,
@@ -40,19 +43,20 @@ class Job:
     def start(self) -> None:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT, env=self.environment)
+        self.started.append(self.process)
 
-    def run(self, timeout: float = 120) -> int:
+    def run(self, timeout: float = 400) -> int:
         """Runs to the end; the exit status."""
         self.start()
         return self.wait(timeout)
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 400) -> int:
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             orphans = family(self.process.pid)
             self.process.kill()
-            psutil.wait_procs(orphans, timeout=10)
+            psutil.wait_procs(orphans, timeout=60)
             raise AssertionError(f"the job didn't end: {self.log()[-3000:]}") from None
 
     def log(self) -> str:
@@ -75,7 +79,7 @@ class Job:
         path = self.folder / "diary"
         return path.read_text().splitlines() if path.exists() else []
 
-    def wait_for_line(self, text: str, times: int, timeout: float = 60) -> float | None:
+    def wait_for_line(self, text: str, times: int, timeout: float = 200) -> float | None:
         """Seconds until the log has so many lines with this text; None when the job ended before."""
         began = time.monotonic()
         while self.log().count(text) < times:
@@ -85,7 +89,7 @@ class Job:
             time.sleep(0.02)
         return time.monotonic() - began
 
-    def wait_for_work(self, calls: int, timeout: float = 60) -> bool:
+    def wait_for_work(self, calls: int, timeout: float = 200) -> bool:
         """Until the gangs computed so many calls more; False when the job is over."""
         began, goal = time.monotonic(), len(self.diary()) + calls
         while len(self.diary()) < goal:

@@ -44,7 +44,6 @@ def listed(folder: Path) -> list[dict[str, Any]]:
     return manifest(folder) if (folder / "MANIFEST.json").exists() else []
 
 
-@pytest.mark.timeout(900 if LONG else 120)
 @pytest.mark.parametrize("form", ["webdataset", "parquet"] if LONG else ["webdataset"])
 def test_kills_of_a_following_export_lose_double_and_tear_nothing(form: str, tmp_path: Path) -> None:
     """Also of the shards that were closed in between none has changed at the end, and there is none that isn't full but

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 
 from cluster.dataset.garbage import collect_garbage
 from cluster.dataset.store import Store
@@ -129,7 +128,6 @@ def torn_files(root: Path) -> list[Path]:
     return torn
 
 
-@pytest.mark.timeout(600 if LONG else 120)
 def test_sigkill_loses_doubles_and_tears_nothing(tmp_path: Path) -> None:
     """Two writers at a time are killed again and again; then every key has one whole row with its own whole video, no
     row that a writer saw committed has changed, and a clean-up afterwards changes none of it."""
@@ -190,7 +188,6 @@ def test_sigkill_loses_doubles_and_tears_nothing(tmp_path: Path) -> None:
     assert files - len(list((root / "runs").iterdir())) <= CLIPS + 10
 
 
-@pytest.mark.timeout(600 if LONG else 120)
 def test_two_writers_hardly_repeat_each_other(tmp_path: Path) -> None:
     """Undisturbed, leases keep two writers from making one clip twice: less than 2 % are, and that shows nowhere. The
     same two started again make nothing."""

@@ -58,7 +58,7 @@ class Slurm:
     def __call__(self, *command: str) -> str:
         """A command's output."""
         done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=200, check=False
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -114,14 +114,14 @@ def slurm_config() -> Iterator[Path]:
     daemons = [start(folder, "munged", "--foreground", "--force", f"--seed-file={folder}/munge.seed", *munge)]
     slurm = Slurm(config, folder)
     try:
-        wait_until((folder / "munge.socket").exists, 10)
+        wait_until((folder / "munge.socket").exists, 60)
         daemons.append(start(folder, "slurmctld", "-D"))
-        wait_until(lambda: "UP" in subprocess.getoutput(f"SLURM_CONF={config} scontrol ping"), 20)
+        wait_until(lambda: "UP" in subprocess.getoutput(f"SLURM_CONF={config} scontrol ping"), 60)
         daemons += [start(folder, "slurmd", "-D", "-N", node) for node in ("one", "two")]
-        wait_until(lambda: slurm("sinfo", "--noheader", "--format=%T %D").split() == ["idle", "2"], 30)
+        wait_until(lambda: slurm("sinfo", "--noheader", "--format=%T %D").split() == ["idle", "2"], 60)
         yield config
         slurm("scancel", "--user=root")
-        wait_until(lambda: not slurm.jobs(), 30)
+        wait_until(lambda: not slurm.jobs(), 60)
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()

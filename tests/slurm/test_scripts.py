@@ -58,7 +58,7 @@ def committed(folder: Path) -> int:
 
 def wait_for(slurm: Slurm, condition: Callable[[], object]) -> None:
     """Until something has come true of a job that runs; not for ever, and not where no job is left."""
-    wait_until(lambda: condition() or not slurm.jobs(), 180, slurm.logs)
+    wait_until(lambda: condition() or not slurm.jobs(), 400, slurm.logs)
     assert condition(), slurm.logs()
 
 
@@ -118,7 +118,7 @@ def test_only_work_that_is_left_is_requeued_and_once(
         wait_for_words(slurm, "given", runs + 1)
         slurm("scancel", "--batch", "--signal=USR2", task)
         wait_for_words(slurm, "heard", runs)
-    wait_until(lambda: slurm.field(task, "JobState") in ("COMPLETED", "FAILED"), 20, slurm.logs)
+    wait_until(lambda: slurm.field(task, "JobState") in ("COMPLETED", "FAILED"), 100, slurm.logs)
     assert slurm.field(task, "Restarts") == str(requeues)
     assert slurm.field(task, "ExitCode") == f"{status}:0"
     assert slurm.field(f"{array}_1", "JobState") == "RUNNING", "the array's other task is left alone"
@@ -141,7 +141,6 @@ def test_a_cancelled_task_is_not_requeued(slurm: Slurm, fake: Callable[[int], No
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_an_array_makes_every_row_once(slurm: Slurm, job: list[str]) -> None:
     """Three tasks, three Rays, one output; one task is requeued in mid-work, one is drained and requeues itself."""
     array = slurm.submit("array.sbatch", *job, "samples=12", options=("--array=0-2", "--cpus-per-task=1"))
@@ -166,26 +165,25 @@ def test_a_time_limit_is_heard_of_before_it_is_there(slurm: Slurm, fake: Callabl
     slurm("scontrol", "update", f"JobId={job}", "EndTime=now+60")  # SLURM looks at it every 30 seconds
     wait_for_words(slurm, "heard USR2")
     (slurm.folder / "wait").unlink()
-    wait_until(lambda: slurm.field(job, "Restarts") == "1", 60, slurm.logs)
+    wait_until(lambda: slurm.field(job, "Restarts") == "1", 200, slurm.logs)
     slurm("scancel", job)
     slurm.wait(job)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_cluster_is_drained_and_goes_on(slurm: Slurm, job: list[str]) -> None:
     """One Ray over two nodes, a gang on each: amid its work it is drained, requeued, and completes."""
     before = set(Path("/tmp").glob("numina.*"))
-    overrides = ("samples=30", "generation.steps=12", "parallel.gangs=2")
+    overrides = ("samples=10", "generation.steps=12", "parallel.gangs=2")
     submitted = slurm.submit("cluster.sbatch", *job, *overrides, options=("--nodes=2", "--cpus-per-task=1"))
     wait_for(slurm, lambda: committed(slurm.folder) >= 3)
     slurm("scancel", "--batch", "--signal=USR2", submitted)
-    wait_for_words(slurm, "DUE TO JOB REQUEUE")
+    wait_for(slurm, lambda: slurm.field(submitted, "Restarts") == "1")
     done = committed(slurm.folder)
     slurm.wait(submitted)
     assert slurm.field(submitted, "JobState") == "COMPLETED", slurm.logs()
     assert slurm.field(submitted, "Restarts") == "1"
     assert "SIGUSR2: finishing clips in progress" in slurm.logs()
-    assert 3 <= done < 6 * 30
-    assert_exact(slurm.folder, samples=30)
+    assert 3 <= done < 6 * 10
+    assert_exact(slurm.folder, samples=10)
     assert set(Path("/tmp").glob("numina.*")) <= before, "what Ray left behind, on either node"

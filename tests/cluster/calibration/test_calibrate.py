@@ -39,7 +39,6 @@ def calibrated(job: JobConfig, clips: int) -> tuple[Result, int, list[str]]:
     return result, sum(now.generated for now in rungs), told
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("quick_model")
 def test_a_race_is_resumed_and_goes_on_with_a_larger_budget(joining_job: Job, tmp_path: Path) -> None:
     """Equal candidates are one; the budget holds; nothing is made twice; all that is known is in the output."""

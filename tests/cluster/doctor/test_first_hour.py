@@ -38,7 +38,7 @@ Job = Callable[..., JobConfig]
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU is really there")
 root = pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
 
-PATIENCE = 120  # seconds: a minute on a machine that isn't busy with other tests
+PATIENCE = 300  # seconds: a minute on a machine that isn't busy with other tests
 ONE_GPU = ("model.device=cuda", "model.dtype=float32", "parallel.ulysses=1")
 OLD_DRIVER = (
     "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by downloading"

@@ -133,7 +133,6 @@ def test_settings_dont_mix_under_one_name(dataset: Store) -> None:
     assert summarize(dataset).agreement == {"counter, quick": 1.0}
 
 
-@pytest.mark.timeout(120)
 def test_several_judges_say_what_one_says(dataset: Store, tmp_path: Path) -> None:
     """As Ray actors, with their verdicts kept in the output."""
     config = judge_config("counter", {"name": "two"})

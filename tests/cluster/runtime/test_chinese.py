@@ -43,7 +43,6 @@ def test_nouns_in_one_token_are_a_bad_row(chinese_job: Job) -> None:
     assert prepare(chinese_job("strategies=[baseline]")).asked == len(ROWS)
 
 
-@pytest.mark.timeout(300)
 def test_a_chinese_set_runs_end_to_end(chinese_job: Job, tmp_path: Path) -> None:
     """Targets given and read are identified noun by noun; counts, layouts and the report name them as the set does."""
     outcome = run_job(prepare(chinese_job("strategies=[baseline,numina]", "prompts_bad=skip")))

@@ -53,7 +53,7 @@ class Head:
             env=self.environment | environment,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=400,
             check=False,
         )
         return f"{done.stdout}{done.stderr}exit status {done.returncode}"
@@ -62,7 +62,7 @@ class Head:
         """Ends Ray with all of its processes."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         self.process.terminate()
-        self.process.wait(40)
+        self.process.wait(100)
         _, living = psutil.wait_procs(family, timeout=20)
         for process in living:
             process.kill()
@@ -74,7 +74,7 @@ def head() -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     head = Head(folder)
     try:
-        wait_until(lambda: "exit status 0" in head.job("submit", "--", "true"), 60)
+        wait_until(lambda: "exit status 0" in head.job("submit", "--", "true"), 200)
         yield head
     finally:
         head.end()
@@ -110,7 +110,7 @@ def test_a_stopped_job_goes_on(head: Head, job: list[str], tmp_path: Path) -> No
     """`ray job stop` lets clips under way be finished, given the time; submitted again, the job makes the others."""
     many = [*job, "strategies=[baseline]", "samples=40", "generation.steps=12"]
     head.job("submit", "--no-wait", "--submission-id=first", f"--runtime-env-json={STOP_WAIT}", "--", "numina", *many)
-    wait_until(lambda: len(list((tmp_path / "out/commits").rglob("*.parquet"))) > 2, 120)
+    wait_until(lambda: len(list((tmp_path / "out/commits").rglob("*.parquet"))) > 2, 400)
     head.job("stop", "first")
     assert "STOPPED" in head.job("status", "first").upper()
     log = head.job("logs", "first")

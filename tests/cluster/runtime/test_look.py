@@ -55,7 +55,6 @@ class Events:
         self.seen += [name for name, true in told.items() if true and name not in self.seen]
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("quick_model")
 def test_gangs_start_while_the_set_is_checked(joining_job: Job, tmp_path: Path) -> None:
     """They begin before all rows are checked, and no clip is made before that."""
@@ -72,7 +71,6 @@ def test_gangs_start_while_the_set_is_checked(joining_job: Job, tmp_path: Path) 
     assert events.seen.index("checked") < events.seen.index("clip")
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("quick_model")
 def test_a_bad_row_far_in_the_set_stops_the_job_before_its_first_clip(
     joining_job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -123,7 +121,6 @@ BAD: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("quick_model")
 def test_bad_rows_are_skipped_and_listed(joining_job: Job, tmp_path: Path) -> None:
     """The good ones are made; the others are named once each, at the start, at the end, in a file and by status.
@@ -163,7 +160,6 @@ def test_bad_rows_are_skipped_and_listed(joining_job: Job, tmp_path: Path) -> No
     assert not (tmp_path / "out/REJECTED.jsonl").exists()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("quick_model")
 def test_every_shard_lists_its_own_bad_rows(joining_job: Job, tmp_path: Path) -> None:
     """Array tasks write beside each other; status adds them up."""
@@ -234,7 +230,6 @@ def test_settings_of_reading_change_the_rows_that_they_concern(tiny_job: Job, tm
     assert asked(tiny_job(*job, "max_count=100"))["doubtful"][2] == [("circles", 2), ("squares", 99)]
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("quick_model")
 def test_another_reading_makes_what_it_changes(
     joining_job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture

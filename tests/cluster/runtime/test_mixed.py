@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from cluster.cli.app import app
@@ -28,7 +27,6 @@ def numina(*arguments: str) -> str:
     return " ".join(result.output.split())
 
 
-@pytest.mark.timeout(300)
 def test_from_a_text_file_to_the_report(joining_job: Job, twin: Callable[[str], Path], tmp_path: Path) -> None:
     """Nothing blocks the set, and nothing wrong passes in silence."""
     source, prompts, out = tmp_path / "prompts.txt", str(tmp_path / "set.parquet"), str(tmp_path / "out")

@@ -51,7 +51,6 @@ def made(joining_job: Job, quick_model: None, tmp_path: Path) -> Callable[..., J
     return make
 
 
-@pytest.mark.timeout(300)
 def test_every_strategy_makes_one_plain_clip(made: Callable[..., JobConfig], tmp_path: Path) -> None:
     """A row and a file for each strategy, nothing identified and nothing judged; a seed search has nothing to search.
 
@@ -90,7 +89,6 @@ def test_every_strategy_makes_one_plain_clip(made: Callable[..., JobConfig], tmp
     assert (again.done, again.generated, again.left, gangs) == (outcome.done, 0, 0, [])
 
 
-@pytest.mark.timeout(300)
 def test_figures_leave_plain_clips_out_and_say_so(made: Callable[..., JobConfig], tmp_path: Path) -> None:
     """Evaluation, summary, report and every export of a set with and without counts."""
     job = made(COUNTED, SEA, overrides=["strategies=[baseline,numina]", "parallel.ulysses=1", "generation.steps=3"])
@@ -129,7 +127,6 @@ def test_figures_leave_plain_clips_out_and_say_so(made: Callable[..., JobConfig]
     invoke("export", job.output, "--to", "webdataset", "--output", str(tmp_path / "tars"))
 
 
-@pytest.mark.timeout(300)
 def test_a_set_without_any_count(made: Callable[..., JobConfig], tmp_path: Path) -> None:
     """It is generated, judged, summarized, reported and exported like any other; what can't be said is said so."""
     job = made(SEA, {"id": "sky", "prompt": "clouds over the hills"})

@@ -43,7 +43,6 @@ def accept(job: JobConfig, task: ClipTask) -> None:
     store.put_evaluation("counter", task.key, verdict)
 
 
-@pytest.mark.timeout(200)
 @pytest.mark.usefixtures("quick_model")
 def test_attempts_go_on_until_one_is_accepted(joining_job: Job) -> None:
     """One prompt's second attempt is accepted, the other's are all rejected: two rows and three, a verdict on each,
@@ -87,7 +86,6 @@ def test_a_judge_that_cant_know_a_noun_is_refused_first(tiny_job: Job, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
 @pytest.mark.usefixtures("quick_model")
 def test_a_chain_goes_on_where_it_was_left(joining_job: Job) -> None:
     """What was committed and not judged is judged, not made again; clips of other strategies are attempts too."""
@@ -102,7 +100,6 @@ def test_a_chain_goes_on_where_it_was_left(joining_job: Job) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
 def test_stronger_attempts_keep_the_noise(joining_job: Job) -> None:
     """With more guidance each; the clip differs where anything was guided at all."""
     retry = ["verify.retry=stronger", "verify.strengthen=2", "verify.attempts=2", "method.preset=paper"]
@@ -115,7 +112,6 @@ def test_stronger_attempts_keep_the_noise(joining_job: Job) -> None:
     assert first["video_sha256"] != second["video_sha256"]
 
 
-@pytest.mark.timeout(200)
 @pytest.mark.usefixtures("quick_model")
 def test_a_prompt_is_enhanced_and_its_own_is_kept(joining_job: Job) -> None:
     """The row says what was generated with and what was asked; both strategies are of one prompt."""
@@ -138,7 +134,6 @@ def test_a_prompt_is_enhanced_and_its_own_is_kept(joining_job: Job) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_one_command_compares_strategies(tmp_path: Path) -> None:
     """On the embedded model: clips are made, judged by two, and a table is printed; again, nothing is made."""
     overrides = ["--config", "comparison", f"output={tmp_path}/out", "limit=2", "strategies=[baseline,verified]"]

@@ -141,7 +141,7 @@ def together(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any
 
 @pytest.mark.parametrize("name", SPLIT)
 def test_ranks_decode_what_one_process_decodes(together: list[dict[str, Any]], name: str) -> None:
-    """The first rank's latents, decoded: floats within 1e-5, and fewer than one byte of 1,000 is a grey level apart.
+    """The first rank's latents, decoded: floats within 2e-5, and fewer than one byte of 1,000 is a grey level apart.
 
     Twice in a row, whatever was decoded between. bfloat16 rounds at every layer, so a few grey levels may differ.
     """
@@ -155,7 +155,7 @@ def test_ranks_decode_what_one_process_decodes(together: list[dict[str, Any]], n
     scale = floats.shape[-2] // case.rows
     assert {len(band.shape) for band in bands} == {5}
     assert max(band.shape[-2] for band in bands) == scale * -(-case.rows // len(together))  # nobody decodes more
-    torch.testing.assert_close(torch.cat(bands, dim=-2), floats, atol=0.05 if half else 1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat(bands, dim=-2), floats, atol=0.05 if half else 2e-5, rtol=0)
 
     first = found[0]["pixels"]
     assert (first.shape, first.dtype, first.device.type) == (pixels.shape, torch.uint8, "cpu")
@@ -209,7 +209,7 @@ def test_a_split_vae_still_decodes_alone(together: list[dict[str, Any]], name: s
     vae = build(CASES[name].vae)
     latents = CASES[name].latents(vae.config.z_dim)
     for rank, found in enumerate(together):
-        torch.testing.assert_close(found[name]["alone"][0], reference(vae, latents + rank)[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(found[name]["alone"][0], reference(vae, latents + rank)[0], atol=2e-5, rtol=0)
         assert found[name]["shared"], f"weights of rank {rank}"
 
 

@@ -13,7 +13,7 @@ XFUSER = {
     "xfuser": Check(
         place="cluster.doctor.libraries:xfuser",
         when=lambda needs: needs.may_use_gpu and (not needs.job or needs.shares_clips),
-        seconds=40.0,
+        seconds=28.0,
         late=State.WARNING,
     ),
 }
@@ -26,19 +26,19 @@ CHECKS = {
     "deepspeed": Check(
         place="cluster.doctor.libraries:deepspeed",
         when=lambda needs: not needs.job or needs.shard != "none",
-        seconds=40.0,
+        seconds=28.0,
         late=State.WARNING,
     ),
     "torchao": Check(
         place="cluster.doctor.libraries:torchao",
         when=lambda needs: not needs.job or needs.dtype == "float8",
-        seconds=40.0,
+        seconds=28.0,
         late=State.WARNING,
     ),
     "FlashAttention-3": Check(
         place="cluster.doctor.libraries:flash_3",
         when=lambda needs: needs.may_use_gpu,
-        seconds=40.0,
+        seconds=28.0,
         late=State.WARNING,
     ),
     "between ranks": Check(

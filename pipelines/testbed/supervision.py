@@ -40,7 +40,7 @@ class Truth(NamedTuple):
 
     def unnamed(self, dropped: Tensor) -> Truth:
         """The same, where `dropped` [B, 1] clips have no text: nothing is known of their nouns."""
-        return self._replace(noun=self.noun.masked_fill(dropped, -1), words=self.words & ~dropped)
+        return Truth(self.owner, self.noun.masked_fill(dropped, -1), self.words & ~dropped)
 
 
 def truth(owner: Tensor, texts: Sequence[str], kinds: NDArray[np.int64], world: World) -> Truth:

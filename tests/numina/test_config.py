@@ -55,7 +55,7 @@ def test_published_values():
     ("preset", "differs"),
     [
         ("quick", ["guide.start=0.2", "guide.until=0.6"]),
-        ("few-step", ["identify.step=0.75", "guide.until=0.8", "guide.start=0.25", "guide.strength=2.5"]),
+        ("few-step", ["identify.step=0.5", "guide.until=0.8", "guide.start=0.25", "guide.strength=2.5"]),
     ],
 )
 def test_a_preset_that_costs_less_differs_from_closed_in_what_its_head_says(preset: str, differs: list[str]) -> None:

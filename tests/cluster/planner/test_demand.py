@@ -75,8 +75,8 @@ FEW_STEPS = ["generation.steps=4", "generation.guidance_scale=1", "generation.sa
     [
         (["method.preset=closed"], 2 * 50, 2 * (21 + 50), 2),
         (["method.preset=quick"], 2 * 50, 2 * (21 + 40), 2),  # from step 10 on
-        (["method.preset=few-step", *FEW_STEPS], 4, 4 + 3, 1),
-        (["method.preset=few-step", "method.guide.start=0", *FEW_STEPS], 4, 4 + 4, 1),
+        (["method.preset=few-step", *FEW_STEPS], 4, 3 + 3, 1),
+        (["method.preset=few-step", "method.guide.start=0", *FEW_STEPS], 4, 3 + 4, 1),
     ],
 )
 def test_a_verified_sample_costs_its_attempts_from_where_they_start(

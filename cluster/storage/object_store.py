@@ -34,8 +34,8 @@ _RENEW = (
     "file, the credential process), then run the same command to resume; nothing that was committed is lost"
 )
 _SET_CLOCK = (
-    "this machine's clock is wrong by so much that the server takes none of its requests: set it (NTP), then run the "
-    "same command to resume"
+    "the server refuses requests from this machine because its clock is wrong: synchronize it (NTP), then run the same "
+    "command to resume"
 )
 
 

@@ -90,7 +90,7 @@ def teach_reading(
 def encode_clips(
     vae: AutoencoderKLWan, world: World, number: int, miscounted: float, rng: np.random.Generator, device: torch.device
 ) -> tuple[list[str], Tensor, Truth | None]:
-    """Fresh training prompts, their clips' latents, [number, 8, 5, H, W], not yet normalised, and whose tokens are."""
+    """Fresh training prompts, their clips' latents [number, 8, 5, H, W], not normalised, and whose each token is."""
     prompts = world.make_prompts(number, rng, split="train")
     drawn = world.draw_scenes(world.miscount(prompts, miscounted, rng), rng)
     latents = vae.encode(world.render(drawn, device=device)).latent_dist.mean

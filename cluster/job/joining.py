@@ -56,6 +56,7 @@ def reachable(address: str, setting: str = "cluster.address") -> str:
             f"{setting} is {address!r}; Ray clients and job servers aren't supported: give HOST:PORT of the head (port"
             " 6379 unless it was started with another) on a machine of the cluster, or use `ray job submit`"
         )
+    load_token()
     place = _found(setting) if address == "auto" else address
     host, _, port = place.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -123,9 +124,8 @@ def _check_versions(setting: str, place: str, metadata: dict[str, str]) -> None:
 
 def _found(setting: str) -> str:
     """The Ray that `auto` means: RAY_ADDRESS, the one that `ray start` began last, or the only one on this machine."""
-    if (given := os.environ.get("RAY_ADDRESS", "auto")) != "auto":
+    if (given := os.environ.get("RAY_ADDRESS") or "auto") != "auto":
         return given
-    load_token()
     running = running_clusters()
     noted = _noted()
     if noted in running:

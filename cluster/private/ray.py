@@ -12,7 +12,7 @@ METRICS_PORT = "_metrics_export_port"  # option of `ray.init`: where Prometheus 
 
 
 def load_token() -> None:
-    """Takes the token of an existing cluster, as `ray.init` does of `auto` alone."""
+    """Takes the token of the user's home, which heads of `ray start` ask for. `ray.init` does so for `auto` alone."""
     setup = RAY.module("ray._private.authentication.authentication_token_setup")
     RAY.private(setup, "maybe_enable_token_auth_if_token_available")(warn_if_disabled=False)
 

@@ -25,6 +25,7 @@ class Job:
     """A driver's process and its children, started again by the same command."""
 
     started: ClassVar[list[subprocess.Popen[bytes]]] = []  # of all jobs, for who cleans up after a test that failed
+    rank = "ray::QuickRank"  # what its ranks' processes are called
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class Job:
         found = []
         for process in family(self.process.pid):
             try:
-                if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::QuickRank"):
+                if process.cmdline()[:1] and process.cmdline()[0].startswith(self.rank):
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue

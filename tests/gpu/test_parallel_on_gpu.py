@@ -1,4 +1,8 @@
-"""Two GPUs give what one gives: every engine, on the embedded counting model, over NCCL."""
+"""Two GPUs give what one gives: every engine and sampler, on the embedded counting model, over NCCL.
+
+Each side chooses its kernel as a job does: FlashAttention-3 in half precision where it is importable. With pytest-xdist
+the cases run side by side (`-n 4`): they are small, and each has ranks of its own.
+"""
 
 import os
 import socket
@@ -16,11 +20,11 @@ from cluster.job.config import load_job
 from numina.correct import correct
 from numina.prompts.targets import Target
 from numina.prompts.tokens import locate_tokens
-from pipelines.attention.engines import parallelize
+from pipelines.attention.engines import attention_kernel, parallelize
 from pipelines.base import GenerationConfig, VideoModel
 from pipelines.models.registry import load_model
 from pipelines.parallel.config import ParallelConfig
-from pipelines.parallel.shard import ALONE, Shard
+from pipelines.parallel.shard import Shard
 from pipelines.sampling import denoise
 from pipelines.sampling.warmup import compile_blocks, warm_up
 from pipelines.video.decode import split_decoder
@@ -34,6 +38,7 @@ pytestmark = [
 PROMPT = "three red circles and two blue squares moving on a grey background"
 TARGETS = (Target("circles", 3), Target("squares", 2))
 GENERATION = replace(load_job("testbed").generation, steps=8)
+RENOISE, EULER = (replace(GENERATION, sampler=sampler) for sampler in ("renoise", "euler"))
 ODD = replace(GENERATION, height=48, width=48)  # 5 × 3 × 3 tokens of the tiny checkpoint: two ranks pad
 METHODS = {preset: load_job("testbed", [f"method.preset={preset}"]).method for preset in ("paper", "closed")}
 
@@ -42,7 +47,9 @@ WAYS = {
     "ulysses, float32": (ParallelConfig(engine="xfuser", ulysses=2), "float32", GENERATION),
     "ulysses, padded": (ParallelConfig(engine="xfuser", ulysses=2), "float32", ODD),
     "ring": (ParallelConfig(engine="xfuser", ring=2), "bfloat16", GENERATION),
+    "ulysses, renoise": (ParallelConfig(engine="xfuser", ulysses=2), "bfloat16", RENOISE),
     "cfg": (ParallelConfig(cfg=2), "float32", GENERATION),
+    "cfg, euler": (ParallelConfig(cfg=2), "bfloat16", EULER),
     "diffusers": (ParallelConfig(engine="diffusers", ulysses=2), "float32", GENERATION),
 }
 
@@ -99,6 +106,7 @@ def work(rank: int, port: int, way: str, checkpoint: str, plans: dict[str, Any],
     model = load_model(checkpoint, dtype=dtype, device=f"cuda:{rank}")
     shard = parallelize(model, parallel)
     split_decoder(model.vae, shard.gang)
+    print(f"{way:<18} rank {rank} runs on {attention_kernel(model)}", flush=True)
     np.savez(folder / f"rank{rank}.npz", **run_phases(model, shard, generation, plans))
     part()
 
@@ -109,7 +117,8 @@ def test_two_gpus_give_what_one_gives(way: str, tiny_checkpoint: Path, tmp_path:
     parallel, dtype, generation = WAYS[way]
     plans: dict[str, Any] = {}
     checkpoint = str(tiny_checkpoint) if generation is ODD else "testbed"
-    alone = run_phases(load_model(checkpoint, dtype=dtype, device="cuda:0"), ALONE, generation, plans)
+    model = load_model(checkpoint, dtype=dtype, device="cuda:0")
+    alone = run_phases(model, parallelize(model, ParallelConfig()), generation, plans)
     mp.spawn(work, (free_port(), way, checkpoint, plans, tmp_path), nprocs=2)
     apart = {}
     for rank in range(2):
@@ -149,7 +158,8 @@ def test_compiled_ranks_compile_nothing_after_the_warm_up(tmp_path: Path) -> Non
     """xfuser's Ulysses in compiled blocks gives what compiled blocks give on one GPU, for a prompt new to it."""
     torch._dynamo.reset()
     plans: dict[str, Any] = {}
-    alone = run_compiled(load_model("testbed", dtype="bfloat16", device="cuda:0"), ALONE, plans)
+    model = load_model("testbed", dtype="bfloat16", device="cuda:0")
+    alone = run_compiled(model, parallelize(model, ParallelConfig()), plans)
     mp.spawn(compiled, (free_port(), plans, tmp_path), nprocs=2)
     together = np.load(tmp_path / "rank0.npz")
     for name in ("paper guided", "closed guided", "closed finished", "closed responses"):

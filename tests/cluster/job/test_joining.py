@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -74,11 +75,9 @@ def test_another_server_is_refused_in_time(other_server: int) -> None:
     assert time.monotonic() - began < 16
 
 
-@pytest.fixture
-def tokenless_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a Ray that asks for no token, whatever token the home folder has. It runs in a process of its own:
-    this one's Ray keeps the mode that it was first used in."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+@contextmanager
+def a_head() -> Iterator[str]:
+    """The address of a Ray in a process of its own: this one's Ray keeps the mode that it was first used in."""
     code = (
         "import sys; from ray.cluster_utils import Cluster\n"
         "head = Cluster(initialize_head=True, head_node_args={'num_cpus': 1, 'include_dashboard': False})\n"
@@ -89,6 +88,31 @@ def tokenless_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
         process.stdin.close()
+
+
+@pytest.fixture
+def tokenless_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A head that asks for no token, whatever token the home folder has."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with a_head() as address:
+        yield address
+
+
+def test_the_token_of_the_home_folder_opens_a_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`ray start` asks for a token as soon as the home folder has one; who joins by address isn't told."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("5eed" * 16)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with a_head() as address:
+        monkeypatch.delenv("RAY_AUTH_MODE")
+        code = "import sys; from cluster.job.joining import reachable; print(reachable(sys.argv[1]))"
+        ask = [sys.executable, "-c", code, address]
+        assert subprocess.run(ask, cwd=ROOT, capture_output=True, text=True).stdout.strip() == address
+        (tmp_path / ".ray/auth_token").unlink()
+        assert "its token in RAY_AUTH_MODE" in subprocess.run(ask, cwd=ROOT, capture_output=True, text=True).stderr
 
 
 def test_a_ray_that_answers_is_joined(tokenless_head: str, monkeypatch: pytest.MonkeyPatch) -> None:

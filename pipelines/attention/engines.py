@@ -19,14 +19,14 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from numina.errors import ConfigError
 from numina.private.torch import joined_axes
 from pipelines.attention.cross import Rotary
-from pipelines.attention.kernels import FLASH_3, HALF, FlashSelfAttention, flash3_lacks, show_flash3_to_xdit
+from pipelines.attention.kernels import FLASH_3, HALF, FlashSelfAttention, flash3_functions, flash3_lacks
 from pipelines.base import Project, Seams, VideoModel
 from pipelines.parallel.config import ParallelConfig
 from pipelines.parallel.libraries import XFUSER, require
 from pipelines.parallel.shard import Shard
 from pipelines.parallel.support import resolve_engine
 from pipelines.private.diffusers import attention_backend, enable_parallelism
-from pipelines.private.xfuser import set_runtime
+from pipelines.private.xfuser import give_flash3, set_runtime
 
 AXES = ("cfg", "ring", "ulysses")  # slowest first: neighbouring ranks share heads, and may share a node
 
@@ -176,14 +176,15 @@ class UspSelfAttention:
 
 
 def _xfuser_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMesh, split: TokenSplit) -> None:
-    if flash3_lacks(model.device, model.transformer.dtype) is None:
-        show_flash3_to_xdit()
     require(XFUSER)
     from xfuser import xFuserArgs
     from xfuser.core import distributed as xdit
+    from xfuser.core.distributed import attention_backend as backends
     from xfuser.core.distributed import runtime_state
     from xfuser.model_executor.layers.usp import USP
 
+    if flash3_lacks(model.device, model.transformer.dtype) is None:
+        give_flash3(backends, *flash3_functions())
     for handler in logging.getLogger("xfuser").handlers:
         handler.setLevel(logging.ERROR)  # it warns of the backend that it chose
     if not xdit.model_parallel_is_initialized():

@@ -6,7 +6,6 @@ their times and errors.
 """
 
 import importlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,6 @@ FLASH_3 = "flash_3"  # as xDiT calls it
 HOPPER = 9  # major compute capability: H100, H200, GH200
 HALF = (torch.bfloat16, torch.float16)
 PACKAGE = "fa3_fwd_interface"
-XDIT_NAME = "flash_attn_interface"  # what xDiT imports; another build of the same source
 
 
 def flash3_lacks(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -45,9 +43,10 @@ def faster_kernel(device: torch.device, dtype: torch.dtype, kernel: str) -> str 
     return lacking and f"attention runs by {kernel}, and FlashAttention-3 would take a tenth off each step: {lacking}"
 
 
-def show_flash3_to_xdit() -> None:
-    """xDiT looks for FlashAttention-3 under the name of its source build; call before xDiT is imported."""
-    sys.modules.setdefault(XDIT_NAME, importlib.import_module(PACKAGE))
+def flash3_functions() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The kernel for clips of one length, and that for keys of several."""
+    package = importlib.import_module(PACKAGE)
+    return package.flash_attn_func, package.flash_attn_varlen_func
 
 
 class FlashSelfAttention:
@@ -58,7 +57,7 @@ class FlashSelfAttention:
 
     def __init__(self, project: Project):
         self.project = project
-        self.kernel: Callable[..., Tensor] = importlib.import_module(PACKAGE).flash_attn_func
+        self.kernel: Callable[..., Tensor] = flash3_functions()[0]
 
     def __call__(
         self,

@@ -24,7 +24,8 @@ from pipelines.attention.engines import attention_kernel, parallelize
 from pipelines.base import GenerationConfig, VideoModel
 from pipelines.models.registry import load_model
 from pipelines.parallel.config import ParallelConfig
-from pipelines.parallel.shard import Shard
+from pipelines.parallel.libraries import XFUSER, require
+from pipelines.parallel.shard import ALONE, Shard
 from pipelines.sampling import denoise
 from pipelines.sampling.warmup import compile_blocks, warm_up
 from pipelines.video.decode import split_decoder
@@ -54,8 +55,10 @@ WAYS = {
 }
 
 # Mean differences: of the first step's maps, which lie in [0, 1], and of what 8 steps make of it, which is relative.
-# Ulysses and branches only move what is computed, ring attention adds partial results up in another order.
-TOLERANCES = dict.fromkeys(WAYS, (1e-05, 0.01)) | {"ring": (0.1, 0.12)}
+# Ulysses and branches only move what is computed. Ring attention adds partial results up in another order, rounded to
+# bfloat16 each: its clips may be twice as far from those in float32 as one GPU's.
+TOLERANCES = dict.fromkeys(WAYS, (1e-05, 0.01)) | {"ring": (0.1, None)}
+FARTHER = 2.0
 
 
 def run_phases(model: VideoModel, shard: Shard, generation: GenerationConfig, plans: dict[str, Any]) -> dict[str, Any]:
@@ -103,6 +106,8 @@ def part() -> None:
 def work(rank: int, port: int, way: str, checkpoint: str, plans: dict[str, Any], folder: Path) -> None:
     meet(rank, port)
     parallel, dtype, generation = WAYS[way]
+    if parallel.engine == "xfuser":
+        require(XFUSER)  # as a gang's ranks do, before the model is there
     model = load_model(checkpoint, dtype=dtype, device=f"cuda:{rank}")
     shard = parallelize(model, parallel)
     split_decoder(model.vae, shard.gang)
@@ -130,11 +135,21 @@ def test_two_gpus_give_what_one_gives(way: str, tiny_checkpoint: Path, tmp_path:
     for (rank, name), found in apart.items():
         print(f"{way:<18} rank {rank} {name:<18} largest {found.max():.2e} mean {found.mean():.2e}", flush=True)
     maps, clips = TOLERANCES[way]
-    for (_, name), found in apart.items():
+    exact = (
+        None
+        if clips
+        else run_phases(load_model(checkpoint, dtype="float32", device="cuda:0"), ALONE, generation, plans)
+    )
+    for (rank, name), found in apart.items():
         if name.endswith(("responses", "components")):
             assert found.mean() <= maps, name
-        else:
+        elif exact is None:
             assert found.mean() <= clips * np.abs(alone[name].astype(np.float64)).mean(), name
+        elif name != "pixels":
+            together = np.load(tmp_path / f"rank{rank}.npz")[name]
+            ours, usual = (np.abs(clip.astype(np.float64) - exact[name]).mean() for clip in (together, alone[name]))
+            print(f"{way:<18} rank {rank} {name:<18} mean from float32 {ours:.2e}, one GPU's {usual:.2e}", flush=True)
+            assert ours <= FARTHER * usual, name
 
 
 def compiled(rank: int, port: int, plans: dict[str, Any], folder: Path) -> None:

@@ -27,9 +27,10 @@ class Shares:
 
 
 SHARES = {
-    ("closed", 25): Shares(plain=0.330, guided=0.662, verified=0.978),  # cheaper.yaml, 400 clips
-    ("quick", 25): Shares(plain=0.330, guided=0.662, verified=0.958),
-    ("few-step", 4): Shares(plain=0.295, guided=0.705, verified=0.885),  # testbed-4step, 200 clips
+    ("closed", "native", 25): Shares(plain=0.330, guided=0.662, verified=0.978),  # cheaper.yaml, 400 clips
+    ("quick", "native", 25): Shares(plain=0.330, guided=0.662, verified=0.958),
+    ("few-step", "euler", 4): Shares(plain=0.305, guided=0.690, verified=0.900),  # testbed-4step, 400 clips
+    ("few-step", "renoise", 4): Shares(plain=0.335, guided=0.680, verified=0.853),
 }
 DECODE = [  # today's layers on one H200 (RESULTS.md, "A Wan VAE's decoder on a GPU"); the tables of the H100 are older
     DecodeRow(decoder_width=96, height=480, width=832, frames=81, dtype="bfloat16", ranks=1, seconds=0.836, gib=6.7),
@@ -77,10 +78,8 @@ class Row:
 
 
 def shares_of(preset: str, sampler: str, steps: int) -> Shares | None:
-    """Measured ones; those of 25 steps stand for 50, and re-noising or 3 steps have none."""
-    if preset == "few-step":
-        return SHARES[preset, 4] if (sampler, steps) == ("euler", 4) else None
-    return SHARES[preset, 25]
+    """Measured ones; those of 25 steps stand for 50, and 3 steps have none."""
+    return SHARES.get((preset, sampler, 25 if steps == 50 else steps))
 
 
 def rows(gpu: Gpu) -> Iterator[Row]:

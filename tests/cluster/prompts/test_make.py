@@ -194,7 +194,7 @@ def test_prompts_of_the_harder_world(tmp_path: Path) -> None:
     assert [len(row["targets"]) for row in rows] == [1, 2, 3] * 10
     assert all(sum(target["count"] for target in row["targets"]) <= scenes.MAX_OBJECTS for row in rows)
     assert len(unseen_prompts(4, 0, model="scenes", counts=(3, 5), per_prompt=(1, 2))) == 4
-    with pytest.raises(PromptSetError, match="10 objects at most"):
+    with pytest.raises(PromptSetError, match="7 objects at most"):
         unseen_prompts(4, 0, model="scenes", counts=(3, 5))
 
 

@@ -4,8 +4,10 @@
 
 No GPU is needed, for nothing is generated: what a head knows at a noise level is asked of clips whose masks are known.
 Printed are, for every head, the area under the curve of its cosines between tokens of one creature and of two, at equal
-distance (2 to 5 tokens): of coordinates made from all tokens, and from those of creatures alone; then the share of
-clips whose counts are read right. 0.82 is the level at t* = 0.4 of a flow shift of 3, 0.67 that at 0.6.
+distance (2 to 5 tokens): of coordinates made from all tokens, and from those of creatures alone; then, by reading, the
+share of clips whose counts are read right, and how the instances' extents agree with the masks: intersection over union
+with the creature that they lie on most, per frame, and which share of creatures' tokens is in the layout (what isn't is
+suppressed by `guide.elsewhere`). 0.82 is the level at t* = 0.4 of a flow shift of 3, 0.67 that at 0.6.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from cluster.job.config import load_job
 from numina.affinity import centred, coordinates, frame_sums, gram
-from numina.layout import identify_layout
+from numina.layout import Layout, identify_layout
 from numina.prompts.tokens import locate_tokens
 from pipelines.attention.capture import ClipCapture
 from pipelines.attention.cross import processors
@@ -36,12 +38,12 @@ PAIRS = 20_000  # of a clip, at most
 
 @dataclass(frozen=True)
 class Seen:
-    """A clip: whose each token is [F, H, W] (-1: nobody's), queries and keys per block, asked and read counts."""
+    """A clip: whose each token is [F, H, W] (-1: nobody's), queries and keys per block, asked counts, layouts."""
 
     owner: np.ndarray
     rows: list[tuple[Tensor, Tensor]]
     asked: list[int]
-    read: dict[str, list[int]]
+    read: dict[str, Layout]
 
 
 def keep(rows: dict[int, tuple[Tensor, Tensor]], block: int, query: Tensor, key: Tensor) -> None:
@@ -81,8 +83,7 @@ def look(clips: int, seed: int, level: float) -> Iterator[Seen]:
                 model.predict(noisy, torch.tensor([1000 * level]), text.conditional)
         tokens = owner[number][0].size
         read = {
-            name: list(map(int, identify_layout(one, jobs[name].method.scaled_to(tokens).identify).clip_counts()))
-            for name, one in captures.items()
+            name: identify_layout(one, jobs[name].method.scaled_to(tokens).identify) for name, one in captures.items()
         }
         yield Seen(owner[number], [rows[block] for block in sorted(rows)], [t.count for t in prompt.targets], read)
 
@@ -131,6 +132,26 @@ def areas(seen: Seen, kind: str, rng: np.random.Generator) -> np.ndarray:
     return np.array(found)
 
 
+def extents(layout: Layout, owner: np.ndarray) -> tuple[list[float], list[float]]:
+    """Of each instance and frame, its overlap with the creature that it lies on most; of each creature and frame, the
+    share of its tokens that some instance has."""
+    overlaps, covered = [], []
+    for frame, own in enumerate(owner):
+        labels = layout.labels[:, frame]
+        for noun in range(len(labels)):
+            for label in np.unique(labels[noun][labels[noun] > 0]):
+                inside = labels[noun] == label
+                shown = own[inside & (own >= 0)]
+                if not len(shown):
+                    overlaps.append(0.0)
+                    continue
+                creature = own == np.bincount(shown).argmax()
+                overlaps.append(float((inside & creature).sum() / (inside | creature).sum()))
+        for whose in np.unique(own[own >= 0]):
+            covered.append(float((labels > 0).any(0)[own == whose].mean()))
+    return overlaps, covered
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=24)
@@ -139,18 +160,25 @@ def main() -> None:
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
     found, right = defaultdict(list), defaultdict(list)
+    overlaps, covered = defaultdict(list), defaultdict(list)
     for seen in look(options.clips, options.seed, options.level):
         for kind in ("all", "creatures"):
             if len(np.unique(seen.owner[seen.owner >= 0])) > 1:
                 found[kind].append(areas(seen, kind, rng))
-        for name, counts in seen.read.items():
-            right[name].append(counts == seen.asked)
+        for name, layout in seen.read.items():
+            right[name].append(list(layout.clip_counts()) == seen.asked)
+            if right[name][-1]:
+                own, shares = extents(layout, seen.owner)
+                overlaps[name] += own
+                covered[name] += shares
     for kind, values in found.items():
         mean = np.nanmean(values, axis=0)
         print(f"coordinates of {kind:10}", " ".join(f"{value:.2f}" for value in mean), f"best {mean.max():.2f}")
-    print(
-        ", ".join(f"{name} reads {np.mean(own):.3f} right" for name, own in right.items()), f"of {options.clips} clips"
-    )
+    for name, own in right.items():
+        print(
+            f"{name:7} reads {np.mean(own):.3f} of {options.clips} clips right; there an instance overlaps its"
+            f" creature by {np.mean(overlaps[name]):.2f}, and {np.mean(covered[name]):.2f} of a creature is in the layout"
+        )
 
 
 if __name__ == "__main__":

@@ -176,8 +176,8 @@ def main() -> None:
         print(f"coordinates of {kind:10}", " ".join(f"{value:.2f}" for value in mean), f"best {mean.max():.2f}")
     for name, own in right.items():
         print(
-            f"{name:7} reads {np.mean(own):.3f} of {options.clips} clips right; there an instance overlaps its"
-            f" creature by {np.mean(overlaps[name]):.2f}, and {np.mean(covered[name]):.2f} of a creature is in the layout"
+            f"{name:7} reads {np.mean(own):.3f} of {options.clips} clips right; there an instance overlaps its creature"
+            f" by {np.mean(overlaps[name]):.2f}, and {np.mean(covered[name]):.2f} of a creature is in the layout"
         )
 
 

@@ -33,6 +33,17 @@ def preempt(slurm: Slurm) -> None:
     slurm("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "true")
 
 
+def steps_of(slurm: Slurm, job: str, number: int) -> list[list[str]]:
+    """The id and the node of a job's steps beside its script, once there are so many."""
+
+    def steps() -> list[list[str]]:
+        lines = slurm("squeue", "--noheader", "--steps", "--jobs", job, "--format=%i %N").splitlines()
+        return [line.split() for line in lines if ".batch" not in line]
+
+    wait_for(slurm, lambda: len(steps()) == number)
+    return steps()
+
+
 def signal_steps(slurm: Slurm, where: str) -> None:
     """SIGUSR2 to a step or to all of a job's. With two slurmd on a host, scancel says that one of them lacks it."""
     subprocess.run(["scancel", "--signal=USR2", where], env=slurm.environment, check=False, capture_output=True)
@@ -46,6 +57,7 @@ def test_a_task_is_told_of_its_preemption(slurm: Slurm, fake: Callable[[int], No
     array = slurm.submit("array.sbatch", options=("--array=0-0",), **once)
     for runs in (1, 2):
         wait_for_words(slurm, "given", runs)
+        steps_of(slurm, array, 1)
         preempt(slurm)
         wait_for_words(slurm, "heard USR2", runs)
     wait_for_words(slurm, "given", 3)
@@ -63,6 +75,7 @@ def test_a_signal_to_all_steps_asks_as_one_to_the_script(
     (slurm.folder / "wait").touch()
     submitted = slurm.submit("array.sbatch", options=("--array=0-0",), **once)
     wait_for_words(slurm, "given")
+    steps_of(slurm, submitted, 1)
     signal_steps(slurm, submitted)
     slurm.wait(submitted)
     assert "heard USR2" in slurm.logs()
@@ -76,13 +89,13 @@ def test_a_cluster_is_preempted_and_then_loses_a_node(slurm: Slurm, job: list[st
     submitted = slurm.submit("cluster.sbatch", *job, *overrides, options=("--nodes=2", "--cpus-per-task=1"), **once)
     wait_for_words(slurm, "is ready", 2)
     wait_for(slurm, lambda: committed(slurm.folder) >= 3)
+    steps_of(slurm, submitted, 2)
     preempt(slurm)
     wait_for(slurm, lambda: slurm.field(submitted, "Restarts") == "1")
     done = committed(slurm.folder)
     assert "SIGUSR2: finishing clips in progress" in slurm.logs()
     wait_for_words(slurm, "is ready", 4)
-    steps = slurm("squeue", "--noheader", "--steps", "--jobs", submitted, "--format=%i %N").splitlines()
-    [worker] = [step.split()[0] for step in steps if step.endswith("two")]
+    [worker] = [step for step, node in steps_of(slurm, submitted, 2) if node == "two"]
     signal_steps(slurm, worker)
     wait_for_words(slurm, "begins nothing new: its node is to leave in 1")
     slurm.wait()

@@ -116,7 +116,8 @@ class Driver:
                     self._encode_ahead()
                     self._fill_gangs()
                     self._fill_judges()
-                    self.queues.start_held(self.fleet.cores_beside)
+                    if self.queues.held:
+                        self.queues.start_held(self.fleet.cores_beside)
                     self._show()
                     waiting = self.queues.waiting
                     for reference in self.fleet.wait([*waiting, *self.fleet.waiting], PATIENCE):

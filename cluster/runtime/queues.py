@@ -111,8 +111,6 @@ class Queues:
 
         What has no core waits here and not in Ray, whose autoscaler would start a node for it.
         """
-        if not self.held:
-            return
         free = len(self.held) if cores is None else cores - sum(call.gang is None for call in self.waiting.values())
         order = sorted(self.held, key=lambda held: held.flight is None or held.flight.stage is not Stage.LAYOUT)
         for held in order[: max(0, free)]:

@@ -36,3 +36,20 @@ def _state() -> Any:
 def token_loader() -> Any:
     """What holds the token of this process."""
     return RAY.private(RAY.module("ray._raylet"), "AuthenticationTokenLoader").instance()
+
+
+def nodes_in(address: str, folder: str) -> list[str]:
+    """The ids of the living nodes of a cluster, which needn't be joined, that have their sockets in a folder."""
+    found = _head(address).get_all_node_info(timeout=10).values()
+    there = [node for node in found if node.raylet_socket_name.startswith(f"{folder}/") and not node.state]
+    return [node.node_id.hex() for node in there]
+
+
+def drain_node(address: str, node: str, why: str, until: float) -> None:
+    """Tells a cluster that a node will be gone at a moment, in seconds since the epoch."""
+    reason = RAY.module("ray.core.generated.autoscaler_pb2").DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    _head(address).drain_node(node, reason, why, int(until * 1000))
+
+
+def _head(address: str) -> Any:
+    return RAY.private(RAY.module("ray._raylet"), "GcsClient")(address=address)

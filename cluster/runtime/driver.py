@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,9 @@ from cluster.runtime.drain import Drain
 from cluster.runtime.elastic import Elastic
 from cluster.runtime.faults import CLUSTER_LOST, reason
 from cluster.runtime.fleet import Fleet
-from cluster.runtime.flight import Call, Flight, GangTimes, now
+from cluster.runtime.flight import Flight, GangTimes, now
 from cluster.runtime.gang import GangState
-from cluster.runtime.queues import Queues
+from cluster.runtime.queues import Held, Queues
 from cluster.runtime.recovery import Recovery
 from cluster.runtime.rounds import Rounds
 from cluster.runtime.supply import Supply
@@ -115,6 +116,8 @@ class Driver:
                     self._encode_ahead()
                     self._fill_gangs()
                     self._fill_judges()
+                    if self.queues.held:
+                        self.queues.start_held(self.fleet.cores_beside)
                     self._show()
                     waiting = self.queues.waiting
                     for reference in self.fleet.wait([*waiting, *self.fleet.waiting], PATIENCE):
@@ -262,13 +265,13 @@ class Driver:
                 self.queues.keep_encoded(flight, flight.made, answer)
             case Stage.IDENTIFY:
                 method = self.prepared.method_of(flight.tasks[0])
-                layout = self.fleet.beside(lay_out, LAYOUT_CPUS, flight.made, flight.tasks, method)
+                layout = partial(self.fleet.beside, lay_out, LAYOUT_CPUS, flight.made, flight.tasks, method)
                 self.queues.send_beside(flight, Stage.LAYOUT, layout)
             case Stage.LAYOUT:
                 self._second_phase(flight, answer)
             case Stage.DENOISE | Stage.GUIDE:
                 drafts = [self._draft(flight, task) for task in flight.tasks]
-                rows = self.fleet.beside(write, WRITE_CPUS, flight.made, drafts, self._output, now())
+                rows = partial(self.fleet.beside, write, WRITE_CPUS, flight.made, drafts, self._output, now())
                 self.queues.send_beside(flight, Stage.WRITE, rows)
             case Stage.WRITE:
                 self.queues.flights.remove(flight)
@@ -344,7 +347,8 @@ class Driver:
 
     def _compact(self, keys: list[str], judge: str | None) -> None:
         """Has the commits of these rows, or a judge's verdicts on them, gathered beside all else."""
-        self.queues.waiting[self.fleet.beside(compact, COMPACT_CPUS, keys, self._output, judge)] = Call(None, None)
+        start = partial(self.fleet.beside, compact, COMPACT_CPUS, keys, self._output, judge)
+        self.queues.held.append(Held(None, start))
 
     def _rule(self, task: ClipTask, ruling: Ruling) -> None:
         """A verified sample was judged: it is settled, or its next attempt is due."""

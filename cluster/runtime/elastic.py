@@ -58,7 +58,10 @@ class Elastic:
         self._surplus_since: float | None = None
 
     def look(self, work: int | None, *, grows: bool = True) -> None:
-        """Does what is due, every LOOK_SECONDS; `work` is how many batches are left, None if that isn't known."""
+        """Does what is due, every LOOK_SECONDS; `work` is how many batches are left, None if that isn't known.
+
+        Without `grows` nothing new is begun.
+        """
         if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + LOOK_SECONDS
@@ -68,7 +71,9 @@ class Elastic:
             if self.asked is None:
                 self.fleet.given_up = 0  # what failed on the nodes before may stand on these
         self._see_off({node.id: node.gone_at for node in nodes if node.gone_at is not None})
-        if grows and not (self.fleet.spec.tests and self.fleet.gangs):
+        if not grows:
+            self._withdraw()
+        elif not (self.fleet.spec.tests and self.fleet.gangs):
             self._resize(nodes, work)
 
     # --- nodes that leave ---
@@ -120,18 +125,32 @@ class Elastic:
             self._surplus_since = None
             return
         self._surplus_since = self._surplus_since or time.monotonic()
-        idle = list(self._idle()) if work is not None and work < len(gangs) else []
-        if time.monotonic() - self._surplus_since > LINGER_SECONDS:
-            idle = [*reversed(homeless), *idle]
-        for gang in idle[: len(gangs) - number]:
-            why = f"no node has {amounts(gang.bundles[0])} for it" if gang in homeless else "no clip is left for it"
+        ends: list[Gang] = []
+        if work is not None and work < len(gangs):  # those first that a clip would reach last
+            ends, why = sorted(self._idle(), key=_readiness), "no clip is left for it"
+        elif time.monotonic() - self._surplus_since > LINGER_SECONDS:
+            ends, why = homeless[::-1], f"no node has {amounts(shape[0])} for it"
+        for gang in ends[: len(gangs) - number]:
             log.info("%s ends: %s", gang.name, why, extra=_of(gang))
             self.recovery.let_go(gang)
+
+    def _withdraw(self) -> None:
+        """Gangs and helpers that still wait for a place need none, and the autoscaler no longer sees them."""
+        for gang in self.fleet.all:
+            if gang.state is GangState.PLACING and not gang.placed:
+                self.fleet.retire(gang)
 
     def _idle(self) -> Iterator[Gang]:
         """Gangs without any batch, the last ones first."""
         busy = {flight.gang for flight in self.recovery.queues.flights}
         return (gang for gang in reversed(self.fleet.gangs.values()) if gang not in busy)
+
+
+def _readiness(gang: Gang) -> int:
+    """How near a gang is to a clip."""
+    if gang.state is GangState.STANDING:
+        return 2
+    return int(gang.placed)
 
 
 def _within(seconds: float) -> str:

@@ -26,7 +26,7 @@ from cluster.observability.metrics import endpoints, is_free
 from cluster.private.ray import METRICS_PORT
 from cluster.runtime.faults import Handling, cause_of, handling_of, reason
 from cluster.runtime.gang import Gang, GangState, end_gangs
-from cluster.runtime.placement import Node, living_nodes
+from cluster.runtime.placement import Node, bundles, living_nodes, room
 from cluster.runtime.specs import encoder_spec, gang_spec, judge_spec
 from cluster.workers.code import ROOT, code_digest
 from cluster.workers.encoder import EncoderSpec
@@ -58,7 +58,7 @@ class Fleet:
         self.spec = gang_spec(prepared)  # of the next gang: with a preflight, until one has passed
         self.ending: list[Gang] = []  # gangs that end, in whose place no fresh one starts
         self.given_up = 0  # gangs that couldn't start, however often that was tried
-        self._spare, self._spare_until = 0.0, 0.0  # cores that gangs and encoders leave, and until when that holds
+        self._spare, self._spare_until = 0, 0.0  # cores that gangs and helpers leave, and until when that holds
 
     @property
     def all(self) -> list[Gang]:
@@ -108,7 +108,8 @@ class Fleet:
                 self._begin_again(gang)
             elif gang.state is GangState.PLACING and gang.overdue:
                 # A job goes on with the gangs it has: a lost node may come back.
-                if not any(other.state is GangState.STANDING for other in self._peers(gang).values()):
+                # So it does while others start: whether they can shows without this one.
+                if all(other.state is GangState.PLACING for other in self._peers(gang).values()):
                     self._give_up(gang, GangError(gang.lateness()))
             elif gang.overdue:
                 self._false_start(gang, GangError(gang.lateness()))
@@ -179,12 +180,21 @@ class Fleet:
         """A value that many calls are given, sent once."""
         return ray.put(value)
 
+    @property
+    def cores_beside(self) -> int | None:
+        """How many cores are left for tasks beside the gangs; None if gangs take them all, and tasks share theirs."""
+        if time.monotonic() > self._spare_until:
+            nodes = [node for node in self.nodes() if node.gone_at is None]
+            totals = [node.total for node in nodes]
+            places = room(bundles(self.spec, totals), [replace(node, free=node.total) for node in nodes])
+            cores = sum(total.get("CPU", 0.0) for total in totals)
+            self._spare = int(cores - reserved_cpus(self.prepared, min(len(self.gangs), places)))
+            self._spare_until = time.monotonic() + CORES_SEEN_SECONDS
+        return self._spare if self._spare >= 1 else None
+
     def beside(self, stage: Any, cpus: float, *arguments: Any) -> ObjectRef:
         """A task on any CPU of the cluster. It reserves no core where gangs took them all, or it would never run."""
-        if time.monotonic() > self._spare_until:
-            self._spare = ray.cluster_resources().get("CPU", 0.0) - reserved_cpus(self.prepared, len(self.gangs))
-            self._spare_until = time.monotonic() + CORES_SEEN_SECONDS
-        return stage.options(num_cpus=cpus if self._spare >= 1 else 0).remote(*arguments)
+        return stage.options(num_cpus=cpus if self.cores_beside else 0).remote(*arguments)
 
     def end(self) -> None:
         """Ends all, and waits until their processes are gone."""

@@ -215,7 +215,7 @@ class Gang:
             f"{self.name} found no place within {self.age:.0f} s: it needs {len(self.bundles)} ×"
             f" {amounts(self.bundles[0])}, each on one node; the cluster's largest node has {amounts(largest)}, and"
             f" {amounts(free)} are free in all; use fewer ranks (parallel.ulysses, ring, cfg) or gangs"
-            " (parallel.gangs)"
+            " (parallel.gangs); for a node that is still to come, cluster.start_timeout gives it longer"
         )
 
     def roomless(self) -> str | None:

@@ -8,7 +8,8 @@ Nothing here decides what comes next, and nothing here fails: see `driver` and `
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     from cluster.job.tasks import ClipTask
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A task beside the gangs that waits for a core; a compaction where there is no flight."""
+
+    flight: Flight | None
+    start: Callable[[], ObjectRef]
+
+
 class Queues:
     """The clips that a driver has begun, or may begin, and the references that it waits for."""
 
@@ -31,6 +40,7 @@ class Queues:
         self.unjudged: deque[ClipTask] = deque()  # of verified samples: committed, to be judged
         self.flights: list[Flight] = []  # under way, in the order of their gang's calls
         self.waiting: dict[ObjectRef, Call] = {}
+        self.held: list[Held] = []
         self.failed_tries: Counter[str] = Counter()  # key → tries that failed
         self.lost_seconds: dict[str, float] = {}  # key → seconds of ranks that tries took in vain
         self._batch = batch
@@ -91,10 +101,21 @@ class Queues:
         for index, receipt in enumerate(receipts):
             self.waiting[receipt] = Call(flight, gang, is_answer=index == 0)
 
-    def send_beside(self, flight: Flight, stage: Stage, reference: ObjectRef) -> None:
-        """Waits for a task beside the gangs that goes on with a batch."""
+    def send_beside(self, flight: Flight, stage: Stage, start: Callable[[], ObjectRef]) -> None:
+        """A task beside the gangs goes on with a batch, once there is a core for it."""
         flight.stage, flight.since = stage, now()
-        self.waiting[reference] = Call(flight, None)
+        self.held.append(Held(flight, start))
+
+    def start_held(self, cores: int | None) -> None:
+        """Starts tasks beside the gangs, no more than one per core, layouts first: gangs wait for them. None: all.
+
+        What has no core waits here and not in Ray, whose autoscaler would start a node for it.
+        """
+        free = len(self.held) if cores is None else cores - sum(call.gang is None for call in self.waiting.values())
+        order = sorted(self.held, key=lambda held: held.flight is None or held.flight.stage is not Stage.LAYOUT)
+        for held in order[: max(0, free)]:
+            self.held.remove(held)
+            self.waiting[held.start()] = Call(held.flight, None)
 
     def keep_encoded(self, flight: Flight, texts: ObjectRef | None, seconds: float) -> None:
         """A batch whose texts are there waits for a gang."""
@@ -106,6 +127,7 @@ class Queues:
         """A batch is under way no longer, and none of its calls is waited for."""
         self.flights.remove(flight)
         self.waiting = {reference: call for reference, call in self.waiting.items() if call.flight is not flight}
+        self.held = [held for held in self.held if held.flight is not flight]
 
     def forget_calls(self, gang: Gang) -> None:
         """No call of a gang is waited for."""

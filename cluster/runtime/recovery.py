@@ -126,13 +126,14 @@ class Recovery:
 
     def fail(self, flight: Flight, error: BaseException) -> None:
         """Hands a batch's clips back for another try; after the last one, or where no other try would end otherwise,
-        they are recorded and the job goes on."""
+        they are recorded and the job goes on. While it stops, what made it stop may have taken the gang: no try is the
+        last one."""
         self.queues.forget(flight)
         again = handling_of(error) is Handling.RETRY
         for task in flight.tasks:
             self.queues.failed_tries[task.key] += 1
             tries = self.queues.failed_tries[task.key]
-            if again and tries < self.attempts:
+            if again and (tries < self.attempts or self.progress.draining):
                 log.warning("try %d failed in %s: %s", tries, flight.stage, reason(error), extra={"key": task.key})
                 self.progress.retries += 1
                 self.metrics.retried(type(cause_of(error)).__name__)

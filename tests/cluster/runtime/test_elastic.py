@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import ray
@@ -70,7 +70,7 @@ def test_room_is_what_is_free_on_nodes_that_stay() -> None:
 class FakeGang:
     """A gang without processes, on one node."""
 
-    spec = SimpleNamespace(ranks=2, tests=False)
+    spec = SimpleNamespace(ranks=2, tests=False, together=(2,), need={"CPU": 1.0, "GPU": 1.0}, device="cuda")
     state = GangState.STANDING
     leaves_at: float | None = None
 
@@ -84,6 +84,16 @@ class FakeGang:
     def call(self, method: str, keys: list[str]) -> None:
         assert method == "skip"
         self.skipped += keys
+
+
+class Waiting(FakeGang):
+    """One without anything to do."""
+
+    bundles: ClassVar = PAIR
+
+    def __init__(self, name: str, state: GangState) -> None:
+        super().__init__()
+        self.name, self.state, self.placed = name, state, state is not GangState.PLACING
 
 
 class FakeFleet:
@@ -138,6 +148,29 @@ def test_what_ends_before_its_node_leaves_is_finished(notice: float, kept: list[
     assert bool(fleet.gangs) == bool(kept)
     assert not queues.failed_tries
     assert set(queues.lost_seconds) == set(skipped)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"work": 9}, ["standing", "loading", "waiting"]),
+        ({"work": 2}, ["standing", "loading"]),
+        ({"work": 1}, ["standing"]),
+        ({"work": 9, "grows": False}, ["standing", "loading"]),  # the autoscaler is asked for nothing more
+    ],
+)
+def test_gangs_that_wait_for_a_place_go_first(given: dict[str, Any], kept: list[str]) -> None:
+    """Where less is left to do than there are gangs, and where a job begins nothing new."""
+    fleet: Any = FakeFleet()
+    states = {"waiting": GangState.PLACING, "standing": GangState.STANDING, "loading": GangState.LOADING}
+    fleet.gangs = {name: Waiting(name, state) for name, state in states.items()}
+    fleet.helpers = []
+    fleet.retire = fleet.release = lambda gang: fleet.gangs.pop(gang.name)
+    unused: Any = dict.fromkeys(["rounds", "supply", "store", "progress", "metrics"])
+    queues = Queues(batch=1, trials=1)
+    recovery = Recovery(queues=queues, fleet=fleet, times=GangTimes(), attempts=3, **unused)
+    Elastic(fleet, recovery, ParallelConfig(gangs_max=3)).look(**given)
+    assert sorted(fleet.gangs) == sorted(kept)
 
 
 @pytest.fixture

@@ -75,15 +75,19 @@ def test_what_no_new_process_would_mend_ends_the_job_at_once(tiny_job: Job) -> N
 
 
 def test_a_gang_waits_for_a_place_as_long_as_another_one_works(tiny_job: Job) -> None:
-    """A lost node may come back; without a gang at work, a place is waited for no longer than `start_timeout`."""
+    """A lost node may come back, an autoscaler's may take long; without a gang at work or on its way there, a place is
+    waited for no longer than `start_timeout`."""
     working, homeless = FakeGang("gang-0", GangState.STANDING), FakeGang("gang-1", GangState.PLACING, overdue=True)
     fleet = fleet_of(tiny_job(), working, homeless)
     assert list(fleet.watch()) == []
     assert homeless.state == GangState.PLACING
     working.state = GangState.LOADING
     assert list(fleet.watch()) == []
+    assert homeless.state == GangState.PLACING
+    working.state = GangState.PLACING
+    assert list(fleet.watch()) == []
     assert list(fleet.gangs) == ["gang-0"]
-    working.state, working.overdue = GangState.PLACING, True
+    working.overdue = True
     with pytest.raises(GangError, match="gang-0 is late"):
         list(fleet.watch())
 

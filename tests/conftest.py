@@ -48,6 +48,10 @@ LONG = (
     "cli",
     "calibration",
     "test_without_pandas.py",
+    "faults/test_s3_trouble.py",
+    "pipelines/testbed/test_weights.py",
+    "pipelines/video/test_decode.py",
+    "pipelines/parallel/test_shard.py",
 )
 
 

@@ -56,9 +56,10 @@ def family(pid: int) -> list[psutil.Process]:
     except psutil.NoSuchProcess:
         return []
     raylets = {str(process.pid) for process in below}
-    folder = Path(os.environ["NUMINA_FORKS"].partition(":")[2])
-    for note in folder.glob("[0-9]*"):
-        if note.read_text() in raylets:
-            with suppress(psutil.NoSuchProcess):
-                below.append(psutil.Process(int(note.name)))
+    place = os.environ.get("NUMINA_FORKS", "").partition(":")[2]  # none where no tests run
+    for note in Path(place).glob("[0-9]*") if place else ():
+        raylet, _, server = note.read_text().partition(" ")
+        with suppress(psutil.NoSuchProcess):
+            if raylet in raylets and str((fork := psutil.Process(int(note.name))).ppid()) == server:
+                below.append(fork)
     return below

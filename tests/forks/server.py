@@ -97,7 +97,7 @@ def serve(
                     ready = True
                 if os.fork() == 0:
                     with open(f"{os.path.dirname(sys.argv[1])}/{os.getpid()}", "w") as note:
-                        note.write(str(me["raylet"]))
+                        note.write(f"{me['raylet']} {os.getppid()}")
                     listening.close()
                     asking.send(b"y")
                     return me, list(streams)

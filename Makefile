@@ -36,7 +36,7 @@ test: install
 	$(BIN)/python -m pytest $(or $(strip $(ARGS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 # Whole jobs on a real SLURM, submitted to a real Ray head, with ranks and drivers killed. SLURM's tests skip without it.
-# They wait most of their time. A file's tests stay in one process, so that there is one SLURM.
+# They wait some of their time. A file's tests stay in one process, so that it has one SLURM.
 test-system: install
 	$(BIN)/python -m pytest -m slow $(or $(strip $(ARGS)),-n $(SYSTEM_WORKERS) --dist loadfile --no-loadscope-reorder)
 

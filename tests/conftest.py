@@ -1,9 +1,11 @@
 """Fixtures shared by all tests: tiny random checkpoints in the models' own folder layouts."""
 
+import gc
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -22,13 +24,47 @@ from hypothesis import settings
 
 from tests.forks import forked_workers
 
+# Imports and collection make what lives as long as the process: walking through it again and again takes half of their
+# CPU time.
+gc.disable()
+
 # No claim is about speed, and several processes share two cores.
 settings.register_profile("numina", deadline=None)
 settings.load_profile("numina")
 
 
-# Files of minutes begin first, so that none is left alone at the end.
-LONG = ("slurm", "runtime", "test_readme.py", "doctor", "job", "cli", "calibration", "test_without_pandas.py")
+# Files of minutes begin first, the longest ones at the very first, so that none is left alone at the end.
+LONG = (
+    "slurm",
+    "faults/test_jobs.py",
+    "runtime/test_job_submit.py",
+    "runtime/test_verified.py",
+    "pipelines/testbed/test_train.py",
+    "faults/test_ordinary_user.py",
+    "runtime",
+    "test_readme.py",
+    "doctor",
+    "job",
+    "cli",
+    "calibration",
+    "test_without_pandas.py",
+    "faults/test_s3_trouble.py",
+    "pipelines/testbed/test_weights.py",
+    "pipelines/video/test_decode.py",
+    "pipelines/parallel/test_shard.py",
+)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file without a slow test needn't be imported where these alone are asked for."""
+    asked, slow = config.option.markexpr == "slow", "mark.slow"
+    return True if asked and collection_path.suffix == ".py" and slow not in collection_path.read_text() else None
+
+
+def pytest_collection_finish() -> None:
+    """From now on garbage is collected, and what was imported is left out."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,11 +77,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quick_workers() -> Iterator[None]:
-    """Ray's workers needn't import what others did before them."""
-    with forked_workers():
-        yield
+def pytest_configure(config: pytest.Config) -> None:
+    """Ray's workers needn't import what others did before them: one server for all processes of the tests."""
+    if not hasattr(config, "workerinput"):
+        servers = ExitStack()
+        servers.enter_context(forked_workers())
+        config.add_cleanup(servers.close)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """A small job on the tiny checkpoint, and a hand on its processes."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +15,7 @@ import cluster.workers.rank
 from cluster.job.config import JobConfig, load_job
 from cluster.prompts.write import make_prompts
 from tests.faults.quick_job import QuickRank
+from tests.forks import family
 
 PROMPTS = [
     {"id": "pair", "prompt": "three red circles and two blue squares moving on a grey background", "source": "test"},
@@ -70,7 +72,7 @@ def quick_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def processes(title: str) -> list[psutil.Process]:
     """The living workers of this process's Ray that call themselves `ray::{title}`."""
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in family(os.getpid()):
         try:
             if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{title}"):
                 found.append(process)

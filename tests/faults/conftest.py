@@ -11,8 +11,9 @@ import psutil
 import pytest
 import s3fs
 
-from tests.faults.jobs import Job, family
+from tests.faults.jobs import Job
 from tests.faults.s3_server import USER, Server
+from tests.forks import family
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from typing import ClassVar
 import psutil
 
 from cluster.prompts.write import make_prompts
+from tests.forks import family
 
 NUMBERS = ("two", "three", "four", "five")
 
@@ -99,10 +100,3 @@ class Job:
             assert time.monotonic() - began < timeout, self.log()[-3000:]
             time.sleep(0.02)
         return True
-
-
-def family(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []

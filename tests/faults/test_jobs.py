@@ -17,7 +17,8 @@ from cluster.job.config import load_job
 from cluster.job.prepared import prepare
 from cluster.workers.tasks import Output, store_of
 from numina.errors import StorageError
-from tests.faults.jobs import Job, family, numbered_prompts
+from tests.faults.jobs import Job, numbered_prompts
+from tests.forks import family
 
 pytestmark = pytest.mark.slow
 AT_WORK = "'gang-0': 'denoise'"  # in the log of a job

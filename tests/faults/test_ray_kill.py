@@ -15,7 +15,8 @@ import pytest
 
 from cluster.dataset.store import Store
 from pipelines.video.mp4 import decode_mp4
-from tests.faults.jobs import Job, family, numbered_prompts
+from tests.faults.jobs import Job, numbered_prompts
+from tests.forks import family
 
 LONG = os.environ.get("NUMINA_FAULTS") == "long"
 PROMPTS = 100 if LONG else 24  # two strategies of each

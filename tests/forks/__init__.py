@@ -7,8 +7,10 @@ processes of a real Ray: only their libraries come from a fork, and our own pack
                                           says who it is       imports once
 
 The first Python ends when the fork has taken its place: Ray knows a worker by its id, and its process by what it says
-of itself. A worker whose environment differs in more than Ray's variables, one of another user and one of a Ray that
-another process started begin as ever. They do as well if anything goes wrong.
+of itself. So it is for every Ray that the tests' process or one below it has started. A worker whose environment
+differs in more than Ray's variables, one that sees other disks and one of another user begin as ever; so do those of a
+Ray that SLURM started. They do as well if anything goes wrong. Those with other variables of the model hub are forks
+of a second process, which has imported nothing that reads these.
 """
 
 import os
@@ -16,26 +18,48 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 HERE = Path(__file__).parent
 
 
 @contextmanager
 def forked_workers() -> Iterator[None]:
-    """For all Rays that this process starts inside."""
+    """For all Rays that this process, or one below it, starts inside."""
     with tempfile.TemporaryDirectory(prefix="forks-", dir="/tmp") as folder:
-        os.environ["NUMINA_FORKS"] = f"{os.getpid()}:{folder}/socket"
+        os.environ["NUMINA_FORKS"] = f"{os.getpid()}:{folder}"
         before = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *([before] if before else [])])
-        server = subprocess.Popen([sys.executable, str(HERE / "server.py"), f"{folder}/socket"])
+        servers = [
+            subprocess.Popen([sys.executable, str(HERE / "server.py"), f"{folder}/{name}"]) for name in ("all", "bare")
+        ]
         try:
             yield
         finally:
-            server.terminate()
-            server.wait()
+            for server in servers:
+                server.terminate()
+            for server in servers:
+                server.wait()
             del os.environ["NUMINA_FORKS"]
             os.environ.pop("PYTHONPATH")
             if before is not None:
                 os.environ["PYTHONPATH"] = before
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """All processes below one, with the workers of its Rays, whose parent is the server."""
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    raylets = {str(process.pid) for process in below}
+    place = os.environ.get("NUMINA_FORKS", "").partition(":")[2]  # none where no tests run
+    for note in Path(place).glob("[0-9]*") if place else ():
+        raylet, _, server = note.read_text().partition(" ")
+        with suppress(psutil.NoSuchProcess):
+            if raylet in raylets and str((fork := psutil.Process(int(note.name))).ppid()) == server:
+                below.append(fork)
+    return below

@@ -1,4 +1,8 @@
-"""The process that Ray's workers are forked from: `python server.py SOCKET`. It imports nothing before one asks."""
+"""A process that Ray's workers are forked from: `python server.py SOCKET`. It imports nothing before one asks.
+
+The one whose socket is called `bare` leaves out the libraries that read the hub's variables, and serves those workers
+whose variables differ in these.
+"""
 
 import array
 import contextlib
@@ -16,17 +20,10 @@ from typing import Any
 
 # What ranks, task processes and judges spend their start on. Nothing of Ray, whose settings are read when it is
 # imported, and nothing of our own.
-LIBRARIES = (
+BARE = (
     "torch",
     "torch._dynamo",
     "torch.distributed",
-    "diffusers",
-    "diffusers.models.autoencoders.autoencoder_kl_wan",
-    "diffusers.models.transformers.transformer_wan",
-    "diffusers.pipelines.wan.pipeline_wan",
-    "transformers.models.umt5.modeling_umt5",
-    "transformers.models.auto.tokenization_auto",
-    "peft",
     "scipy.ndimage",
     "scipy.optimize",
     "scipy.signal",
@@ -42,23 +39,37 @@ LIBRARIES = (
     "PIL.Image",
     "pyarrow.parquet",
 )
-OWN = ("RAY_", "NUMINA_", "PYTEST_", "SPT_")  # begin the names of variables that no library above reads
+OF_THE_HUB = (
+    "diffusers",
+    "diffusers.models.autoencoders.autoencoder_kl_wan",
+    "diffusers.models.transformers.transformer_wan",
+    "diffusers.pipelines.wan.pipeline_wan",
+    "transformers.models.umt5.modeling_umt5",
+    "transformers.models.auto.tokenization_auto",
+    "peft",
+)
+OWN = ("RAY_", "NUMINA_", "PYTEST_", "SPT_", "AWS_", "GLOO_")  # begin variables that no import above reads
+HUB = "HF_"  # begins those that only imports of the hub's libraries read
 OTHERS = {"PWD", "OLDPWD", "SHLVL", "_", "PYTHONUNBUFFERED", "LINES", "COLUMNS"}
 OTHERS |= {"PYTHONBREAKPOINT"}  # Ray sets it in a process that has joined one
+OTHERS |= {"PATH"}  # where commands are found
 # Libraries set these when they are imported, as the tests' process has.
 OTHERS |= {"TORCHINDUCTOR_CACHE_DIR", "PYTORCH_NVML_BASED_CUDA_CHECK", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"}
 LONGEST = 2**20  # bytes of what a worker says of itself
 
 
-def differs(one: dict[str, str], other: dict[str, str]) -> bool:
-    """Whether a library may be imported otherwise in one environment than in the other."""
+def differs(one: dict[str, str], other: dict[str, str], own: tuple[str, ...]) -> bool:
+    """Whether a library may be imported otherwise in one environment than in the other; by `own` variables none is."""
     names = {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
-    return any(name not in OTHERS and not name.startswith(OWN) for name in names)
+    return any(name not in OTHERS and not name.startswith(own) for name in names)
 
 
-def serve(listening: socket.socket) -> tuple[dict[str, Any], list[int]]:
+def serve(
+    listening: socket.socket, libraries: tuple[str, ...], own: tuple[str, ...]
+) -> tuple[dict[str, Any], list[int]]:
     """Forks until it is ended. Returns in each fork, with what that is to be and its three streams."""
     ready, environment = False, dict(os.environ)  # libraries change it
+    mounts = os.readlink("/proc/self/ns/mnt")
     parent = os.getppid()
     listening.settimeout(5)
     while True:
@@ -75,16 +86,18 @@ def serve(listening: socket.socket) -> tuple[dict[str, Any], list[int]]:
                 streams.frombytes(sent)
             _, user, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             me = json.loads(data)
-            if user != os.getuid() or differs(me["environment"], environment):
+            if user != os.getuid() or me["mounts"] != mounts or differs(me["environment"], environment, own):
                 asking.send(b"n")
             else:
                 if not ready:
-                    for library in LIBRARIES:
+                    for library in libraries:
                         importlib.import_module(library)
                     gc.collect()
                     gc.freeze()  # a collection in a fork would copy the pages of all these objects
                     ready = True
                 if os.fork() == 0:
+                    with open(f"{os.path.dirname(sys.argv[1])}/{os.getpid()}", "w") as note:
+                        note.write(f"{me['raylet']} {os.getppid()}")
                     listening.close()
                     asking.send(b"y")
                     return me, list(streams)
@@ -115,5 +128,6 @@ if __name__ == "__main__":
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(sys.argv[1])
         listening.listen(64)
-        request = serve(listening)
+        bare = os.path.basename(sys.argv[1]) == "bare"
+        request = serve(listening, *((BARE, (*OWN, HUB)) if bare else (BARE + OF_THE_HUB, OWN)))
     become(*request)

@@ -16,6 +16,7 @@ import pytest
 from cluster.dataset.store import Store
 from cluster.prompts.write import make_prompts
 from tests.cluster.conftest import PROMPTS, TINY
+from tests.forks import family
 from tests.slurm.conftest import free_ports, wait_until
 
 pytestmark = pytest.mark.slow
@@ -60,10 +61,10 @@ class Head:
 
     def end(self) -> None:
         """Ends Ray with all of its processes."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
+        processes = family(self.process.pid)
         self.process.terminate()
         self.process.wait(100)
-        _, living = psutil.wait_procs(family, timeout=20)
+        _, living = psutil.wait_procs(processes, timeout=20)
         for process in living:
             process.kill()
 

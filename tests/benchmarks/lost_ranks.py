@@ -26,7 +26,8 @@ import torch
 from cluster.dataset.store import Store
 from pipelines.testbed.world import heldout_prompts
 from pipelines.video.mp4 import decode_mp4
-from tests.faults.jobs import Job, family
+from tests.faults.jobs import Job
+from tests.forks import family
 
 GIB = 2**30
 LOST, STANDS = "is lost and will be replaced", "is ready after"  # what the driver logs of a gang

@@ -184,18 +184,18 @@ def test_the_embedded_models_prompts_are_as_before(tmp_path: Path) -> None:
 
 
 def test_prompts_of_the_harder_world(tmp_path: Path) -> None:
-    """One to three nouns, counts 1 to 5, in the order of its `heldout_prompts`; targets are read back from the text."""
+    """One to three nouns, counts 1 to 8, in the order of its `heldout_prompts`; targets are read back from the text."""
     place = str(tmp_path / "scenes.parquet")
     numina("make", place, "-n", "30", "--world", "scenes", "--seed", "5")
     rows = pq.read_table(place).to_pylist()
     assert [row["prompt"] for row in rows] == [prompt.text for prompt in scenes.heldout_prompts(30, 5)]
     assert all(parse_targets(row["prompt"]) == tuple(Target(**t) for t in row["targets"]) for row in rows)
-    rows = unseen_prompts(30, 0, model="scenes", counts=(1, 3, 5)).to_pylist()
+    rows = unseen_prompts(30, 0, model="scenes", counts=(1, 5, 8)).to_pylist()
     assert [len(row["targets"]) for row in rows] == [1, 2, 3] * 10
     assert all(sum(target["count"] for target in row["targets"]) <= scenes.MAX_OBJECTS for row in rows)
-    assert len(unseen_prompts(4, 0, model="scenes", counts=(3, 5), per_prompt=(1, 2))) == 4
-    with pytest.raises(PromptSetError, match="7 objects at most"):
-        unseen_prompts(4, 0, model="scenes", counts=(3, 5))
+    assert len(unseen_prompts(4, 0, model="scenes", counts=(4, 8), per_prompt=(1, 2))) == 4
+    with pytest.raises(PromptSetError, match="10 objects at most"):
+        unseen_prompts(4, 0, model="scenes", counts=(4, 8))
 
 
 def test_the_embedded_models_prompts_with_other_counts() -> None:

@@ -155,7 +155,7 @@ def test_kinds_look_different():
 
 def test_training_never_shows_a_heldout_combination():
     held = scenes.heldout_combinations()
-    assert len(held) == 50
+    assert len(held) == 80
     assert held.isdisjoint(_combinations(scenes.make_prompts(2000, 0, split="train")))
     assert held.issuperset(_combinations(scenes.heldout_prompts(300, 0)))
 
@@ -166,7 +166,7 @@ def test_heldout_prompts_are_balanced_and_repeatable():
     assert prompts[:50] == scenes.heldout_prompts(50, 7)
     assert Counter(len(prompt.targets) for prompt in prompts) == {1: 80, 2: 80, 3: 80}
     singles = Counter(prompt.targets[0].count for prompt in prompts if len(prompt.targets) == 1)
-    assert singles == dict.fromkeys(range(1, 6), 16)
+    assert singles == dict.fromkeys(range(1, 9), 10)
 
 
 def test_nouns_share_colour_or_shape_but_never_both():

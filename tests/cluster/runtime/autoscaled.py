@@ -16,6 +16,7 @@ import psutil
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
 from tests.cluster.runtime.nodes import QUICK
+from tests.forks import family
 from tests.slurm.conftest import free_ports, wait_until
 
 ENTRY = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
@@ -92,14 +93,13 @@ class Autoscaled:
 
     def nodes(self) -> int:
         """How many nodes run here, the head's own among them: raylets."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        return sum(process.name() == "raylet" for process in family)
+        return sum(process.name() == "raylet" for process in family(self.process.pid))
 
     def end(self) -> None:
         """Ends Ray with all of its processes."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
+        processes = family(self.process.pid)
         self.process.terminate()
         self.process.wait(60)
-        for process in psutil.wait_procs(family, timeout=10)[1]:
+        for process in psutil.wait_procs(processes, timeout=10)[1]:
             process.kill()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -56,7 +56,6 @@ def reachable(address: str, setting: str = "cluster.address") -> str:
             f"{setting} is {address!r}; Ray clients and job servers aren't supported: give HOST:PORT of the head (port"
             " 6379 unless it was started with another) on a machine of the cluster, or use `ray job submit`"
         )
-    load_token()
     place = _found(setting) if address == "auto" else address
     host, _, port = place.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -89,7 +88,11 @@ def allow_open_files() -> None:
 
 
 def _metadata(setting: str, place: str) -> dict[str, str]:
-    """What a Ray head says of itself. Asked by another process: in this one Ray would end it if it's no head."""
+    """What a Ray head says of itself. Asked by another process: in this one Ray would end it if it's no head.
+
+    The home folder's token is taken if the head wants one, and only then: one that wants none starts no actor for who
+    comes with a token.
+    """
     try:
         asked = subprocess.run(
             [sys.executable, "-c", _PROBE, place],
@@ -98,6 +101,8 @@ def _metadata(setting: str, place: str) -> dict[str, str]:
             errors="replace",
             timeout=PROBE_SECONDS,
         )
+        if "AuthenticationError" in asked.stderr and "RAY_AUTH_MODE" not in os.environ and load_token():
+            return _metadata(setting, place)
         found: dict[str, str] = json.loads(asked.stdout)
     except (subprocess.TimeoutExpired, ValueError) as error:
         said = "" if isinstance(error, subprocess.TimeoutExpired) else asked.stderr.strip().rpartition("\n")[2]

@@ -11,10 +11,11 @@ TIMESTAMP_FIELD = "_ray_timestamp_ns"  # that Ray adds to log records
 METRICS_PORT = "_metrics_export_port"  # option of `ray.init`: where Prometheus is served
 
 
-def load_token() -> None:
-    """Takes the token of the user's home, which heads of `ray start` ask for. `ray.init` does so for `auto` alone."""
+def load_token() -> bool:
+    """Takes the token of the user's home, which heads of `ray start` ask for; whether there is one. `ray.init` does so
+    for `auto` alone."""
     setup = RAY.module("ray._private.authentication.authentication_token_setup")
-    RAY.private(setup, "maybe_enable_token_auth_if_token_available")(warn_if_disabled=False)
+    return bool(RAY.private(setup, "maybe_enable_token_auth_if_token_available")(warn_if_disabled=False))
 
 
 def free_resources() -> dict[str, dict[str, float]]:

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from numina.errors import ConfigError
 from numina.private.torch import joined_axes
 from pipelines.attention.cross import Rotary
-from pipelines.attention.kernels import FLASH_3, HALF, FlashSelfAttention, flash3_functions, flash3_lacks
+from pipelines.attention.kernels import FLASH_3, HALF, FlashSelfAttention, flash3, flash3_lacks
 from pipelines.base import Project, Seams, VideoModel
 from pipelines.parallel.config import ParallelConfig
 from pipelines.parallel.libraries import XFUSER, require
@@ -184,7 +184,7 @@ def _xfuser_attention(model: VideoModel, config: ParallelConfig, mesh: DeviceMes
     from xfuser.model_executor.layers.usp import USP
 
     if flash3_lacks(model.device, model.transformer.dtype) is None:
-        give_flash3(backends, *flash3_functions())
+        give_flash3(backends, flash3())
     for handler in logging.getLogger("xfuser").handlers:
         handler.setLevel(logging.ERROR)  # it warns of the backend that it chose
     if not xdit.model_parallel_is_initialized():

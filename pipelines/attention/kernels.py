@@ -43,10 +43,9 @@ def faster_kernel(device: torch.device, dtype: torch.dtype, kernel: str) -> str 
     return lacking and f"attention runs by {kernel}, and FlashAttention-3 would take a tenth off each step: {lacking}"
 
 
-def flash3_functions() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The kernel for clips of one length, and that for keys of several."""
-    package = importlib.import_module(PACKAGE)
-    return package.flash_attn_func, package.flash_attn_varlen_func
+def flash3() -> Any:
+    """The package: `flash_attn_func` for clips of one length, `flash_attn_varlen_func` for keys of several."""
+    return importlib.import_module(PACKAGE)
 
 
 class FlashSelfAttention:
@@ -57,7 +56,7 @@ class FlashSelfAttention:
 
     def __init__(self, project: Project):
         self.project = project
-        self.kernel: Callable[..., Tensor] = flash3_functions()[0]
+        self.kernel: Callable[..., Tensor] = flash3().flash_attn_func
 
     def __call__(
         self,

@@ -98,21 +98,28 @@ def tokenless_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield address
 
 
-def test_the_token_of_the_home_folder_opens_a_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`ray start` asks for a token as soon as the home folder has one; who joins by address isn't told."""
+@pytest.mark.parametrize("mode", ["token", "disabled"])
+def test_the_token_of_the_home_folder_opens_a_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str) -> None:
+    """`ray start` asks for a token as soon as the home folder has one; who joins by address isn't told. A head that asks
+    for none gets none: it would start no actor."""
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray/auth_token").write_text("5eed" * 16)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
     with a_head() as address:
         monkeypatch.delenv("RAY_AUTH_MODE")
-        code = "import sys; from cluster.job.joining import reachable; print(reachable(sys.argv[1]))"
+        code = (
+            "import os, sys; from cluster.job.joining import reachable\n"
+            "print(reachable(sys.argv[1]), os.environ.get('RAY_AUTH_MODE'))"
+        )
         ask = [sys.executable, "-c", code, address]
-        assert subprocess.run(ask, cwd=ROOT, capture_output=True, text=True).stdout.strip() == address
+        said = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True).stdout.split()
+        assert said == [address, "token" if mode == "token" else "None"]
         (tmp_path / ".ray/auth_token").unlink()
-        assert "its token in RAY_AUTH_MODE" in subprocess.run(ask, cwd=ROOT, capture_output=True, text=True).stderr
+        refused = "its token in RAY_AUTH_MODE" in subprocess.run(ask, cwd=ROOT, capture_output=True, text=True).stderr
+        assert refused == (mode == "token")
 
 
 def test_a_ray_that_answers_is_joined(tokenless_head: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def tokenless_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.parametrize("mode", ["token", "disabled"])
 def test_the_token_of_the_home_folder_opens_a_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str) -> None:
-    """`ray start` asks for a token as soon as the home folder has one; who joins by address isn't told. A head that asks
+    """`ray start` asks for a token once the home folder has one, and who joins by address isn't told. A head that asks
     for none gets none: it would start no actor."""
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray/auth_token").write_text("5eed" * 16)

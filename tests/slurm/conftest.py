@@ -41,7 +41,7 @@ SlurmdLogFile={folder}/%n.log
 SlurmdSpoolDir={folder}/%n
 NodeName=one NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4
 NodeName=two NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4
-# Jobs of `urgent` take the nodes from the others, which are told so many seconds before.
+# Jobs in `urgent` preempt the others, which get this many seconds of grace.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=all Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=25

@@ -55,9 +55,10 @@ WAYS = {
 }
 
 # Mean differences: of the first step's maps, which lie in [0, 1], and of what 8 steps make of it, which is relative.
-# Ulysses and branches only move what is computed. Ring attention adds partial results up in another order, rounded to
-# bfloat16 each: its clips may be twice as far from those in float32 as one GPU's.
-TOLERANCES = dict.fromkeys(WAYS, (1e-05, 0.01)) | {"ring": (0.1, None)}
+# Ulysses and branches only move what is computed, ring attention adds partial results up in another order.
+TOLERANCES = dict.fromkeys(WAYS, (1e-05, 0.01)) | {"ring": (0.1, 0.12)}
+# Of 8 unguided steps of ring attention, whose partial results are rounded to bfloat16 each: how much farther from
+# those in float32 than one GPU's they may be.
 FARTHER = 2.0
 
 
@@ -135,20 +136,19 @@ def test_two_gpus_give_what_one_gives(way: str, tiny_checkpoint: Path, tmp_path:
     for (rank, name), found in apart.items():
         print(f"{way:<18} rank {rank} {name:<18} largest {found.max():.2e} mean {found.mean():.2e}", flush=True)
     maps, clips = TOLERANCES[way]
-    exact = (
-        None
-        if clips
-        else run_phases(load_model(checkpoint, dtype="float32", device="cuda:0"), ALONE, generation, plans)
-    )
-    for (rank, name), found in apart.items():
+    for (_, name), found in apart.items():
+        if way == "ring" and name.endswith("finished"):
+            continue
         if name.endswith(("responses", "components")):
             assert found.mean() <= maps, name
-        elif exact is None:
+        else:
             assert found.mean() <= clips * np.abs(alone[name].astype(np.float64)).mean(), name
-        elif name != "pixels":
-            together = np.load(tmp_path / f"rank{rank}.npz")[name]
-            ours, usual = (np.abs(clip.astype(np.float64) - exact[name]).mean() for clip in (together, alone[name]))
-            print(f"{way:<18} rank {rank} {name:<18} mean from float32 {ours:.2e}, one GPU's {usual:.2e}", flush=True)
+    if way == "ring":
+        exact = run_phases(load_model(checkpoint, dtype="float32", device="cuda:0"), ALONE, generation, plans)
+        together = np.load(tmp_path / "rank0.npz")
+        for name in ("paper finished", "closed finished"):
+            ours, usual = (np.abs(own[name].astype(np.float64) - exact[name]).mean() for own in (together, alone))
+            print(f"{way:<18} {name:<18} mean from float32 {ours:.2e}, one GPU's {usual:.2e}", flush=True)
             assert ours <= FARTHER * usual, name
 
 

@@ -15,7 +15,7 @@ import cluster.workers.rank
 from cluster.job.config import JobConfig, load_job
 from cluster.prompts.write import make_prompts
 from tests.faults.quick_job import QuickRank
-from tests.forks import family
+from tests.forks import called, family
 
 PROMPTS = [
     {"id": "pair", "prompt": "three red circles and two blue squares moving on a grey background", "source": "test"},
@@ -71,11 +71,4 @@ def quick_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def processes(title: str) -> list[psutil.Process]:
     """The living workers of this process's Ray that call themselves `ray::{title}`."""
-    found = []
-    for process in family(os.getpid()):
-        try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{title}"):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-    return found
+    return called(f"ray::{title}", family(os.getpid()))

@@ -11,7 +11,7 @@ from typing import ClassVar
 import psutil
 
 from cluster.prompts.write import make_prompts
-from tests.forks import family
+from tests.forks import called, family
 
 NUMBERS = ("two", "three", "four", "five")
 
@@ -67,14 +67,7 @@ class Job:
 
     def ranks(self) -> list[psutil.Process]:
         """Those that are at work or on their way to it."""
-        found = []
-        for process in family(self.process.pid):
-            try:
-                if process.cmdline()[:1] and process.cmdline()[0].startswith(self.rank):
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                continue
-        return sorted(found, key=lambda process: process.pid)
+        return sorted(called(self.rank, family(self.process.pid)), key=lambda process: process.pid)
 
     def diary(self) -> list[str]:
         """Every call that the gangs computed."""

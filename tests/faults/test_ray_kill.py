@@ -16,7 +16,7 @@ import pytest
 from cluster.dataset.store import Store
 from pipelines.video.mp4 import decode_mp4
 from tests.faults.jobs import Job, numbered_prompts
-from tests.forks import family
+from tests.forks import family, words
 
 LONG = os.environ.get("NUMINA_FAULTS") == "long"
 PROMPTS = 100 if LONG else 24  # two strategies of each
@@ -82,7 +82,7 @@ def test_kills_of_ranks_and_drivers_lose_and_double_nothing(tmp_path: Path) -> N
 def kill_driver(job: Job) -> None:
     """SIGKILL of the driver ends its Ray too; then the same command is given again. Ray's two agents, which hold
     nothing, try to reach their head for another minute."""
-    orphans = [process for process in family(job.process.pid) if "Agent" not in process.name()]
+    orphans = [process for process in family(job.process.pid) if "Agent" not in "".join(words(process)[:1])]
     job.process.kill()
     job.process.wait()
     _, alive = psutil.wait_procs(orphans, timeout=100)

@@ -63,3 +63,16 @@ def family(pid: int) -> list[psutil.Process]:
             if raylet in raylets and str((fork := psutil.Process(int(note.name))).ppid()) == server:
                 below.append(fork)
     return below
+
+
+def words(process: psutil.Process) -> list[str]:
+    """Its command, or what it calls itself; nothing once it has ended, which it may do between any two looks."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def called(start: str, processes: list[psutil.Process]) -> list[psutil.Process]:
+    """The living ones among them whose command begins so."""
+    return [process for process in processes if "".join(words(process)[:1]).startswith(start)]

@@ -11,7 +11,8 @@ import psutil
 import pytest
 import ray
 
-from tests.forks import HERE, family
+from tests.forks import HERE, called, family, words
+from tests.slurm.conftest import wait_until
 
 # A job of its own, which waits with its Ray until it is ended.
 JOB = """
@@ -56,8 +57,8 @@ def test_a_worker_of_another_environment_imports_what_reads_it(variable: str, fo
     parent, libraries, torch, _, found = ray.get(
         seen.options(runtime_env={"env_vars": {variable: "1"}}).remote(variable)  # type: ignore[attr-defined]
     )
-    words = psutil.Process(parent).cmdline()
-    assert words[-1].endswith("/bare") if forked else "raylet" in words[0]
+    command = psutil.Process(parent).cmdline()
+    assert command[-1].endswith("/bare") if forked else "raylet" in command[0]
     assert (libraries, torch, found) == (False, forked, "1")
 
 
@@ -75,10 +76,27 @@ def test_a_job_in_another_process_has_forks_too(before: tuple[str, ...]) -> None
     with subprocess.Popen([*before, sys.executable, "-c", JOB], stdout=subprocess.PIPE, text=True) as job:
         assert job.stdout is not None
         parent, libraries = job.stdout.readline().split()
-        below = family(job.pid)
-        workers = [process for process in below if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::")]
+        workers = called("ray::", family(job.pid))
         assert ("server.py" in " ".join(psutil.Process(int(parent)).cmdline())) == (not before)
         assert libraries == str(not before)
-        assert int(parent) in {process.ppid() for process in workers}
+        assert {*psutil.Process(int(parent)).children()} & {*workers}
+        ending = [process for process in workers if "Agent" not in "".join(words(process)[:1])]
         job.send_signal(signal.SIGKILL)
-    assert not psutil.wait_procs([process for process in workers if "Agent" not in process.cmdline()[0]], timeout=60)[1]
+    assert not psutil.wait_procs(ending, timeout=60)[1]
+
+
+def test_a_process_that_ends_between_two_looks() -> None:
+    """Processes come and go while a test counts them."""
+    living, ending = (subprocess.Popen(["sleep", "600"]) for _ in range(2))
+    try:
+        both = [psutil.Process(living.pid), psutil.Process(ending.pid)]
+        wait_until(lambda: called("sleep", both) == both, 30)
+        ending.kill()
+        wait_until(lambda: both[1].status() == psutil.STATUS_ZOMBIE, 30)
+        assert words(both[1]) == []  # not waited for yet
+        ending.wait()
+        assert (words(both[1]), called("sleep", both)) == ([], both[:1])
+    finally:
+        living.kill()
+        ending.kill()
+        living.wait()

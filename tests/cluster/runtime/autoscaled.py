@@ -16,7 +16,7 @@ import psutil
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
 from tests.cluster.runtime.nodes import QUICK
-from tests.forks import family
+from tests.forks import family, words
 from tests.slurm.conftest import free_ports, wait_until
 
 ENTRY = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
@@ -93,7 +93,7 @@ class Autoscaled:
 
     def nodes(self) -> int:
         """How many nodes run here, the head's own among them: raylets."""
-        return sum(process.name() == "raylet" for process in family(self.process.pid))
+        return sum("".join(words(process)[:1]).endswith("/raylet") for process in family(self.process.pid))
 
     def end(self) -> None:
         """Ends Ray with all of its processes."""

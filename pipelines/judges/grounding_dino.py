@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from numina.errors import InputError
 from pipelines.judges.base import JudgeConfig
 from pipelines.judges.detector import Detector, Proposals
+from pipelines.judges.dino_layers import fast_layers
 from pipelines.judges.images import PIL_FILTERS, detector_size, resize
 from pipelines.judges.passes import Frames
 
@@ -70,6 +71,7 @@ class GroundingDino(Detector[Caption]):
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__(config)
         self.texts = self.model.model.text_backbone = CaptionMemory(self.model.model.text_backbone)
+        fast_layers(self.model)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """transformers' private names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from numina.private.library import Library
 
@@ -26,3 +26,34 @@ def dtype_plan(module: Any, dtype: torch.dtype) -> Mapping[str, torch.dtype]:
 def ignored_keys(module: Any) -> Sequence[str]:
     """Patterns of tensors that files may hold and the model doesn't."""
     return TRANSFORMERS.private(module, "_keys_to_ignore_on_load_unexpected") or ()
+
+
+def grounding_dino_layers(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """A GroundingDINO's layers of the class GroundingDino`name`, each with what holds it and its name there."""
+    module = TRANSFORMERS.module("transformers.models.grounding_dino.modeling_grounding_dino")
+    kind = TRANSFORMERS.private(module, f"GroundingDino{name}")
+    for parent in list(model.modules()):
+        for child, layer in list(parent.named_children()):
+            if isinstance(layer, kind):
+                yield parent, child, layer
+
+
+def give_places(detector: Any, proposals: Callable[[Any, torch.device], tuple[Tensor, Tensor]]) -> None:
+    """Makes a GroundingDINO compute places and boxes in float32: those that its encoder starts from, those that
+    `proposals` gives for maps of these sizes, and all that its decoder makes of them."""
+    model = detector.model
+    points = TRANSFORMERS.private(model.encoder, "get_reference_points")
+    TRANSFORMERS.private(model, "generate_encoder_output_proposals")
+    head = TRANSFORMERS.private(model.decoder, "reference_points_head")
+
+    def reference_points(sizes: Any, ratios: Tensor, device: torch.device) -> Tensor:
+        found: Tensor = points(sizes, ratios.float(), device)
+        return found
+
+    def encoder_proposals(states: Tensor, mask: Tensor, sizes: Any) -> tuple[Tensor, Tensor]:
+        boxes, inside = proposals(sizes, states.device)
+        return model.enc_output_norm(model.enc_output(states.masked_fill(~inside, 0))), boxes
+
+    model.encoder.get_reference_points = reference_points
+    model.generate_encoder_output_proposals = encoder_proposals
+    head.register_forward_pre_hook(lambda _, given: tuple(x.to(model.dtype) for x in given))

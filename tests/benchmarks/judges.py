@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.judges                     # on a GPU: float16, an 81-frame clip of 480×832 and two nouns
     python -m tests.benchmarks.judges --compile           # and once more with GroundingDINO's layers compiled
+    python -m tests.benchmarks.judges --profile           # and which kernels took it
     python -m tests.benchmarks.judges --tiny              # small models, for a machine without a GPU
 
 Plain is transformers as documented: its processor frame by frame, captions encoded with every frame, float32 weights
@@ -122,9 +123,7 @@ def measure(kind: str, options: argparse.Namespace, folder: Path) -> None:
     for batch in options.batch:
         config = JudgeConfig(**shared, box_threshold=threshold, batch=batch, duplicates=None if kind == "clip" else 0.7)
         reference: Any = load_judge(config)
-        reference.model.float()  # as transformers loads it
-        if kind == "grounding-dino":
-            reference.model.model.text_backbone = reference.texts.backbone
+        reference.model = type(reference.model).from_pretrained(folder).to(device).eval()  # not as a judge changes it
         whole, forward = plain(reference, video, batch)
         rounds = -(-options.frames // batch) * batch
         if not options.ours_alone:
@@ -134,12 +133,30 @@ def measure(kind: str, options: argparse.Namespace, folder: Path) -> None:
         judge: Any = load_judge(config)
         seconds = best(options.repeats, lambda judge=judge: judge.judge([case]), device)
         row(kind, f"ours, {str(judge.dtype).removeprefix('torch.')}", batch, options.frames, seconds, device)
+        if options.profile:
+            profiled(lambda judge=judge: judge.judge([case]))
         if options.compile and kind == "grounding-dino":
             parts = [judge.model.model.backbone, *judge.model.model.encoder.layers, *judge.model.model.decoder.layers]
             for part in parts:
                 part.compile()
             seconds = best(options.repeats, lambda judge=judge: judge.judge([case]), device)
             row(kind, "ours, compiled", batch, options.frames, seconds, device)
+
+
+def profiled(run: Callable[[], Any]) -> None:
+    """Prints the kernels, or a CPU's operators, that took most of one run."""
+    gpu = torch.cuda.is_available()
+    activities = [torch.profiler.ProfilerActivity.CUDA if gpu else torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        run()
+        if gpu:
+            torch.cuda.synchronize()
+    took = sorted(((event.self_device_time_total if gpu else event.self_cpu_time_total, event.count, event.key)
+                   for event in profile.key_averages()), reverse=True)  # fmt: skip
+    whole = sum(microseconds for microseconds, _, _ in took)
+    print(f"  {whole / 1e6:.3f} s in {sum(count for _, count, _ in took)} kernels, of it:")
+    for microseconds, count, name in took[:25]:
+        print(f"  {microseconds / whole:6.1%} {count:6}  {name[:110]}")
 
 
 def main() -> None:
@@ -149,6 +166,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="also with GroundingDINO's layers compiled")
+    parser.add_argument("--profile", action="store_true", help="print which kernels ours takes its time in")
     parser.add_argument("--ours-alone", action="store_true", help="leave plain transformers out")
     parser.add_argument("--tiny", action="store_true", help="the tests' tiny models and 48×80 pixels")
     options = parser.parse_args()

@@ -13,6 +13,7 @@ import torch
 
 from numina.prompts.targets import Target
 from pipelines.judges import Case, JudgeConfig, load_judge
+from pipelines.judges.dino_layers import attend
 from tests.pipelines.judges import tiny
 from tests.pipelines.judges.conftest import BUILD, CASES, THRESHOLDS, a_video
 
@@ -61,6 +62,23 @@ def test_frames_are_prepared_as_on_a_cpu(kind: str, load: Callable[..., Any]) ->
     apart = (gpu - cpu).abs()
     assert apart.max() < 1.01 / 255 / 0.225
     assert (apart > 1e-4).float().mean() < 0.01
+
+
+@pytest.mark.parametrize(("at", "d", "places"), [(2, 32, 4), (4, 32, 4), (4, 24, 3)])
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-5), (torch.float16, 2e-3)])
+def test_deformable_attention_is_one_kernel(at: int, d: int, places: int, dtype: torch.dtype, apart: float) -> None:
+    """It sums as PyTorch's operators do, over maps of any size, within them and far outside."""
+    generator = torch.Generator().manual_seed(0)
+    sizes, b, q, n = [(7, 11), (4, 6), (1, 2)], 2, 50, 4
+    value = torch.randn(b, sum(h * w for h, w in sizes), n, d, generator=generator)
+    offsets = 3 * torch.randn(b, q, n, len(sizes), places, 2, generator=generator)
+    offsets[0, 0], offsets[0, 1] = 6e4, -6e4
+    logits = 3 * torch.randn(b, q, n, len(sizes), places, generator=generator)
+    reference = torch.rand(b, q, len(sizes), at, generator=generator)
+    value, offsets, logits = (tensor.to(dtype) for tensor in (value, offsets, logits))
+    exact = attend(value.double(), offsets, logits, reference, sizes)
+    found = attend(value.cuda(), offsets.cuda(), logits.cuda(), reference.cuda(), sizes)
+    torch.testing.assert_close(found.cpu().double(), exact, atol=apart, rtol=apart)
 
 
 def test_a_long_clip_needs_no_more_memory(load: Callable[..., Any]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import GroundingDinoForObjectDetection
 
 from numina.errors import InputError
 from numina.prompts.targets import Target
@@ -26,19 +27,18 @@ def judge(load: Callable[..., Judge]) -> Any:
 def theirs(judge: Any, case: Case) -> list[dict[str, Any]]:
     """What transformers makes of each frame alone: its processor, its model's forward, its post-processing."""
     caption = " . ".join(target.noun for target in case.targets) + " ."
-    judge.model.model.text_backbone = judge.texts.backbone
+    model = GroundingDinoForObjectDetection.from_pretrained(judge.config.path)
     found = []
     for frame in case.video:
         inputs = judge.processor(images=Image.fromarray(frame), text=caption, return_tensors="pt")
         with torch.inference_mode():
-            output = judge.model(**inputs)
+            output = model(**inputs)
         [kept] = judge.processor.post_process_grounded_object_detection(
             output, inputs["input_ids"], BOX, TEXT, target_sizes=[frame.shape[:2]]
         )
         logits = output.logits[0]
         kept["logits"] = logits[logits.sigmoid().amax(dim=-1) > BOX]
         found.append(kept)
-    judge.model.model.text_backbone = judge.texts
     return found
 
 

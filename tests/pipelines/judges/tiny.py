@@ -110,7 +110,10 @@ def published(kind: str, folder: Path) -> Path:
     """The published model's shape: GroundingDINO Swin-T, OWLv2 B/16 of 960 pixels, CLIP B/32; few words."""
     torch.manual_seed(0)
     if kind == "grounding-dino":
-        GroundingDinoForObjectDetection(GroundingDinoConfig()).half().save_pretrained(folder)
+        model = GroundingDinoForObjectDetection(GroundingDinoConfig())
+        with torch.no_grad():  # logits spread as trained ones do, by about 2, else scores are 0 or 1
+            model.model.encoder.layers[-1].text_enhancer_layer.layer_norm_after.weight.mul_(0.25)
+        model.half().save_pretrained(folder)
         GroundingDinoProcessor(GroundingDinoImageProcessorPil(), bert_tokenizer()).save_pretrained(folder)
     elif kind == "owlv2":
         vision = {"image_size": 960, "patch_size": 16}

@@ -17,12 +17,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from numina.prompts.targets import Target
 from pipelines.judges import Case, JudgeConfig, load_judge
@@ -125,12 +127,15 @@ def measure(kind: str, options: argparse.Namespace, folder: Path) -> None:
         reference: Any = load_judge(config)
         reference.model = type(reference.model).from_pretrained(folder).to(device).eval()  # not as a judge changes it
         whole, forward = plain(reference, video, batch)
+        theirs = flops(reference, case) if options.flops else 0.0
         rounds = -(-options.frames // batch) * batch
         if not options.ours_alone:
             row(kind, "transformers", batch, options.frames, best(options.repeats, whole, device), device)
             row(kind, "transformers, forward", batch, rounds, best(options.repeats, forward, device), device)
         del reference, whole, forward
         judge: Any = load_judge(config)
+        if options.flops:
+            print(f"  of a frame: {flops(judge, case) / 1e9:.3g} GFLOP, with transformers' layers {theirs / 1e9:.3g}")
         seconds = best(options.repeats, lambda judge=judge: judge.judge([case]), device)
         row(kind, f"ours, {str(judge.dtype).removeprefix('torch.')}", batch, options.frames, seconds, device)
         if options.profile:
@@ -159,6 +164,13 @@ def profiled(run: Callable[[], Any]) -> None:
         print(f"  {microseconds / whole:6.1%} {count:6}  {name[:110]}")
 
 
+def flops(judge: Any, case: Case) -> float:
+    """Floating-point operations of one frame, those of matrix products, convolutions and attention."""
+    with FlopCounterMode(display=False) as counter:
+        judge.judge([replace(case, video=case.video[:1])])
+    return float(counter.get_total_flops())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", default=["grounding-dino", "owlv2", "clip"])
@@ -167,6 +179,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="also with GroundingDINO's layers compiled")
     parser.add_argument("--profile", action="store_true", help="print which kernels ours takes its time in")
+    parser.add_argument("--flops", action="store_true", help="print how many floating-point operations a frame is")
     parser.add_argument("--ours-alone", action="store_true", help="leave plain transformers out")
     parser.add_argument("--tiny", action="store_true", help="the tests' tiny models and 48×80 pixels")
     options = parser.parse_args()

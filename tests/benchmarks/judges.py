@@ -125,7 +125,7 @@ def measure(kind: str, options: argparse.Namespace, folder: Path) -> None:
     for batch in options.batch:
         config = JudgeConfig(**shared, box_threshold=threshold, batch=batch, duplicates=None if kind == "clip" else 0.7)
         reference: Any = load_judge(config)
-        reference.model = type(reference.model).from_pretrained(folder).to(device).eval()  # not as a judge changes it
+        reference.model = type(reference.model).from_pretrained(folder, dtype=torch.float32).to(device)  # as published
         whole, forward = plain(reference, video, batch)
         theirs = flops(reference, case) if options.flops else 0.0
         rounds = -(-options.frames // batch) * batch

@@ -65,7 +65,7 @@ def held(name: str, on_gpu: bool | None, dtype: torch.dtype = torch.float32) -> 
                 within.enter_context(patch.object(layers, "norm_silu", lambda *_, **__: None))
                 within.enter_context(patch.object(layers, "add_bias", lambda x, bias, other: torch.empty_like(other)))
             counted = within.enter_context(Held())
-            for _ in decode._frames(vae, vae.decoder, latents):
+            for _ in decode._frames(vae, latents):
                 pass
         torch.set_default_dtype(torch.float32)
         return counted.most / 2**30

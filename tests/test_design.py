@@ -171,7 +171,7 @@ TESTED = {  # a library whose private names are used, and the module that alone 
     "xfuser": "pipelines.private.xfuser",
     "ray": "cluster.private.ray",
 }
-LIBRARIES = {*TESTED, "accelerate", "distvae", "torchao"}
+LIBRARIES = {*TESTED, "accelerate", "torchao"}
 
 
 def private_uses(file: Path) -> Iterator[str]:

@@ -1,6 +1,8 @@
 """Decoding spread over ranks: real processes with gloo give the pixels that one process gives."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from diffusers import AutoencoderKLWan
 from numina.errors import ModelError
 from pipelines.models.registry import load_model
 from pipelines.video import decode
+from pipelines.video.bands import Band
 from pipelines.video.decode import decode_pixels, split_decoder
+from pipelines.video.layers import fast_layers
 from tests.pipelines.ranks import processes
 
 TINY = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
@@ -28,6 +32,11 @@ class Case:
     clips: int = 1
     frames: int = 2  # latent: 4k - 3 of pixels
     dtype: torch.dtype = torch.float32
+    on_gpu: bool = False  # whether by the layers that a GPU runs, written out for a CPU
+
+    @property
+    def vae_of(self) -> tuple[Any, ...]:
+        return self.vae, self.dtype, self.on_gpu
 
     def latents(self, channels: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.rows)
@@ -45,7 +54,12 @@ SPLIT = {
     "embedded": Case(vae="testbed", rows=10, frames=3),
     "half": Case(dtype=torch.bfloat16, rows=6),
 }
-TOO_THIN = Case(rows=3)  # for 4 ranks; 2 can share it
+SPLIT |= {
+    f"{name}, a GPU's layers": replace(SPLIT[name], on_gpu=True)
+    for name in ("thin", "one frame", "two clips", "residual", "half")
+}
+TOO_THIN = Case(rows=3)  # for 4 ranks; fewer can share it
+RANKS = (2, 3, 4)
 CASES = {**SPLIT, "too thin": TOO_THIN}
 ALONE = ("uneven", "too thin")  # decoded by each rank with diffusers' own method too, after the split
 
@@ -72,46 +86,92 @@ def reference(vae: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return floats, pixels.permute(0, 2, 3, 4, 1)
 
 
+def one_rank(vae: Any, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by the layers that the ranks use."""
+    floats, to_pixels = [], decode.to_pixels
+    with pytest.MonkeyPatch.context() as patch, layers_of(case):
+        patch.setattr(decode, "to_pixels", lambda frames: floats.append(frames) or to_pixels(frames))
+        decoded = decode_pixels(vae, case.latents(vae.config.z_dim))
+    assert decoded is not None
+    return torch.cat(floats, dim=2).clamp(-1, 1), decoded.pixels
+
+
 def work(rank: int, folder: Path) -> None:
-    """All cases over 4 ranks, then over the last 2 of them: a gang need not begin with the process group's first."""
+    """All cases over the last 2, 3 and 4 of 4 ranks: a gang need not begin with the process group's first."""
     torch.set_num_threads(1)
-    vaes = {(case.vae, case.dtype): build(case.vae, case.dtype) for case in CASES.values()}
+    vaes = {case.vae_of: build(case.vae, case.dtype) for case in CASES.values()}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=4)
-    pair = dist.new_group([2, 3])
-    for group in (dist.group.WORLD, pair) if rank > 1 else (dist.group.WORLD,):
-        found = decode_all(vaes, group)
-        found["broken band"] = decode_with_a_broken_band(group)
-        torch.save(found, folder / f"{dist.get_rank(group)} of {dist.get_world_size(group)}.pt")
+    groups = {ranks: dist.new_group(list(range(4 - ranks, 4))) for ranks in RANKS}
+    for ranks, group in groups.items():
+        if rank >= 4 - ranks:
+            found = decode_all(vaes, group)
+            found["broken band"] = decode_with_a_broken_band(group)
+            found |= {name: decode_with(group, lost) for name, lost in LOST.items()}
+            torch.save(found, folder / f"{dist.get_rank(group)} of {ranks}.pt")
     dist.barrier()  # who leaves while others still talk to it may take them, or itself, down
     dist.destroy_process_group()
 
 
-def decode_all(vaes: dict[tuple[str, torch.dtype], Any], group: Any) -> dict[str, Any]:
+@contextmanager
+def layers_of(case: Case) -> Iterator[None]:
+    """Those that decoding uses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            decode, "fast_layers", lambda decoder, **how: fast_layers(decoder, **how | {"on_gpu": case.on_gpu})
+        )
+        yield
+
+
+def decode_all(vaes: dict[Any, Any], group: Any) -> dict[str, Any]:
     """All cases on one rank, each decoded twice in a row; the ranks but the first are given wrong latents."""
     rank = dist.get_rank(group)
     found: dict[str, Any] = {}
     for vae in 2 * list(vaes.values()):  # a second call changes nothing
         split_decoder(vae, group)
     for name, case in CASES.items():
-        vae = vaes[case.vae, case.dtype]
+        vae = vaes[case.vae_of]
         latents = case.latents(vae.config.z_dim) + rank
         bands: list[torch.Tensor] = []
-        with pytest.MonkeyPatch.context() as patch:
-            pixels_of = decode.to_pixels
+        exchanges: list[int] = []
+        with pytest.MonkeyPatch.context() as patch, layers_of(case):
+            pixels_of, exchange = decode.to_pixels, dist.batch_isend_irecv
             patch.setattr(
                 decode, "to_pixels", lambda frames, seen=bands, to=pixels_of: seen.append(frames) or to(frames)
             )
+            patch.setattr(
+                dist, "batch_isend_irecv", lambda ops, seen=exchanges, go=exchange: seen.append(len(ops)) or go(ops)
+            )
             first, finite = decode_pixels(vae, latents) or (None, None)
+            again = (decode_pixels(vae, latents) or (None,))[0]
+        bands = bands[: len(bands) // 2]
         found[name] = {
             "pixels": first,
             "finite": finite,
-            "again": (decode_pixels(vae, latents) or (None,))[0],
+            "again": again,
             "band": torch.cat(bands, dim=2).clamp(-1, 1) if bands else None,
+            "exchanges": len(exchanges) / 2 / case.frames,
             "alone": reference(vae, latents) if name in ALONE else None,
-            "shared": {id(own) for own in decode._SPLITS[vae].decoder.parameters()}
-            == {id(own) for own in vae.decoder.parameters()},
         }
     return found
+
+
+def decode_with(group: Any, lost: dict[str, Any]) -> dict[str, Any]:
+    """One case, with methods of bands that don't do what they should."""
+    vae = build("tiny")
+    split_decoder(vae, group)
+    with pytest.MonkeyPatch.context() as patch:
+        for method, instead in lost.items():
+            patch.setattr(Band, method, instead)
+        pixels, finite = decode_pixels(vae, SPLIT["even"].latents(vae.config.z_dim)) or (None, None)
+    return {"pixels": pixels, "finite": finite, "again": pixels}
+
+
+def only_own(band: Band, own: torch.Tensor, dim: int, gathered: Any = Band.gathered, **where: Any) -> torch.Tensor:
+    """Pixels of all ranks, but keys and values of one."""
+    return gathered(band, own, dim, **where) if where else own
+
+
+LOST = {"no gather": {"gathered": only_own}, "no neighbours": {"fill": lambda band, x: None}}  # zeros stay
 
 
 def decode_with_a_broken_band(group: Any) -> dict[str, Any]:
@@ -132,22 +192,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=[2, 4])
+@pytest.fixture(params=RANKS)
 def together(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]]:
-    """What each of 2 and of 4 ranks found, by case."""
+    """What each of 2, 3 and 4 ranks found, by case."""
     ranks = request.param
     return [torch.load(folder / f"{rank} of {ranks}.pt", weights_only=False) for rank in range(ranks)]
 
 
 @pytest.mark.parametrize("name", SPLIT)
 def test_ranks_decode_what_one_process_decodes(together: list[dict[str, Any]], name: str) -> None:
-    """The first rank's latents, decoded: floats within 2e-5, and fewer than one byte of 1,000 is a grey level apart.
+    """The first rank's latents, decoded: floats within 4e-5, and fewer than one byte of 1,000 is a grey level apart.
 
     Twice in a row, whatever was decoded between. bfloat16 rounds at every layer, so a few grey levels may differ.
     """
     case, half = SPLIT[name], SPLIT[name].dtype == torch.bfloat16
-    vae = build(case.vae, case.dtype)
-    floats, pixels = reference(vae, case.latents(vae.config.z_dim))
+    floats, pixels = one_rank(build(case.vae, case.dtype), case)
     found = [rank[name] for rank in together]
     assert pixels.float().std() > 20, "pixels that are all alike would prove nothing"
 
@@ -155,7 +214,7 @@ def test_ranks_decode_what_one_process_decodes(together: list[dict[str, Any]], n
     scale = floats.shape[-2] // case.rows
     assert {len(band.shape) for band in bands} == {5}
     assert max(band.shape[-2] for band in bands) == scale * -(-case.rows // len(together))  # nobody decodes more
-    torch.testing.assert_close(torch.cat(bands, dim=-2), floats, atol=0.05 if half else 2e-5, rtol=0)
+    torch.testing.assert_close(torch.cat(bands, dim=-2), floats, atol=0.05 if half else 4e-5, rtol=0)
 
     first = found[0]["pixels"]
     assert (first.shape, first.dtype, first.device.type) == (pixels.shape, torch.uint8, "cpu")
@@ -163,6 +222,24 @@ def test_ranks_decode_what_one_process_decodes(together: list[dict[str, Any]], n
     assert apart.max() <= (6 if half else 1)
     assert half or apart.count_nonzero() < apart.numel() / 1000
     assert torch.equal(found[0]["again"], first)
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_bands_lose_would_be_seen(together: list[dict[str, Any]], name: str) -> None:
+    """Ranks that attend to their own rows alone, or lack the rows next to theirs, give other pixels."""
+    _, pixels = one_rank(build("tiny"), SPLIT["even"])
+    apart = (together[0][name]["pixels"].int() - pixels.int()).abs()
+    assert apart.max() > 20
+    assert apart.count_nonzero() > apart.numel() / 10
+
+
+def test_a_row_is_exchanged_once(together: list[dict[str, Any]]) -> None:
+    """For each latent frame once per convolution over rows but the first, once for attention, once for the pixels."""
+    for name, case in SPLIT.items():
+        convolutions = [layer for layer in build(case.vae).decoder.modules() if hasattr(layer, "kernel_size")]
+        over_rows = sum(layer.kernel_size[-2] > 1 for layer in convolutions)
+        for rank, found in enumerate(together):
+            assert found[name]["exchanges"] == (over_rows - 1) + 1 + 1, f"rank {rank}, {name}"
 
 
 def test_the_first_rank_knows_of_numbers_that_others_lack(together: list[dict[str, Any]]) -> None:
@@ -192,10 +269,10 @@ def test_only_the_first_rank_has_pixels(together: list[dict[str, Any]]) -> None:
 
 
 def test_rows_too_few_for_the_ranks_are_decoded_whole(together: list[dict[str, Any]]) -> None:
-    """3 latent rows over 4 ranks: the first decodes them alone, to the bit, and the others nothing; 2 ranks share."""
+    """3 latent rows over 4 ranks: the first decodes them alone, to the bit, and the others nothing; fewer share."""
     bands = [found["too thin"]["band"] for found in together]
-    if len(together) == 2:
-        assert [band.shape[-2] for band in bands] == [16, 8]
+    if len(together) < 4:
+        assert [band.shape[-2] for band in bands] == ([16, 8] if len(together) == 2 else [8, 8, 8])
     else:
         assert [band is None for band in bands] == [False, True, True, True]
         assert bands[0].shape[-2] == 24
@@ -205,12 +282,11 @@ def test_rows_too_few_for_the_ranks_are_decoded_whole(together: list[dict[str, A
 
 @pytest.mark.parametrize("name", ALONE)
 def test_a_split_vae_still_decodes_alone(together: list[dict[str, Any]], name: str) -> None:
-    """`vae.decode` of a rank is what it was before the split and waits for nobody; no weight is held twice."""
+    """`vae.decode` of a rank is what it was before the split and waits for nobody."""
     vae = build(CASES[name].vae)
     latents = CASES[name].latents(vae.config.z_dim)
     for rank, found in enumerate(together):
         torch.testing.assert_close(found[name]["alone"][0], reference(vae, latents + rank)[0], atol=2e-5, rtol=0)
-        assert found[name]["shared"], f"weights of rank {rank}"
 
 
 @pytest.mark.parametrize("vae", ["tiny", "residual", "testbed"])
@@ -242,6 +318,6 @@ def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def test_a_foreign_decoder_is_refused() -> None:
-    """What distvae has no split for is an error that says so, before anything is changed."""
+    """Another VAE than Wan's is an error that says so, before anything is changed."""
     with pytest.raises(ModelError, match="Linear can't be split over ranks"):
         split_decoder(torch.nn.Linear(1, 1), None)

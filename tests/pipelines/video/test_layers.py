@@ -13,7 +13,7 @@ from tests.pipelines.video.test_decode import Case, build
 
 def frames_of(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        return torch.cat(list(_frames(vae, vae.decoder, latents.to(vae.dtype))), dim=2).float()
+        return torch.cat(list(_frames(vae, latents.to(vae.dtype))), dim=2).float()
 
 
 @pytest.mark.parametrize("vae", ["tiny", "residual", "testbed"])

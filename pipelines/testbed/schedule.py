@@ -65,5 +65,9 @@ def take_step(optimizers: Iterable[torch.optim.Optimizer], scale: float) -> None
 
 
 def ramp(step: int, progress: float, decay_from: float) -> float:
-    """Learning rate relative to its full value: 50 steps up, then level, then straight down to nothing."""
-    return min((step + 1) / 50, 1.0) * min(1.0, max(0.0, (1 - progress) / (1 - decay_from)))
+    """Learning rate relative to its full value: 50 steps up, then level, then straight down to nothing.
+
+    With `decay_from` 1 it stays up, for a stage that goes on in another sitting.
+    """
+    left = max(0.0, 1 - progress)
+    return min((step + 1) / 50, 1.0) * (min(1.0, left / (1 - decay_from)) if decay_from < 1 else 1.0)

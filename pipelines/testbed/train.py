@@ -39,6 +39,7 @@ from pipelines.testbed.worlds import SHAPES, WORLDS, World
 FLOW_SHIFT = 3.0
 PROMPT_DROPOUT = 0.1
 EMA_DECAY = 0.999
+DECAY_FROM = 0.5  # of a stage of the transformer, its rate falls
 MISCOUNTED = 0.4
 """Share of a prompt's targets of which the training clip shows one object more or fewer than the prompt says."""
 
@@ -160,6 +161,7 @@ def train_dit(
     log: Log,
     batch: int,
     pool_size: int,
+    decay_from: float = DECAY_FROM,
 ) -> None:
     """Trains transformer and text encoder by flow matching on the latents of the pipeline's autoencoder.
 
@@ -204,7 +206,7 @@ def train_dit(
         for optimizer in optimizers:
             optimizer.zero_grad()
         total.backward()
-        take_step(optimizers, ramp(step, progress, 0.5))
+        take_step(optimizers, ramp(step, progress, decay_from))
         get_ema_multi_avg_fn(min(EMA_DECAY, (1 + step) / (10 + step)))(average, parameters, None)
         losses.append(torch.stack([part.detach() for part in parts]))
         if step == 2:
@@ -237,6 +239,7 @@ def train(
     start: Path | None = None,
     transformer: tuple[int, int] | None = None,
     prompts: int = 100,
+    decay_from: float = DECAY_FROM,
 ) -> dict[str, Any]:
     """Trains, writes the diffusers folder `output/weights`, measures it, and returns the figures.
 
@@ -245,7 +248,8 @@ def train(
     from. A stage of 0 minutes is left out; the autoencoder's are 4.5, or 0 after `start`, because a transformer knows
     the latents it was trained on; `minutes_decoder` trains the decoder alone, which leaves latents as they are.
     `transformer` begins a fresh one of (blocks, heads of 64 channels), for a second model to hold settings against.
-    With 0 `prompts` nothing is generated. Beside the weights are `training.jsonl`, `reconstructions.png`,
+    The transformer's rate falls from the share `decay_from` of a stage on; with 1 it doesn't, since another sitting is
+    to follow. With 0 `prompts` nothing is generated. Beside the weights are `training.jsonl`, `reconstructions.png`,
     `figures.json` and `samples.png`. The schedules run by the clock, so two runs from one seed are alike but not equal.
     """
     own = WORLDS[world]
@@ -293,7 +297,8 @@ def train(
     # Last: colours and shapes are learned from captions that are right, only the numbers become loose.
     for stage, share in ((minutes_dit, 0.0), (minutes_miscounted, MISCOUNTED)):
         if stage:
-            train_dit(pipeline, own, minutes=stage, miscounted=share, batch=batch, pool_size=pool_size, **common)
+            sizes: dict[str, Any] = {"batch": batch, "pool_size": pool_size}
+            train_dit(pipeline, own, minutes=stage, miscounted=share, decay_from=decay_from, **sizes, **common)
     save_pipeline(pipeline, output / "weights")
     log("saved", megabytes=sum(file.stat().st_size for file in (output / "weights").rglob("*")) / 1e6)
     if not prompts:
@@ -314,6 +319,9 @@ def main() -> None:
     parser.add_argument("--minutes-decoder", type=float, default=0.0, help="of the decoder alone: latents stay")
     parser.add_argument("--minutes-dit", type=float, default=8.0)
     parser.add_argument("--minutes-miscounted", type=float, default=2.5)
+    parser.add_argument(
+        "--decay-from", type=float, default=DECAY_FROM, help="share of the transformer's minutes; 1: a sitting follows"
+    )
     parser.add_argument("--device", help="cuda if there is one, else cpu")
     parser.add_argument("--start", type=Path, help="folder of weights to go on from")
     parser.add_argument(

@@ -11,8 +11,16 @@ import torch
 from pipelines.models.families import inspect
 from pipelines.testbed import WEIGHTS
 from pipelines.testbed.model import load_pipeline
+from pipelines.testbed.schedule import ramp
 from pipelines.testbed.train import train
 from pipelines.testbed.world import MAX_COUNT, MAX_OBJECTS, make_prompts, miscount
+
+
+def test_rates_fall_when_no_sitting_follows() -> None:
+    """Up in 50 steps; then down to nothing in the rest of a stage, or not at all."""
+    assert ramp(24, 0.1, 0.5) == ramp(24, 0.1, 1.0) == 0.5
+    assert [ramp(99, progress, 0.5) for progress in (0.4, 0.75, 1.0, 1.1)] == [1.0, 0.5, 0.0, 0.0]
+    assert [ramp(99, progress, 1.0) for progress in (0.4, 0.75, 1.0, 1.1)] == [1.0] * 4
 
 
 @pytest.mark.slow

@@ -92,6 +92,7 @@ class Result:
     change_outside: float  # mean absolute change against the plain clip outside edited regions, in grey levels
     change_reference: float  # the same pixels, between the plain clip and one of more steps
     forwards: int  # of the transformer that such a clip takes, of both branches (`clip_forwards`)
+    frames: tuple[tuple[int, ...], ...]  # counts of every frame
 
 
 def commonest(counts: np.ndarray) -> tuple[int, ...]:
@@ -231,6 +232,7 @@ class Bench:
             change_outside=changed,
             change_reference=reference,
             forwards=forwards,
+            frames=tuple(map(tuple, counts.tolist())),
         )
 
 

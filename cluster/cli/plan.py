@@ -25,7 +25,8 @@ def plan(
         Literal["throughput", "latency"], typer.Option(help="Most clips per hour, or the shortest time for one clip.")
     ] = "throughput",
     clips: Annotated[
-        int | None, typer.Option(help="Number of clips to plan for; without it and a prompt set, for one clip.")
+        int | None,
+        typer.Option(help="Number of clips to plan for; without it, as many as a named prompt set asks for, else one."),
     ] = None,
     price: Annotated[float | None, typer.Option(help="Price of a GPU-hour, in any currency.")] = None,
     accuracy: Annotated[
@@ -51,9 +52,14 @@ def plan(
     )
 
     overrides = overrides or []
-    job, table = load_job(config, overrides), load_gpu(gpu or DEFAULT_GPU)
+    job, table = load_job(config, overrides), load_gpu(DEFAULT_GPU if gpu is None else gpu)
     if gpus is None and (nodes != 1 or objective != "throughput"):
         raise InputError("--nodes and --objective need the number of GPUs; add e.g. --gpus 8")
+    if accuracy is not None and not job.verifies:
+        raise InputError(
+            f"--accuracy is {accuracy:g}, and none of the strategies {', '.join(job.strategies)} is verified; leave it"
+            " out, or add e.g. strategies=[numina+verified]"
+        )
     checked = check_known(job) if gpus is None else check_for_gpus(job)
     if clips is None and (job.model.path == "testbed" or names_prompts(config, overrides)):
         from cluster.job.prepared import with_prompts

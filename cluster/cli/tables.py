@@ -44,10 +44,12 @@ def print_configured(planner: "Planner", refuse: bool) -> None:
         rows["memory"] = f"{memory.peak:.1f} GiB at most on every GPU, while {memory.phase}; {gpu}"
     if size.candidate.cost is None:
         rows["time"] = "not measured for this model and shape; try limit=2 first"
+    if planner.prepared.device == "cuda" and planner.job.parallel.gangs == "auto":
+        rows["gangs"] += "; with parallel.gangs=auto as many as there are GPUs for: --gpus N plans them"
     console.print(facts_table(planner, rows))
+    say()
+    console.print(bill_table(planner, size.candidate, setup.gangs * setup.ranks))
     if size.candidate.cost is not None:
-        say()
-        console.print(bill_table(planner, size.candidate, setup.gangs * setup.ranks))
         say()
         for reason in time_reasons(planner, size.candidate):
             say(reason)
@@ -82,20 +84,34 @@ def bill_table(planner: "Planner", candidate: "Candidate", gpus: int) -> Table:
     for column in ("time", "GPU-hours", "disk", *(["price"] if priced else [])):
         table.add_column(column, justify="right")
     cost, asked = candidate.cost, planner.demand.videos
-    for videos in [1, *([asked] if asked and asked > 1 else [])]:
+    for videos in (None, *([asked] if asked else [])):
         bill = planner.bill(candidate, gpus, videos)
-        if bill is None or cost is None:
-            continue
-        alone = f"{cost.seconds_if_right:.0f} to {cost.seconds:.0f} s".replace(f"{cost.seconds:.0f} to ", "")
-        disk = (bill.disk_gb * 1000).shown(".2g", " MB") if bill.disk_gb.most < 1 else bill.disk_gb.shown(",.1f", " GB")
+        time = hours = price = "unknown"
+        if cost and bill.hours and bill.gpu_hours:
+            time = bill.hours.shown(",.1f" if bill.hours.most >= 1 else ".2g", " h")
+            if videos is None:
+                time = f"{_seconds(cost.seconds_if_right, cost.seconds)} s"
+            hours = bill.gpu_hours.shown(",.1f" if bill.gpu_hours.most >= 10 else ".3f")
+            price = bill.price.shown(",.2f") if bill.price else price
+        disk = bill.disk_gb.shown(",.1f", " GB")
+        if bill.disk_gb.most < 1:
+            megabytes = bill.disk_gb * 1000
+            disk = megabytes.shown(".0f" if megabytes.most >= 10 else ".2g", " MB")
         table.add_row(
-            "a clip" if videos == 1 else f"{videos:,} clips",
-            alone if videos == 1 else bill.hours.shown(",.1f", " h"),
-            bill.gpu_hours.shown(",.1f" if bill.gpu_hours.most >= 10 else ".3f"),
+            "a clip of many" if videos is None else f"{videos:,} clip{'s' if videos > 1 else ''}",
+            time,
+            hours,
             disk,
-            *([bill.price.shown(",.2f")] if bill.price else []),
+            *([price] if priced else []),
         )
     return table
+
+
+def _seconds(least: float, most: float) -> str:
+    """To a second; of a few, to two digits."""
+    from cluster.planner import Range
+
+    return Range(least=least, most=most).shown(".0f" if most >= 10 else ".2g")
 
 
 def two_columns(rows: Mapping[str, str]) -> Table:
@@ -134,7 +150,7 @@ def candidate_table(candidates: Sequence["Candidate"]) -> Table:
         table.add_row(
             *map(str, (place, setup.gangs, setup.cfg, setup.ulysses, setup.ring, setup.shard, setup.text_encoder)),
             f"{candidate.memory.peak:.1f}",
-            f"{more}{cost.seconds:.0f}" if cost else "unknown",
+            f"{more}{_seconds(cost.seconds, cost.seconds)}" if cost else "unknown",
             f"{less}{candidate.clips_per_hour:.1f}" if candidate.clips_per_hour else "unknown",
             cost.forward.source if cost else "not measured",
         )

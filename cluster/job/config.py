@@ -412,7 +412,7 @@ def load_yaml(name: str | Path, config: type) -> DictConfig:
     except OSError as error:
         raise ConfigError(f"config {str(name)!r} can't be read ({error}); give a file that you may read") from error
     if not isinstance(loaded, DictConfig):
-        raise ConfigError(f"{path} holds no mapping; a job is YAML like the ones in {config_folder()}")
+        raise ConfigError(f"{path} holds no mapping; give keys and values, as the files in {config_folder()} do")
     try:
         return OmegaConf.create({} if node is None else read_node("", node, config))
     except ConfigError as error:
@@ -421,6 +421,12 @@ def load_yaml(name: str | Path, config: type) -> DictConfig:
 
 def _unknown_key(key: str) -> ConfigError:
     known = [setting.key for setting in settings_of(JobConfig)]
+    if key in known:  # written as on a command line
+        inner, *outer = reversed(key.split("."))
+        nested = f"{inner}: …"
+        for name in outer:
+            nested = f"{name}: {{{nested}}}"
+        return ConfigError(f"{key!r} is no key of a file, in which sections nest; write {nested}")
     leaves = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
     leaf = key.rsplit(".", 1)[-1]
     close = difflib.get_close_matches(key, [*known, *leaves], n=1, cutoff=0.5) or [leaf] * (leaf in leaves)

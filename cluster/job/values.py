@@ -104,8 +104,10 @@ def read_node(key: str, node: yaml.Node, kind: Any, *, raw: bool = False) -> Any
     if node.tag not in _PLAIN_TAGS:
         return _refuse(key, f"{node.tag} {node.value}", kind)
     is_null = node.tag == _NULL
+    if _is_section(kind) and is_null and not raw:
+        return {}  # a section all of whose keys are comments
     if _is_section(kind) or _origin(kind) is list:
-        return None if is_null else _refuse(key, node.value, kind)
+        return _refuse(key, node.value or "null", kind)
     if not raw and ("${" in node.value or node.value == "???"):
         return node.value
     if is_null and not _optional(kind)[0]:

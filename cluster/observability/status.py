@@ -12,16 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.dataset.segments import commit_name, packed, split, union
+from cluster.dataset.segments import commit_name, packed, read_table, split, union
 from cluster.dataset.store import Committed
 from cluster.job.acceptance import Acceptance
 from cluster.job.strategy import ACCEPTED, Strategy, strategy_of
 from cluster.rows import ROW_SCHEMA
+from numina.errors import DamageError
 
 if TYPE_CHECKING:
     from cluster.dataset.store import Store
 
 _RECENT_SECONDS = 3600.0
+_COPIED_SECONDS = 60.0  # from a row's time of commit to its file's, above which the file is a copy
 _CLIP = ["strategy", "attempt", "strength"]  # what tells the clips of a sample apart
 _CLIP_SCHEMA = pa.schema([ROW_SCHEMA.field(name) for name in _CLIP])
 
@@ -52,10 +54,18 @@ def status_of(store: Store) -> Status:
     failure of each key that has no row, and the latest run's record."""
 
     def commit_times(keys: list[str]) -> dict[str, float]:
-        """Seconds since the epoch by key, by the storage's clock."""
+        """Seconds since the epoch by key: of the files by the storage's clock, if none of them is a copy.
+
+        A copy of an output may be made of files of now. No commit comes to be long after its row: then rows are read.
+        """
         with ThreadPoolExecutor(store.files.readers) as readers:
             found = readers.map(lambda key: store.files.stat(commit_name(key)).modified, keys)
-            return dict(zip(keys, found, strict=True))
+            times = dict(zip(keys, found, strict=True))
+            oldest = min(times, key=times.__getitem__, default=None)
+            if oldest is not None and times[oldest] - _row_time(store, oldest, times[oldest]) > _COPIED_SECONDS:
+                found = readers.map(lambda key: _row_time(store, key, times[key]), keys)
+                times = dict(zip(keys, found, strict=True))
+        return times
 
     _, segments, loose = store.row_files.read(["key", "committed_at"], lambda table: table, commit_times)
     committed = _first_times(segments)
@@ -83,6 +93,15 @@ def status_of(store: Store) -> Status:
         rate_per_hour=rate,
         eta_seconds=0.0 if left == 0 else left / rate * 3600 if left and rate else None,
     )
+
+
+def _row_time(store: Store, key: str, unknown: float) -> float:
+    """When a single file's row was committed, by its writer's clock; `unknown` of a file that can't be read."""
+    try:
+        times = read_table(store.files, commit_name(key), ["committed_at"])["committed_at"].drop_null()
+    except (DamageError, KeyError):
+        return unknown
+    return float(times[0].as_py().timestamp()) if len(times) else unknown
 
 
 def _shards(store: Store, latest: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -131,17 +131,23 @@ class Planner:
             clips_per_hour=self.time.clips_per_hour(setup, cost) if cost else None,
         )
 
-    def bill(self, candidate: Candidate, gpus: int, videos: int) -> Bill | None:
-        """What so many videos take on so many GPUs, idle ones included; None where there is no time."""
-        cost = candidate.cost
-        if cost is None or candidate.clips_per_hour is None:
-            return None
-        most = videos / candidate.clips_per_hour
-        hours = Range(least=most * cost.seconds_if_right / cost.seconds, most=most)
+    def bill(self, candidate: Candidate, gpus: int, videos: int | None) -> Bill:
+        """What so many videos take on so many GPUs, idle ones included; of None, what one of very many takes.
+
+        A gang makes a clip at a time, so that a few clips on many gangs take as long as one.
+        """
         made = Range(least=self.time.clips_made[0], most=self.time.clips_made[1])
+        disk = made * ((videos or 1) * (self.disk.video + self.disk.latents) / GB)
+        cost, rate = candidate.cost, candidate.clips_per_hour
+        if cost is None or rate is None:
+            return Bill(hours=None, gpu_hours=None, price=None, disk_gb=disk)
+        most = (videos or 1) / rate
+        if videos is not None:
+            rounds = ceil(videos / (candidate.setup.gangs * candidate.setup.batch))
+            most = max(most, rounds * cost.seconds / 3600)
+        hours = Range(least=most * cost.seconds_if_right / cost.seconds, most=most)
         price = None if self.demand.price is None else hours * (gpus * self.demand.price)
-        disk = made * (videos * (self.disk.video + self.disk.latents) / GB)
-        return Bill(videos=videos, hours=hours, gpu_hours=hours * gpus, disk_gb=disk, price=price)
+        return Bill(hours=hours, gpu_hours=hours * gpus, price=price, disk_gb=disk)
 
     def fits(self, candidate: Candidate) -> bool:
         """Whether its memory is there."""
@@ -203,7 +209,9 @@ class Planner:
     def _supported(self, gpus: int, nodes: int, wishes: Mapping[str, Any]) -> Iterator[Candidate]:
         """All that obeys the wishes, whatever its memory; of one split, first whole weights with the text encoder."""
         compiled = wishes.get("compile", self.job.parallel.compile)
-        for split, shard, place in product(splits(gpus, self.model.heads), SHARDINGS, get_args(Place)):
+        for split, shard, place in product(
+            splits(gpus, self.model.heads, self.memory.tokens), SHARDINGS, get_args(Place)
+        ):
             setup = replace(split, shard=shard, text_encoder=place)
             setup = self._placed(setup, gpus, nodes, wishes.get("gangs"))
             for compile in sorted({compiled, False}, reverse=True):  # not compiled where that isn't supported

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import exp, log
+from math import exp, isfinite, log
 
 from cluster.job.checked import CheckedJob
 from cluster.planner.memory import Sizes
@@ -31,8 +31,8 @@ class Demand:
             )
         if self.videos is not None and self.videos < 1:
             raise InputError(f"--clips is {self.videos}; give at least 1")
-        if self.price is not None and not self.price >= 0:
-            raise InputError(f"--price is {self.price:g}; give the price of a GPU-hour, 0 or more")
+        if self.price is not None and not (self.price >= 0 and isfinite(self.price)):
+            raise InputError(f"--price is {self.price:g}; give the price of a GPU-hour, a finite number from 0 on")
 
     def attempts(self, most: int) -> tuple[float, float]:
         """The clips made for a sample of at most so many attempts, at least and at most.
@@ -70,11 +70,10 @@ class Range:
 class Bill:
     """What so many videos take on a cluster, from counts right at once to a second pass, and every attempt, for all."""
 
-    videos: int
-    hours: Range
-    gpu_hours: Range
+    hours: Range | None  # None: no forward of this model was measured on this GPU; so the two below
+    gpu_hours: Range | None
+    price: Range | None  # None, too, where no price of a GPU-hour was given
     disk_gb: Range  # of the output
-    price: Range | None
 
 
 class DiskModel:

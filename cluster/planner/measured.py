@@ -9,14 +9,23 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cluster.job.config import config_folder
+from cluster.job.config import config_folder, load_yaml
 from numina.errors import ConfigError
 
 DEFAULT_GPU = "h100"
 
 
+class Positive:
+    """A dataclass whose numbers are all above 0."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
+                raise ConfigError(f"{name} is {value:g}; give a number above 0")
+
+
 @dataclass(frozen=True, kw_only=True)
-class ForwardRow:
+class ForwardRow(Positive):
     """One forward pass; depth and heads name the model. With cfg 2: of both branches side by side."""
 
     depth: int
@@ -33,7 +42,7 @@ class ForwardRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeRow:
+class DecodeRow(Positive):
     """Latents to pixels of one clip."""
 
     decoder_width: int  # channels of its last layers, which name the VAE
@@ -52,7 +61,7 @@ class DecodeRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeRow:
+class EncodeRow(Positive):
     """One prompt through the text encoder; width, depth and tokens name it."""
 
     width: int
@@ -63,7 +72,7 @@ class EncodeRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeRow:
+class JudgeRow(Positive):
     """A judge of a kind at work on clips."""
 
     kind: str
@@ -103,7 +112,7 @@ class JudgeBlock:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpu:
+class Gpu(Positive):
     """A kind of GPU: one file."""
 
     name: str
@@ -117,15 +126,18 @@ class Gpu:
 def load_gpu(name: str) -> Gpu:
     """A table by its name in `configs/measured/`, or by its path. Raises ConfigError, naming the tables there are."""
     folder = config_folder() / "measured"
-    path = Path(name) if Path(name).is_file() else folder / f"{name}.yaml"
+    path = Path(name) if Path(name).is_file() else folder / f"{name.lower()}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise ConfigError(f"--gpu {name} is neither a file nor one of those shipped: {known}; write one like them")
+        raise ConfigError(
+            f"--gpu {name!r} is neither a file nor one of those shipped: {known}; write one like them and give its path"
+        )
     try:
-        gpu = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Gpu), OmegaConf.load(path)))
-    except OmegaConfBaseException as error:
+        gpu = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Gpu), load_yaml(path, Gpu)))
+    except (OmegaConfBaseException, ConfigError) as error:
         what = str(error).splitlines()[0]
-        raise ConfigError(f"{path}: {what}; {DEFAULT_GPU}.yaml in {folder} shows the form") from error
+        what = what if what.startswith(str(path)) else f"{path}: {what}"
+        raise ConfigError(f"{what}; {DEFAULT_GPU}.yaml in {folder} shows the form") from error
     assert isinstance(gpu, Gpu)
     return gpu
 

@@ -11,6 +11,7 @@ from cluster.job.checked import CheckedJob
 from cluster.planner.measured import EncodeRow, Gpu, default_gpu
 from cluster.planner.setup import Setup
 from pipelines.base import ModelFacts
+from pipelines.checkpoints.files import reading_configs
 from pipelines.models.families import FAMILIES
 from pipelines.models.published import Part, contents_of
 
@@ -48,18 +49,19 @@ def read_sizes(model: ModelFacts) -> Sizes:
     contents = contents_of(model)
     transformer, text, vae = (contents.configs[part] for part in ("transformer", "text_encoder", "vae"))
     width, family = model.heads * model.head_size, FAMILIES[model.family]
-    return Sizes(
-        transformer=contents.parts["transformer"],
-        text_encoder=contents.parts["text_encoder"],
-        vae=contents.parts["vae"],
-        width=width,
-        ffn=transformer.get("ffn_dim") or 4 * width,
-        latent_numbers=transformer["in_channels"] * prod(family.patch(transformer)),
-        text_width=text["d_model"],
-        text_depth=text["num_layers"],
-        text_tokens=family.text_tokens,
-        decoder_width=family.decoder_width(vae),
-    )
+    with reading_configs(f"a config.json of {model.path}"):
+        return Sizes(
+            transformer=contents.parts["transformer"],
+            text_encoder=contents.parts["text_encoder"],
+            vae=contents.parts["vae"],
+            width=width,
+            ffn=transformer.get("ffn_dim") or 4 * width,
+            latent_numbers=transformer["in_channels"] * prod(family.patch(transformer)),
+            text_width=int(text["d_model"]),
+            text_depth=int(text["num_layers"]),
+            text_tokens=family.text_tokens,
+            decoder_width=family.decoder_width(vae),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ def reasons(planner: Planner, found: Sequence[Candidate], gpus: int, objective: 
     best = found[0]
     return [
         _gangs(found, gpus, objective),
+        *_idle(planner, best),
         *_split(planner, best),
         *_batch(planner, best),
         _shard(planner, best),
@@ -92,6 +93,14 @@ def _gangs(found: Sequence[Candidate], gpus: int, objective: Objective) -> str:
         why = f"{time} for a clip on {_gpus(setup.ranks)}, {_no_more(others, time)} on {other.setup.ranks}"
     idle = gpus - setup.ranks * setup.gangs
     return f"gangs {setup.gangs}: {why}" + (f"; {_gpus(idle)} left over" if idle else "")
+
+
+def _idle(planner: Planner, best: Candidate) -> Iterator[str]:
+    """Gangs without a clip, where there are more of them than clips."""
+    clips, at_once = planner.demand.videos, best.setup.gangs * best.setup.batch
+    if clips is not None and clips < at_once and best.setup.gangs > 1:
+        room = f"{at_once} clips at once" if best.setup.batch > 1 else f"{at_once} gangs"
+        yield f"{clips} of {room}: the others have nothing to do; --objective latency shares a clip among more GPUs"
 
 
 def _split(planner: Planner, best: Candidate) -> Iterator[str]:

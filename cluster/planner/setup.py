@@ -71,8 +71,9 @@ def as_overrides(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{SETTINGS[key]}={str(value).lower()}" for key, value in settings.items())
 
 
-def splits(gpus: int, heads: int) -> Iterator[Setup]:
-    """All splits of a clip over at most so many ranks."""
+def splits(gpus: int, heads: int, tokens: int) -> Iterator[Setup]:
+    """All splits of a clip over at most so many ranks; those of a ring hold the same number of tokens."""
     for cfg, ulysses in product((1, 2), (n for n in range(1, heads + 1) if heads % n == 0)):
-        for ring in range(1, gpus // (cfg * ulysses) + 1):
-            yield Setup(cfg=cfg, ulysses=ulysses, ring=ring)
+        for ring in range(1, min(gpus // (cfg * ulysses), tokens) + 1):
+            if ring == 1 or tokens % (ulysses * ring) == 0:
+                yield Setup(cfg=cfg, ulysses=ulysses, ring=ring)

@@ -23,7 +23,7 @@ from cluster.runtime.drain import Drain
 from cluster.runtime.driver import Driver
 from cluster.runtime.fleet import ray_cluster
 from cluster.runtime.look import Look
-from cluster.storage.destination import check_output
+from cluster.storage.destination import check_folder, check_output
 from cluster.workers.row import code_version
 from cluster.workers.tasks import Output
 from numina.errors import InputError, JobError
@@ -42,6 +42,7 @@ def run_job(prepared: PreparedJob, report: Callable[[JobProgress], None] = lambd
     out to be wrong after clips were begun, or too many clips come out broken.
     """
     job, progress = prepared.job, JobProgress()
+    check_folder("output", job.output)
     store = Output.of(prepared).store()
     if store.check_run(prepared.identity()) is None:
         check_output(job.output, single_writer=job.single_writer)

@@ -19,7 +19,7 @@ def check_file(option: str, place: str | Path, ending: str) -> None:
         return
     if Path(place).is_dir():
         raise InputError(f"{option} is {str(place)!r}, which is a folder; give the name of a file in it")
-    _check_parents(option, Path(place))
+    _check_parents(option, Path(place), shown=str(place))
 
 
 def check_folder(option: str, place: str | Path) -> None:
@@ -30,7 +30,7 @@ def check_folder(option: str, place: str | Path) -> None:
         raise InputError(f"{option} is {str(place)!r}; give a folder or a URL")
     if os.path.lexists(place) and not Path(place).is_dir():
         raise InputError(f"{option} is {str(place)!r}, which is no folder; give an empty or a new folder")
-    _check_parents(option, Path(place) / "file")
+    _check_parents(option, Path(place) / "file", shown=str(place))
 
 
 def check_output(place: str, *, single_writer: bool = False) -> Files:
@@ -60,17 +60,17 @@ def nearest(place: Path) -> Path:
     return next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.is_dir())
 
 
-def _check_parents(option: str, place: Path) -> None:
+def _check_parents(option: str, place: Path, shown: str) -> None:
     """That the folders above can be made, and written to."""
     try:
         nearest = next(folder for folder in place.absolute().parents if os.path.lexists(folder))
         longest = max(len(os.fsencode(part)) for part in place.parts)
         limit = os.pathconf(nearest, "PC_NAME_MAX") if nearest.is_dir() else longest
     except (OSError, UnicodeError) as error:
-        raise InputError(f"{option} is {str(place)!r}, which isn't there ({error}); give another place") from error
+        raise InputError(f"{option} is {shown!r}, which isn't there ({error}); give another place") from error
     if not nearest.is_dir():
-        raise InputError(f"{option} is {str(place)!r}, but {str(nearest)!r} is no folder; give another place")
+        raise InputError(f"{option} is {shown!r}, but {str(nearest)!r} is no folder; give another place")
     if longest > limit:
         raise InputError(f"{option} has a name of {longest} bytes, and {limit} are allowed here; give a shorter one")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"{option} is {str(place)!r}, but you may not write in {str(nearest)!r}; give another place")
+        raise InputError(f"{option} is {shown!r}, but you may not write in {str(nearest)!r}; give another place")

@@ -13,7 +13,8 @@ from numina.prompts.nouns import is_plural, singular
 
 Span = tuple[int, int]
 # A word, with inner hyphens and apostrophes, initials with dots, and numbers with theirs ("10,000", "16:9", "2.5").
-_WORD = re.compile(r"\d+(?:[.,:/]\d+)+\w*|\w+(?:[-'’]\w+|\.\w\b)*")
+_LETTERS = r"(?:\w[\u0300-\u036f]*)+"  # an accent may be a character of its own
+_WORD = re.compile(rf"\d+(?:[.,:/]\d+)+\w*|{_LETTERS}(?:[-'’]{_LETTERS}|\.\w\b)*")
 _DIGITS = re.compile(r"[0-9]{1,9}|[0-9]{1,3}(?:,[0-9]{3}){1,2}")
 _RANGE = re.compile(r"([0-9]{1,3})-([0-9]{1,3})")
 _NUMERAL = re.compile(r"[0-9][0-9,-]*|twin|(?:" + "|".join(sorted(lexicon.NUMBER_WORDS)) + r")(?:-[a-z]+)*")

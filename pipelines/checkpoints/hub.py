@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numina.errors import ConfigError, ModelError
+from numina.errors import ConfigError, ModelError, NuminaError
 from pipelines.checkpoints.hub_errors import hub_error
 
 if TYPE_CHECKING:
@@ -215,9 +215,9 @@ def _check_disk(repository: str, missing: Sequence[DryRunFileInfo]) -> None:
 @contextmanager
 def _told(repository: str, commit: str | None) -> Iterator[None]:
     """Raises what huggingface_hub raises as ModelError, with what to do about it."""
-    from huggingface_hub.errors import HTTPError, RevisionResolutionError
-
     try:
         yield
-    except (OSError, HTTPError, RuntimeError, RevisionResolutionError) as error:  # Xet's transfer raises RuntimeErrors
+    except NuminaError:
+        raise
+    except Exception as error:  # also Xet's RuntimeErrors, and of proxies and endpoints that can't be one, all kinds
         raise hub_error(error, repository, commit, cache_folder(repository)) from error

@@ -1,12 +1,14 @@
 """What is said where files of the hub can't be had: the repository, why, and what to do."""
 
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from numina.errors import ModelError
 
 REFUSED = (401, 403)
+ROUTES = ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # of the environment: what leads to the hub
 
 
 def hub_error(error: BaseException, repository: str, revision: str | None, cache: Path) -> ModelError:
@@ -48,8 +50,10 @@ def hub_error(error: BaseException, repository: str, revision: str | None, cache
             " where there is a network and copy the cache here, or set HF_HUB_CACHE to the folder that has it"
         )
     problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    named = " and ".join(name for name in ROUTES if os.environ.get(name) or os.environ.get(name.lower()))
+    check = f"the network and {named}, which {'are' if ' and ' in named else 'is'} set," if named else "the network"
     return ModelError(
-        f"{where} can't be downloaded ({problem}), and isn't whole in {snapshot}; check the network and try again:"
+        f"{where} can't be downloaded ({problem}), and isn't whole in {snapshot}; check {check} and try again:"
         f" downloaded files are kept. {command} fetches it, too"
     )
 

@@ -18,10 +18,12 @@ from pipelines.checkpoints.files import (
     WEIGHTED,
     Config,
     Strides,
+    check_tokenizer,
     check_weights,
     class_of,
     header_of,
     read_json,
+    reading_configs,
     revision_of,
     weight_files,
 )
@@ -71,9 +73,9 @@ class Family:
             name=title,
             revision=revision,
             family=name,
-            depth=transformer["num_layers"],
-            heads=transformer["num_attention_heads"],
-            head_size=transformer["attention_head_dim"],
+            depth=_whole(transformer, "num_layers"),
+            heads=_whole(transformer, "num_attention_heads"),
+            head_size=_whole(transformer, "attention_head_dim"),
             joint=self.joint,
             frame_step=self.frame_step,
             token_strides=_product(self.patch(transformer), self.vae_strides(vae)),
@@ -92,6 +94,13 @@ class Family:
 
         own: torch.dtype = getattr(torch, self.decodes_in(str(dtype).removeprefix("torch."), asked))
         return own
+
+
+def _whole(config: Config, key: str) -> int:
+    value = config[key]
+    if not isinstance(value, int) or value < 1:
+        raise TypeError(f"{key} is {value!r}, no whole number above 0")
+    return value
 
 
 def _product(patch: Strides, strides: Strides) -> Strides:
@@ -233,13 +242,10 @@ def inspect(path: str | Path) -> ModelFacts:
     name = check_parts(folder)
     family = FAMILIES[name]
     files = {"transformer": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}
-    return family.facts(
-        name,
-        {part: read_json(folder / part / file) for part, file in files.items()},
-        path=str(folder),
-        title=folder.name,
-        revision=revision_of(folder, family.parts),
-    )
+    configs = {part: read_json(folder / part / file) for part, file in files.items()}
+    revision = revision_of(folder, family.parts)
+    with reading_configs(f"a config.json of {folder}"):
+        return family.facts(name, configs, path=str(folder), title=folder.name, revision=revision)
 
 
 def check_family(folder: Path) -> str:
@@ -296,6 +302,8 @@ def check_part(folder: Path, part: str, family: Family) -> None:
         raise ModelError(f"{folder} has {refused}")
     if part in WEIGHTED:
         check_weights(folder / part)
+    if part == "tokenizer":
+        check_tokenizer(folder / part)
     if part == "transformer":
         names = [name for file in weight_files(folder / part) for name in header_of(file)]
         for foreign, what in family.foreign.items():

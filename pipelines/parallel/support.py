@@ -79,9 +79,10 @@ def _divisors(of: int, at_most: int) -> list[int]:
 
 
 def _fewer_rows(wish: Wish) -> Wish:
-    """The most Ulysses ranks, no more than wished for, that divide heads and, with the ring's, the tokens."""
-    fits = [n for n in _divisors(wish.heads, wish.ulysses) if wish.tokens % (n * wish.ring) == 0]
-    return replace(wish, ulysses=fits[-1]) if fits else replace(wish, ring=wish.ring - 1)
+    """The longest ring and, with it, the most Ulysses ranks, no more than wished for, that divide tokens and heads."""
+    ring = next(ring for ring in range(wish.ring, 0, -1) if wish.tokens % ring == 0)
+    fits = [n for n in _divisors(wish.heads, wish.ulysses) if wish.tokens % (n * ring) == 0]
+    return replace(wish, ring=ring, ulysses=fits[-1])
 
 
 def _pads(wish: Wish) -> bool:

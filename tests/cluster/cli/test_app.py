@@ -53,6 +53,20 @@ def test_generate_writes_one_mp4(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert "without NUMINA" in plain
 
 
+@pytest.mark.parametrize("place", ["file", "file/out"])
+def test_an_output_that_is_a_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    """With what is wrong with the place, and not as storage that was lost."""
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.setattr("sys.argv", ["numina", "run", "--config", "demo", "limit=1", f"output={tmp_path}/{place}"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert re.search(rf"output is '{tmp_path}/{place}', .*no folder; give a", capsys.readouterr().err)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 @pytest.mark.parametrize(
     ("scale", "status", "said"),
     [("1e30", 1, "the latents have values that aren't finite"), ("nan", 2, "generation.guidance_scale is 'nan'")],

@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -242,6 +243,18 @@ def test_status_counts_what_is_done_failed_and_left(tmp_path: Path) -> None:
     assert status.eta_seconds == pytest.approx(120.0)
     assert status.first_commit is not None
     assert status.first_commit.timestamp() == 1000.0
+
+
+def test_a_copy_of_an_output_keeps_its_times(tmp_path: Path) -> None:
+    """Files that are younger than their rows tell when they were copied, as `cp -r` and uploads make them."""
+    store = Store(str(tmp_path))
+    for number in range(3):
+        store.commit(a_row(key_of(number), store) | {"committed_at": datetime.fromtimestamp(1000.0 + 60 * number, UTC)})
+    status = status_of(store)
+    assert status.rate_per_hour == pytest.approx(60.0)
+    assert status.first_commit is not None
+    assert status.last_commit is not None
+    assert (status.first_commit.timestamp(), status.last_commit.timestamp()) == (1000.0, 1120.0)
 
 
 def test_evaluations_stay_outside_the_commits(tmp_path: Path) -> None:

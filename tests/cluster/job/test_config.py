@@ -254,6 +254,18 @@ def test_a_malformed_override_is_one_sentence(override: str) -> None:
         load_job("demo", [override])
 
 
+def test_sections_of_a_file_nest_and_may_be_empty(tmp_path: Path) -> None:
+    """One whose keys are all comments leaves them as they are; a key with dots is shown as it has to be written."""
+    file = tmp_path / "job.yaml"
+    file.write_text("limit: 3\ngeneration:\n  # steps: 5\n")
+    assert load_job(file) == load_job(overrides=["limit=3"])
+    file.write_text("generation.steps: 5\n")
+    with pytest.raises(ConfigError, match=r"'generation.steps' is no key of a file.*write generation: {steps: …}"):
+        load_job(file)
+    with pytest.raises(ConfigError, match="generation is 'null'; it is a section"):
+        load_job(overrides=["generation=null"])
+
+
 @pytest.mark.parametrize("shard", ["3/3", "1", "-1/3", "a/b", "0/0"])
 def test_a_shard_is_an_index_and_a_count(shard: str) -> None:
     """An index outside the count would make a job of nothing."""

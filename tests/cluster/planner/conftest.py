@@ -143,13 +143,16 @@ def write_checkpoint(folder: Path, shape: Shape) -> Path:
     classes = dict(zip(("transformer", "vae", "text_encoder", "scheduler"), names, strict=True))
     classes["tokenizer"] = "T5TokenizerFast"
     configs = {"text_encoder": {"d_model": 4096, "num_layers": 24}, "tokenizer": {}} | shape.configs
+    vocabulary = folder / "tokenizer/spiece.model"
+    vocabulary.parent.mkdir(parents=True, exist_ok=True)
+    vocabulary.write_bytes(b"pieces")
     weights = {
         "transformer/diffusion_pytorch_model": shape.tensors(),
         "vae/diffusion_pytorch_model": {"decoder.conv_in.weight": (shape.vae_parameters,)},
         "text_encoder/model": {"shared.weight": (32128 if shape.joint else 256384, 4096)} | T5,
     }
     for part, config in configs.items():
-        (folder / part).mkdir(parents=True)
+        (folder / part).mkdir(parents=True, exist_ok=True)
         name = "scheduler_config" if part == "scheduler" else "config"
         (folder / part / f"{name}.json").write_text(json.dumps(config))
     index = {"_class_name": pipeline} | {part: ["diffusers", name] for part, name in classes.items()}

@@ -105,6 +105,27 @@ def test_memory_that_is_not_there(job: list[str], tmp_path: Path) -> None:
     assert "doesn't fit: the job as configured needs" in prepared(*job, "parallel.batch=16")
 
 
+@pytest.mark.parametrize("gpus", ["936", "10000"])
+def test_clusters_of_any_size_are_planned(gpus: str) -> None:
+    """Also of more GPUs than a clip has tokens to share."""
+    output = prepared("--config", "wan14b", "--gpus", gpus)
+    [first] = [line.split() for line in output.splitlines() if line.startswith("1 ")]
+    assert first[:5] == ["1", gpus, "1", "1", "1"]
+
+
+def test_what_is_not_known_is_said_and_nothing_is_ignored(job: list[str]) -> None:
+    """Sizes in plain digits; a time that wasn't measured is unknown, and the disk isn't; --accuracy needs a judge."""
+    output = prepared("--config", "cogvideox-5b", "--gpus", "8", "--clips", "1000")
+    assert " 326 MB" in output
+    assert "e+0" not in output
+    unknown = prepared("--config", "demo", "--price", "2")
+    assert [line.split()[1:5] for line in unknown.splitlines() if line.startswith("16 clips")] == [
+        ["clips", "unknown", "unknown", "0.086"]
+    ]
+    with pytest.raises(InputError, match="none of the strategies numina is verified"):
+        prepared(*job, "--accuracy", "0.5")
+
+
 def test_options_about_a_cluster_need_its_size(job: list[str]) -> None:
     """An objective without GPUs would be ignored; an unknown one lists those there are."""
     with pytest.raises(InputError, match="--gpus 8"):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cluster.job.config import load_job
-from cluster.planner import Demand, Gpu, Planner, Setup, check_for_gpus, check_known
+from cluster.planner import Demand, Gpu, Planner, Setup, check_for_gpus, check_known, reasons
 from cluster.planner.demand import Range
 from cluster.planner.measured import JudgeBlock, JudgeRow
 from numina.errors import InputError, ModelError
@@ -105,6 +105,19 @@ def test_the_bill_of_many_clips() -> None:
     assert made.disk_gb.most == pytest.approx(1.875 * bill.disk_gb.most)
 
 
+@pytest.mark.parametrize("clips", [1, 5, 8, 9, 1001])
+def test_a_gang_makes_one_clip_at_a_time(clips: int) -> None:
+    """The last clips take as long as a clip, however many gangs have nothing to do; the whole cluster is held."""
+    planner = plan_of("parallel.cfg=1", price=2.0, videos=clips)
+    [best, *_] = planner.candidates(8)
+    bill, share = planner.bill(best, 8, clips), planner.bill(best, 8, None)
+    assert best.setup.gangs == 8
+    assert bill.hours.most == pytest.approx(-(-clips // 8) * best.cost.seconds / 3600)
+    assert (bill.gpu_hours.most, bill.price.most) == pytest.approx((8 * bill.hours.most, 16 * bill.hours.most))
+    assert share.gpu_hours.most == pytest.approx(best.cost.seconds / 3600)
+    assert any("have nothing to do" in line for line in reasons(planner, [best], 8, "throughput")) == (clips < 8)
+
+
 def test_kept_latents_and_quality_take_disk() -> None:
     """Latents are float32 numbers; an mp4 of crf 18 takes about twice that of crf 24."""
     kept = plan_of("latents=true").disk
@@ -113,7 +126,9 @@ def test_kept_latents_and_quality_take_disk() -> None:
     assert plan_of("generation.crf=21").disk.video < plan_of().disk.video
 
 
-@pytest.mark.parametrize("wrong", [{"accuracy": 0.0}, {"accuracy": 1.5}, {"videos": 0}, {"price": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"accuracy": 0.0}, {"accuracy": 1.5}, {"videos": 0}, {"price": -1.0}, {"price": float("inf")}]
+)
 def test_demands_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     """By the option's name."""
     with pytest.raises(InputError, match=r"--(accuracy|clips|price) is "):

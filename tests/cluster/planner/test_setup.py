@@ -28,6 +28,7 @@ def test_wishes_are_what_the_command_line_names(models: Models) -> None:
         ({"ulysses": 3}, "doesn't divide the model's 40 heads; nearest on 8 GPUs: parallel.ulysses=4"),
         ({"ulysses": 20}, "takes 20 GPUs or more; nearest on 8 GPUs: parallel.ulysses=8"),
         ({"cfg": 2, "gangs": 5}, "takes 10 GPUs or more; nearest on 8 GPUs: parallel.gangs=4"),
+        ({"ring": 937}, "32760 tokens don't divide by 937, .*; nearest on 8 GPUs: parallel.ring="),
         ({"cfg": 3}, "guidance has two branches; nearest on 8 GPUs: parallel.cfg=2"),
     ],
 )

@@ -349,6 +349,17 @@ def test_counts_that_no_frame_can_hold_are_left_out_and_told(prompt):
     assert read("twenty-one birds", max_count=30) == {"bird": 21}
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_an_accent_may_be_a_character_of_its_own(form):
+    """As on macOS, whose files have names of this form: the noun is the whole word, as it stands in the prompt."""
+    prompt = unicodedata.normalize(form, "three cafés and two piñata-shaped balls by the sea")
+    found = read_prompt(prompt).targets
+    assert [(target.noun, target.count) for target in found] == [
+        (unicodedata.normalize(form, "cafés"), 3),
+        ("balls", 2),
+    ]
+
+
 def test_articles_can_be_left_unread():
     """Numerals alone; "another" adds to what one counts."""
     prompt = "a dog chases two cats and one mouse past a red ball"

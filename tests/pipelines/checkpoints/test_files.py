@@ -118,6 +118,80 @@ def test_something_else_in_place_of_a_file_is_told(copy: Path, content: bytes) -
         inspect(copy)
 
 
+def header(content: str) -> bytes:
+    """A safetensors file without tensors' bytes."""
+    return len(content).to_bytes(8, "little") + content.encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model_index.json", "[]", "model_index.json holds '\\[\\]', no JSON object"),
+        ("model_index.json", '{"_class_name": "WanPipeline", "transformer": ["diffusers"]}', "transformer is None"),
+        ("transformer/config.json", "null", "config.json holds 'None', no JSON object"),
+        ("transformer/config.json", "{}", "has no 'num_layers'"),
+        ("transformer/config.json", "[" * 100_000, "config.json can't be read"),
+        ("scheduler/scheduler_config.json", "[]", "no JSON object"),
+        ("tokenizer/tokenizer.json", '{"version":', "tokenizer.json can't be read"),
+        ("tokenizer/tokenizer_config.json", "[]", "no JSON object"),
+        ("vae/diffusion_pytorch_model.safetensors.index.json", "{}", "has no weight_map"),
+        ("vae/diffusion_pytorch_model.safetensors.index.json", '{"weight_map": {}}', "has no weight_map"),
+        ("vae/diffusion_pytorch_model.safetensors.index.json", '{"weight_map": {"a": 3}}', "has no weight_map"),
+        ("vae/diffusion_pytorch_model.safetensors.index.json", '{"weight_map": {"a": "../b"}}', "isn't in its folder"),
+        (
+            "vae/diffusion_pytorch_model.safetensors.index.json",
+            '{"weight_map": {"a": "diffusion_pytorch_model.safetensors"}}',
+            "no file holds a, named by its index",
+        ),
+        ("vae/diffusion_pytorch_model.safetensors", header("[1, 2]"), "header isn't that of tensors"),
+        ("vae/diffusion_pytorch_model.safetensors", header('{"a": 3}'), "header isn't that of tensors"),
+        (
+            "vae/diffusion_pytorch_model.safetensors",
+            header('{"a": {"dtype": "F32", "shape": []}}'),
+            "isn't that of ten",
+        ),
+        ("vae/diffusion_pytorch_model.safetensors", header("{}"), "holds no tensor"),
+    ],
+)
+def test_a_file_of_another_form_is_named(copy: Path, name: str, content: str | bytes, message: str) -> None:
+    """JSON that isn't an object, or lacks what it is read for; never an error of Python's own."""
+    (copy / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ModelError, match=rf"{message}.*(download|use) "):
+        inspect(copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_layers", "three"), ("num_attention_heads", None), ("patch_size", 2), ("patch_size", [1, 2])],
+)
+def test_a_setting_of_another_kind_is_told(copy: Path, key: str, value: object) -> None:
+    """A config of another class, or one that was edited."""
+    file = copy / "transformer/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(ModelError, match=r"config\.json of .* has a value of another kind \(.*; download"):
+        inspect(copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["transformer/config.json", "vae/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"],
+)
+def test_a_link_that_leads_nowhere_is_named(copy: Path, name: str) -> None:
+    """As a cache has it whose blobs were removed."""
+    (copy / name).unlink()
+    (copy / name).symlink_to("../../blobs/gone")
+    with pytest.raises(ModelError, match=f"{Path(name).name}.*; download the whole checkpoint"):
+        inspect(copy)
+
+
+def test_a_tokenizer_without_a_vocabulary_is_told(copy: Path) -> None:
+    """An empty folder, or empty files."""
+    for file in (copy / "tokenizer").iterdir():
+        file.unlink() if file.suffix == ".json" else file.write_bytes(b"")
+    with pytest.raises(ModelError, match=r"tokenizer has none of tokenizer\.json, "):
+        inspect(copy)
+
+
 def test_all_that_is_wrong_is_said_at_once(copy: Path) -> None:
     """A line for each part, so that one look is enough."""
     shutil.rmtree(copy / "scheduler")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -181,6 +182,23 @@ def test_without_a_revision_the_newest_commit_is_meant(ask: Asker, hub: Hub, tin
     assert f"run `hf download {PAIR} --revision {OTHER}`" in incomplete[1]
     assert "can't be downloaded (" in unreachable[1]
     assert f"`hf download {PAIR}` fetches it, too" in unreachable[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9"),
+        ("ALL_PROXY", "ftp://127.0.0.1:9"),
+        ("HTTPS_PROXY", "::::"),
+        ("HF_ENDPOINT", "a hub"),
+    ],
+)
+def test_a_way_to_the_hub_that_is_none_is_named(ask: Asker, name: str, value: str) -> None:
+    """Proxies and endpoints that the client refuses, each with an error of its own; the value may hold a password."""
+    [refused] = ask((MODEL, None, []), **{name: value})
+    assert refused[0] == "ModelError"
+    assert re.search(rf"can't be downloaded .*; check the network and .*{name}.* set, and try again", refused[1])
+    assert value not in refused[1].partition("; check ")[2]
 
 
 def test_the_named_command_fetches_it(ask: Asker, hub: Hub) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli.options import FAILED, STOPPED, Config, Overrides
-from cluster.cli.terminal import job_progress, say, tell
+from cluster.cli.terminal import amount, job_progress, say, tell
 from cluster.observability.logs import redact, set_up
 
 CANDIDATES = "calibrate/candidates"
@@ -67,5 +67,5 @@ def calibrate(
         tell("stopped before the race was over; the same command continues")
         raise typer.Exit(STOPPED)
     if result.failed:
-        tell(f"{result.failed} clips failed, see {output}/failures; add retry_failed=true to try them again")
+        tell(f"{amount(result.failed, 'clips')} failed, see {output}/failures; add retry_failed=true to try them again")
         raise typer.Exit(FAILED)

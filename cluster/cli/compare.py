@@ -6,7 +6,7 @@ import typer
 
 from cluster.cli.options import FAILED, STOPPED, Workers
 from cluster.cli.summaries import show_strategies
-from cluster.cli.terminal import bar, job_progress, say
+from cluster.cli.terminal import amount, bar, job_progress, say
 from cluster.observability.logs import set_up
 
 
@@ -45,7 +45,7 @@ def compare(
     with job_progress() as report:
         outcome = run_job(prepared, report)
     if outcome.stopped:
-        say(f"stopped with {outcome.left} videos left; the same command continues")
+        say(f"stopped with {amount(outcome.left, 'videos')} left; the same command continues")
         raise typer.Exit(STOPPED)
     store = Store.reader(job.output)
     for judge in judges:

@@ -8,7 +8,7 @@ import typer
 
 from cluster.cli.options import Workers
 from cluster.cli.summaries import show_strategies
-from cluster.cli.terminal import bar, console, say
+from cluster.cli.terminal import amount, bar, console, say
 
 if TYPE_CHECKING:
     from cluster.dataset.store import Store
@@ -79,4 +79,4 @@ def show_difference(one: Store, other: Store, judge: str) -> None:
 
     for name, note, prompts, difference in compare_outputs(one, other, judge):
         left_out = f"; {note}" if note else ""
-        say(f"CountAcc of {name}: {difference_text(difference)} on {prompts} prompts in common{left_out}")
+        say(f"CountAcc of {name}: {difference_text(difference)} on {amount(prompts, 'prompts')} in common{left_out}")

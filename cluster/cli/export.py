@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli.options import FAILED, STOPPED
-from cluster.cli.terminal import bar, say
+from cluster.cli.terminal import amount, bar, say
 from cluster.export.config import ExportConfig, Only
 from cluster.export.formats import FORMATS
 
@@ -73,6 +73,6 @@ def export(
         say(f"and {len(exported.lost) - SHOWN_LOST} more")
     for note in exported.notes:
         say(note)
-    say(f"{folder}: {exported.clips} clips as {to}, {len(exported.lost)} left out")
+    say(f"{folder}: {amount(exported.clips, 'clips')} as {to}, {len(exported.lost)} left out")
     if exported.lost:
         raise typer.Exit(FAILED)

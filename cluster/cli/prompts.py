@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cluster.cli.options import Seed
-from cluster.cli.terminal import bar, say
+from cluster.cli.terminal import amount, bar, say
 from numina.errors import InputError
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def prompts_import(
     if len(found.renamed) > SHOWN_NOTES:
         say(f"and {len(found.renamed) - SHOWN_NOTES} more such nouns")
     spread = f", counts {_spread(found.counts)}" if found.counts else ""
-    say(f"{output}: {found.rows} prompts, {len(found.nouns)} nouns{spread}")
+    say(f"{output}: {amount(found.rows, 'prompts')}, {amount(len(found.nouns), 'nouns')}{spread}")
     for line in found.summary.lines():
         say(line)
     if found.nouns:
@@ -222,7 +222,7 @@ def prompts_make(
         given: dict[str, Any] = {name: value for name, value in (numbers | words).items() if value is not None}
         made = promptmake.made_prompts(promptmake.Recipe(seed=seed, **given), number)
         written = promptwrite.write_set(output, promptmake.SCHEMA, made, force=force)
-    say(f"{output}: {written} prompts")
+    say(f"{output}: {amount(written, 'prompts')}")
 
 
 @prompts.command("enhance")
@@ -270,7 +270,8 @@ def prompts_enhance(
             force=force,
             report=report,
         )
-    say(f"{output}: {sum(rows.values())} prompts; {', '.join(f'{number} by {name}' for name, number in rows.items())}")
+    by = ", ".join(f"{number:,} by {name}" for name, number in rows.items())
+    say(f"{output}: {amount(sum(rows.values()), 'prompts')}; {by}")
 
 
 @prompts.command("annotate")
@@ -318,7 +319,8 @@ def prompts_annotate(
             force=force,
             report=report,
         )
-    say(f"{output}: {found.summary.rows:,} prompts; {', '.join(f'{n:,} by {name}' for name, n in found.by.items())}")
+    by = ", ".join(f"{number:,} by {name}" for name, number in found.by.items())
+    say(f"{output}: {amount(found.summary.rows, 'prompts')}; {by}")
     for line in found.summary.lines():
         say(line)
     if found.differ:

@@ -3,7 +3,7 @@
 import typer
 
 from cluster.cli.options import FAILED, STOPPED, Config, Overrides
-from cluster.cli.terminal import job_progress, tell
+from cluster.cli.terminal import amount, job_progress, tell
 from cluster.observability.logs import redact, set_up
 
 
@@ -22,13 +22,14 @@ def run(config: Config = None, overrides: Overrides = None) -> None:
     now = f"{outcome.generated} generated now ({outcome.guided} guided)" if outcome.generated else idle
     tell(f"{outcome.done} of {outcome.total} videos in {output}: {now}, {outcome.failed} failed")
     if outcome.accepted or outcome.rejected:
-        tell(f"{outcome.accepted} samples accepted now, {outcome.rejected} rejected after their last attempt")
+        accepted = amount(outcome.accepted, "samples")
+        tell(f"{accepted} accepted now, {outcome.rejected} rejected after their last attempt")
     if outcome.skipped:
-        tell(f"{outcome.skipped} rows of the prompt set were skipped: {output}/REJECTED*.jsonl says why")
+        tell(f"{amount(outcome.skipped, 'rows')} of the prompt set skipped: {output}/REJECTED*.jsonl says why")
     if outcome.failed:
         tell(f"failures are recorded in {output}/failures; add retry_failed=true to try these clips again")
     if outcome.stopped:
-        tell(f"stopped with {outcome.left} videos left; the same command continues")
+        tell(f"stopped with {amount(outcome.left, 'videos')} left; the same command continues")
         raise typer.Exit(STOPPED)
     if outcome.failed:
         raise typer.Exit(FAILED)

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from cluster.cli.terminal import duration, pace, say
+from cluster.cli.terminal import amount, duration, pace, say
 
 
 def status(output: str) -> None:
@@ -15,9 +15,10 @@ def status(output: str) -> None:
     now, cost = status_of(store), cost_of(store)
     left = "" if now.left is None else f", {now.left} left of {now.asked}"
     plain = f" ({now.plain} of prompts without counts)" if now.plain else ""
-    say(f"{now.done} done{plain}, {now.failed} failed{left}")
+    made = f"; {amount(now.done, 'videos')} made for them" if now.completed != now.done else ""
+    say(f"{now.completed} done{plain}, {now.failed} failed{left}{made}")
     if now.skipped:
-        say(f"{now.skipped} rows of the prompt set are skipped: {output}/REJECTED*.jsonl says why")
+        say(f"{amount(now.skipped, 'rows')} of the prompt set skipped: {output}/REJECTED*.jsonl says why")
     if now.rate_per_hour:
         say(pace(now))
     if cost:

@@ -155,7 +155,7 @@ def _counts(now: JobProgress) -> tuple[int, ...]:
 def in_words(now: JobProgress) -> str:
     """A job in one line."""
     if not now.total:
-        return "; ".join(filter(None, [f"{now.checked} prompts checked", by_state(now.gangs)]))
+        return "; ".join(filter(None, [f"{amount(now.checked, 'prompts')} checked", by_state(now.gangs)]))
     parts = [f"{now.done} of {now.total} videos, {now.failed} failed", pace(now), by_state(now.gangs)]
     return "; ".join(filter(None, parts)) + ("; stopping: finishing clips in progress" if now.draining else "")
 
@@ -166,6 +166,11 @@ def in_words(now: JobProgress) -> str:
 def by_state(gangs: Mapping[str, str]) -> str:
     """How many gangs do what, the commonest first: `61 denoise, 2 loading`."""
     return ", ".join(f"{count} {state}" for state, count in Counter(map(main_state, gangs.values())).most_common())
+
+
+def amount(number: int, things: str) -> str:
+    """`1 clip`, `1,000 clips`: a number of what is named in the plural, by an s at its end."""
+    return f"{number:,} {things.removesuffix('s') if number == 1 else things}"
 
 
 def duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli.terminal import say
+from cluster.cli.terminal import amount, say
 
 
 def trace(
@@ -26,4 +26,4 @@ def trace(
     traced = trace_of(latest_rows(Store.reader(output), last, key))
     to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text(json.dumps(traced, ensure_ascii=False), encoding="utf-8")
-    say(f"{to}: {traced['otherData']['clips']} clips; open it in https://ui.perfetto.dev")
+    say(f"{to}: {amount(traced['otherData']['clips'], 'clips')}; open it in https://ui.perfetto.dev")

@@ -100,7 +100,7 @@ def _index(rows: Sequence[Row], videos: Sequence[Video], lost: dict[str, str], n
 def _notes(numbers: dict[Asked, int], plain: int) -> tuple[str, ...]:
     ids, notes = [_number(asked.id) for asked in numbers], list[str]()
     if plain:
-        notes.append(f"{plain} clips are left out: their prompts ask for no count, which the benchmark can't score")
+        notes.append(f"clips left out, since their prompts ask for no count, which the benchmark can't score: {plain}")
     if all(own is not None for own in ids) and ids != list(numbers.values()):
         notes.append(
             "ids aren't 1, 2, 3 …: videos are numbered in their order; give the evaluator the prompts.txt and "

@@ -200,7 +200,7 @@ def test_skipped_rows_are_told_at_the_start_and_at_the_end(joining_job: Job, tmp
     assert result.exit_code == 0
     assert "1 rows can't be used and are skipped, see " in result.stderr
     assert "1 of 1 videos" in result.stdout
-    assert "1 rows of the prompt set were skipped" in " ".join(result.stdout.split())
+    assert "1 row of the prompt set skipped" in " ".join(result.stdout.split())
 
 
 def outcome_of(monkeypatch: pytest.MonkeyPatch, **counts: Any) -> Callable[..., tuple[int, str, str]]:

@@ -147,7 +147,7 @@ def test_bad_rows_are_skipped_and_listed(joining_job: Job, tmp_path: Path) -> No
     status = status_of(store)
     assert (status.asked, status.left, status.skipped) == (2, 0, 4)
     told = CliRunner().invoke(app, ["status", str(tmp_path / "out")]).output
-    assert "4 rows of the prompt set are skipped" in told
+    assert "4 rows of the prompt set skipped" in told
 
     again = run_job(prepare(joining_job(*given)))
     assert (again.done, again.generated, again.skipped) == (2, 0, 4)

@@ -117,7 +117,7 @@ def test_figures_leave_plain_clips_out_and_say_so(made: Callable[..., JobConfig]
     assert {(row["id"], row["accepted"]) for row in columns if row["id"] == "sea"} == {("sea", True)}
     one = ("--strategy", "numina", "--output")
     said = invoke("export", job.output, "--to", "countbench", *one, str(tmp_path / "bench"))
-    assert "1 clips are left out: their prompts ask for no count" in said
+    assert "which the benchmark can't score: 1" in said
     assert (tmp_path / "bench/noun_counts.jsonl").read_text() == '{"circles": 2}\n'
     invoke("export", job.output, "--to", "vbench", *one, str(tmp_path / "vbench"))
     assert set(json.loads((tmp_path / "vbench/prompts.json").read_text()).values()) == {

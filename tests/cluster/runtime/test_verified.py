@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cluster.cli.__main__ import app
 from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import outcomes, strategies_of
 from cluster.job.config import JobConfig
@@ -69,6 +71,8 @@ def test_attempts_go_on_until_one_is_accepted(joining_job: Job) -> None:
 
     status = status_of(store)
     assert (status.done, status.completed, status.left) == (5, 2, 0)
+    told = CliRunner().invoke(app, ["status", job.output], catch_exceptions=False).stdout
+    assert "2 done, 0 failed, 0 left of 2; 5 videos made for them" in told
     again = run_job(prepare(job))
     assert (again.done, again.generated) == (2, 0)
     more = run_job(prepare(joining_job(*VERIFIED[:1], "verify.attempts=4", *VERIFIED[2:])))

@@ -270,8 +270,8 @@ def prompts_enhance(
             force=force,
             report=report,
         )
-    by = ", ".join(f"{number:,} by {name}" for name, number in rows.items())
-    say(f"{output}: {amount(sum(rows.values()), 'prompts')}; {by}")
+    spread = ", ".join(f"{number:,} by {name}" for name, number in rows.items())
+    say(f"{output}: {amount(sum(rows.values()), 'prompts')}; {spread}")
 
 
 @prompts.command("annotate")
@@ -319,8 +319,8 @@ def prompts_annotate(
             force=force,
             report=report,
         )
-    by = ", ".join(f"{number:,} by {name}" for name, number in found.by.items())
-    say(f"{output}: {amount(found.summary.rows, 'prompts')}; {by}")
+    spread = ", ".join(f"{number:,} by {name}" for name, number in found.by.items())
+    say(f"{output}: {amount(found.summary.rows, 'prompts')}; {spread}")
     for line in found.summary.lines():
         say(line)
     if found.differ:

@@ -120,7 +120,7 @@ def test_without_a_terminal_there_are_lines() -> None:
     assert re.fullmatch(r"stopped after \S+ s\n", done.stdout)
     assert "\x1b" not in done.stderr
     said = [line.split(" ", 3)[3] for line in done.stderr.splitlines() if " INFO " in line]
-    assert said[0] == "120000 prompts checked"
+    assert said[0] == "120,000 prompts checked"
     assert re.fullmatch(r"12 of 40 videos, 1 failed; 43 videos per hour, 3\d min to go; 1 loading, 1 identify", said[1])
     assert said[2].startswith("31 of 40 videos")
     assert said[2].endswith("stopping: finishing clips in progress")

@@ -212,7 +212,7 @@ def test_lost_videos_are_named_and_left_out(form: str, tmp_path: Path) -> None:
     assert said.exit_code == 1
     assert f"{gone} is missing" in said.output
     assert f"{broken} is damaged" in said.output
-    assert f"1 clips as {form}, 2 left out" in said.output
+    assert f"1 clip as {form}, 2 left out" in said.output
     if form == "hf":
         assert len(loaded(tmp_path / "x", tmp_path / "cache")) == 1
     for name, video in kept.items():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cluster.cli.__main__ import app
+from cluster.cli.app import app
 from cluster.dataset.store import Store
 from cluster.evaluation.outcomes import outcomes, strategies_of
 from cluster.job.config import JobConfig

@@ -55,7 +55,7 @@ def test_a_second_signal_and_the_grace_end_a_drain(tmp_path: Path) -> None:
     for signals, limit in ((2, 0.4), (1, 2.0)):
         before = job.log().count(AT_WORK)
         job.start()
-        job.wait_for_line(AT_WORK, before + 1)
+        assert job.wait_for_line(AT_WORK, before + 1) is not None, job.log()
         began = time.monotonic()
         for _ in range(signals):
             os.kill(job.process.pid, signal.SIGTERM)

@@ -70,13 +70,11 @@ class CaptionAttention(nn.Module):
         shift = torch.einsum("btnd,nd->bnt", key * self.scale, self.vision.bias.unflatten(0, (self.heads, -1)))
         scores = (vision_features @ columns.flatten(2)).unflatten(-1, shift.shape[1:]).float() + shift[:, None]
 
-        hidden = (
-            scores
-            if text_attention_mask is None
-            else scores.masked_fill(text_attention_mask[:, None, None], -torch.inf)
-        )
+        written = scores
+        if text_attention_mask is not None:
+            written = scores.masked_fill(text_attention_mask[:, None, None], -torch.inf)
         rows = torch.einsum("btnd,cnd->bntc", value, self.vision_output.weight.unflatten(1, (self.heads, -1)))
-        to_vision = hidden.softmax(-1).to(rows.dtype).flatten(2) @ rows.flatten(1, 2) + self.vision_output.bias
+        to_vision = written.softmax(-1).to(rows.dtype).flatten(2) @ rows.flatten(1, 2) + self.vision_output.bias
 
         read = scores.softmax(1).to(vision_features.dtype).flatten(2).mT @ vision_features  # [b, n·t, c]
         wide = torch.einsum(

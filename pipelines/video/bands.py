@@ -15,6 +15,11 @@ from torch import Tensor
 HALO = 1  # rows that a convolution needs of each neighbour: all kernels of Wan's decoders are 3 rows high
 
 
+def shares(height: int, ranks: int) -> tuple[int, ...]:
+    """Rows of each rank: as even as they can be, the first ones with one more."""
+    return tuple(height // ranks + (rank < height % ranks) for rank in range(ranks))
+
+
 @dataclass(frozen=True)
 class Band:
     """One rank's rows. Every method that talks to other ranks is called by all of them, with tensors of one dtype."""
@@ -29,8 +34,7 @@ class Band:
         ranks = dist.get_world_size(group)
         if height // ranks < HALO:
             return None
-        rows = (height // ranks + (rank < height % ranks) for rank in range(ranks))
-        return cls(group, dist.get_rank(group), tuple(rows))
+        return cls(group, dist.get_rank(group), shares(height, ranks))
 
     def cut(self, latents: Tensor) -> Tensor:
         """[..., h, w] → this rank's rows with its neighbours', zeros beyond the frame. Nothing is exchanged."""

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipelines.video import decode, layers
-from pipelines.video.bands import Band
+from pipelines.video.bands import Band, shares
 from pipelines.video.layers import fast_layers
 from tests.benchmarks.shapes import SHAPES
 
@@ -61,8 +61,7 @@ def held(name: str, on_gpu: bool | None, dtype: torch.dtype = torch.float32, ran
         space = vae.config.scale_factor_spatial
         height = shape.clip.height // space
         latents = torch.empty(1, vae.config.z_dim, FRAMES, height, shape.clip.width // space)
-        rows = tuple(height // ranks + (rank < height % ranks) for rank in range(ranks))
-        band = Band(None, 0, rows) if ranks > 1 else None
+        band = Band(None, 0, shares(height, ranks)) if ranks > 1 else None
         with ExitStack() as within:
             if on_gpu is not None:
                 within.enter_context(fast_layers(vae.decoder, on_gpu=on_gpu, band=band))

@@ -15,6 +15,7 @@ from numina.choices import choices_of
 from numina.errors import ConfigError
 
 _SHARE_SLACK = 1e-9  # 0.29 * 100 is 28.999…: without it a share that means a whole number would round down
+_TIME_SLACK = 1e-3  # of the schedule: times come from noise levels, whose sixth digit a sampler rounds
 
 Cache = Literal["none", "taylorseer", "magcache", "first_block", "cfg_cache"]  # of steps
 LONGEST, LARGEST = 1000, 1_000_000  # tokens across and in a frame, beyond any clip's
@@ -87,8 +88,12 @@ class IdentifyConfig:
             raise _out_of_range(self, "blocks", self.blocks, "must be 1 where source is clusters: one block clusters")
 
     def capture_step(self, times: Sequence[float]) -> int:
-        """Index (from 0) of the denoising step whose attention is read: the one nearest to t* (`numina.schedule`)."""
-        return min(range(len(times)), key=lambda step: abs(times[step] - self.step))
+        """Index (from 0) of the denoising step whose attention is read: the first at t* or later, else the last.
+
+        Not the nearest: in few steps an earlier one shows much less (8 steps: 0.82 of the clips read right at 0.375,
+        0.96 at 0.5).
+        """
+        return next((step for step, time in enumerate(times) if time >= self.step - _TIME_SLACK), len(times) - 1)
 
     def schedule(self, times: Sequence[float]) -> list[int]:
         """Steps that are run, of these: every ``stride``-th up to the captured one, and all from there on."""
@@ -168,9 +173,13 @@ class GuideConfig:
         _one_of_its_choices(self)
 
     def first_step(self, times: Sequence[float]) -> int:
-        """Index (from 0) of the guided run's first step: of the steps that are guided, the one nearest to `start`."""
+        """Index (from 0) of the guided run's first step: of the steps that are guided, the last at `start` or before.
+
+        Not the nearest: from a later one, much of the layout is settled (8 steps, `quick`: CountAcc 0.904 from 0.25,
+        0.976 from 0.125).
+        """
         guided = sum(time < self.until for time in times) or 1
-        return min(range(guided), key=lambda step: abs(times[step] - self.start))
+        return max((step for step in range(guided) if times[step] <= self.start + _TIME_SLACK), default=0)
 
 
 @dataclass(frozen=True, kw_only=True)

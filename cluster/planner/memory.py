@@ -23,8 +23,8 @@ SLACK = 1.05  # fragmentation: nothing is planned to the last byte
 # Kernels' workspace and the allocator's rounding on top: 14B at 480p peaks at 33 GiB, of which 26.6 are weights.
 WORKSPACE = 1.8
 # What a decoder holds in half precision, of what it does in float32: Wan's layers keep more for the next frames there
-# (6.7 of 9.3 GiB measured for Wan2.1's, 11.8 of 14.7 counted for Wan2.2's: tests/benchmarks/decode_held.py).
-HALVED = 0.8
+# (6.7 of 7.6 GiB measured for Wan2.1's, 11.8 of 14.7 counted for Wan2.2's: tests/benchmarks/decode_held.py).
+HALVED = 0.9
 STEP_STATES = 3  # times the latents that one more kept step takes: they, the sampler's prediction and its last sample
 
 

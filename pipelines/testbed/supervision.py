@@ -28,7 +28,7 @@ BLOCKS = (1, 2, 3, 4)
 OWN_HEAD, NOUN_HEAD = 0, 1
 CHOSEN = 48  # tokens of a clip in a step: half of them creatures', where it shows any
 NOISIEST = 0.95  # noise level above which nobody can know
-WEIGHT = 0.05  # of either loss beside the flow's
+WEIGHT = 0.1  # of either loss beside the flow's
 
 
 class Truth(NamedTuple):

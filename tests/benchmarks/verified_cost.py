@@ -3,18 +3,17 @@
     python -m tests.benchmarks.verified_cost
 
 Seconds are `numina plan`'s, for one compiled GPU and a clip from text to pixels: its forwards (a corrected clip's by
-its preset), each by a row of `configs/measured/h100.yaml`, the text encoder, and decoding by the rows of DECODE.
+its preset), the text encoder and decoding, each by a row of `configs/measured/h100.yaml`.
 Shares are the **embedded model's**, from tests.benchmarks.counting: how many clips are guided, and how many are
 accepted by a judge that is always right. One verified clip takes 1/share clips: the mean that `numina plan --accuracy
 SHARE` counts on, too. A real model's shares differ; `numina evaluate` shows them, and a judge's own time isn't counted.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cluster.job.config import load_job
 from cluster.planner import Demand, Gpu, Planner, Setup, check_for_gpus, load_gpu
-from cluster.planner.measured import DecodeBlock, DecodeRow
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,9 @@ class Shares:
 SHARES = {
     ("closed", "native", 25): Shares(plain=0.330, guided=0.662, verified=0.978),  # cheaper.yaml, 400 clips
     ("quick", "native", 25): Shares(plain=0.330, guided=0.662, verified=0.958),
-    ("few-step", "euler", 4): Shares(plain=0.305, guided=0.690, verified=0.900),  # testbed-4step, 400 clips
-    ("few-step", "renoise", 4): Shares(plain=0.335, guided=0.680, verified=0.853),
+    ("few-step", "euler", 4): Shares(plain=0.315, guided=0.672, verified=0.935),  # few_step.yaml, 400 clips
+    ("few-step", "renoise", 4): Shares(plain=0.350, guided=0.645, verified=0.935),  # the same, 200 clips
 }
-DECODE = [  # today's layers on one H200 (RESULTS.md, "A Wan VAE's decoder on a GPU"); the tables of the H100 are older
-    DecodeRow(decoder_width=96, height=480, width=832, frames=81, dtype="bfloat16", ranks=1, seconds=0.836, gib=6.7),
-    DecodeRow(decoder_width=256, height=704, width=1280, frames=121, dtype="float32", ranks=1, seconds=7.46, gib=14.7),
-]
 BASES = {
     "14B": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
     "1.3B": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
@@ -96,11 +91,10 @@ def rows(gpu: Gpu) -> Iterator[Row]:
 
 
 def main() -> None:
-    gpu = load_gpu("h100")
     columns = ["model", "sampler", "steps", "preset", "plain clip, s", "corrected clip, s"]
     columns += ["tried, plain", "tried, corrected", "GPU-s per verified, plain", "GPU-s per verified, corrected"]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    for row in rows(replace(gpu, decode=DecodeBlock(measured="one H200", rows=DECODE))):
+    for row in rows(load_gpu("h100")):
         cells = [row.model, row.sampler, str(row.steps), f"`{row.preset}`", f"{row.plain:.1f}", f"{row.corrected:.1f}"]
         if row.shares:
             cells += [f"{1 / row.shares.plain:.2f}", f"{1 / row.shares.verified:.2f}"]

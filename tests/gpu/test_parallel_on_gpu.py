@@ -90,7 +90,7 @@ def run_phases(model: VideoModel, shard: Shard, generation: GenerationConfig, pl
 def meet(rank: int, port: int) -> None:
     torch.cuda.set_device(rank)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    dist.init_process_group("nccl")
+    dist.init_process_group("cpu:gloo,cuda:nccl")
 
 
 def free_port() -> int:

@@ -55,7 +55,7 @@ def test_published_values():
     ("preset", "differs"),
     [
         ("quick", ["guide.start=0.2", "guide.until=0.6"]),
-        ("few-step", ["identify.step=0.5", "guide.until=0.8", "guide.start=0.25", "guide.strength=2.5"]),
+        ("few-step", ["identify.step=0.33", "guide.until=0.8", "guide.start=0.25"]),
     ],
 )
 def test_a_preset_that_costs_less_differs_from_closed_in_what_its_head_says(preset: str, differs: list[str]) -> None:
@@ -91,10 +91,11 @@ def test_capture_step_stays_in_the_schedule(share, steps, index):
 
 
 @pytest.mark.parametrize(
-    ("start", "until", "steps", "index"), [(0.2, 0.4, 25, 5), (0.0, 0.4, 25, 0), (0.35, 0.4, 2, 0), (0.3, 0.4, 4, 1)]
+    ("start", "until", "steps", "index"),
+    [(0.2, 0.4, 25, 5), (0.0, 0.4, 25, 0), (0.35, 0.4, 2, 0), (0.3, 0.4, 4, 1), (0.2, 0.6, 8, 1), (0.9, 0.6, 8, 4)],
 )
 def test_a_guided_run_starts_at_a_step_that_is_guided(start, until, steps, index):
-    """The nearest step, but never one past the last that guidance reaches: a corrected clip is always guided."""
+    """The last at `start` or before, and never one past the last that guidance reaches: a corrected clip is guided."""
     assert GuideConfig(start=start, until=until).first_step(schedule_times(steps)) == index
 
 

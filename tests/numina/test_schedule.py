@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numina.config import GuideConfig, IdentifyConfig
-from numina.schedule import intensity, schedule_times
+from numina.schedule import intensity, noise_levels, schedule_times, times_of
 
 STEPS = st.integers(1, 100)
 SHIFTS = st.floats(0.5, 12.0)
@@ -40,24 +40,40 @@ def test_a_time_is_the_steps_own_noise_level(steps, shift, native):
     np.testing.assert_allclose(found, noise(np.arange(steps) / steps, shift), atol=1e-12)
 
 
-@pytest.mark.parametrize(("steps", "index"), [(50, 20), (30, 12), (25, 10), (8, 3)])
-def test_shorter_runs_are_read_at_the_published_noise(steps, index):
-    """t* of 0.4: step 20 of 50 as published, and of 30 and 8 steps the one of the nearest noise level."""
+@pytest.mark.parametrize(("steps", "index"), [(50, 20), (30, 12), (25, 10), (8, 4), (7, 3), (2, 1), (1, 0)])
+def test_shorter_runs_are_read_at_the_published_noise_or_less(steps, index):
+    """t* of 0.4: step 20 of 50 as published; where no step has its noise, the first that has less, never one more."""
     assert IdentifyConfig().capture_step(schedule_times(steps)) == index
-    away = np.abs(noise(np.arange(steps) / steps, 3.0) - noise(0.4, 3.0))
-    assert away.argmin() == index
+    levels = noise(np.arange(steps) / steps, 3.0)
+    assert levels[index] <= noise(0.4, 3.0) + 1e-9 or index == steps - 1
+    assert (levels[:index] > noise(0.4, 3.0)).all()
 
 
 @given(STEPS, SHIFTS, SHIFTS, st.floats(0, 1))
 def test_another_shift_is_read_at_the_same_noise(steps, shift, native, share):
-    """The captured step's noise is t*'s within half a step, and no step's time is nearer to it."""
+    """The captured step is the first whose noise is t*'s or less, but for rounding, whatever the sampler's shift."""
     times = schedule_times(steps, shift, native)
     index = IdentifyConfig(step=share).capture_step(times)
-    ends = (*times, 1.0)
-    between = [(ends[max(0, index - 1)] + times[index]) / 2, (times[index] + ends[index + 1]) / 2]
-    below, above = (0.0 if index == 0 else between[0]), (1.0 if index == steps - 1 else between[1])
-    assert below - 1e-12 <= share <= above + 1e-12
-    assert noise(above, native) - 1e-9 <= noise(share, native) <= noise(below, native) + 1e-9
+    slack = 1.1e-3
+    assert index == steps - 1 or noise(times[index] + slack, native) <= noise(share, native) + 1e-9
+    assert index == 0 or noise(times[index - 1], native) > noise(share, native) - 1e-9
+
+
+@given(STEPS, SHIFTS, st.floats(0, 1), st.floats(0.01, 1))
+def test_a_guided_run_never_starts_later_than_asked(steps, shift, start, until):
+    """The last step at `start` or before that guidance reaches, but for rounding."""
+    times = schedule_times(steps, shift, 3.0)
+    index = GuideConfig(start=start, until=until).first_step(times)
+    assert index == 0 or (times[index] < until and times[index] <= start + 1.1e-3)
+    later = times[index + 1 : index + 2]
+    assert not later or later[0] > start or later[0] >= until
+
+
+def test_rounded_noise_levels_name_the_same_steps():
+    """A sampler's noise levels are of single precision: no step is missed for their last digit."""
+    times = times_of(np.float32(noise_levels(50, 3.0)).astype(float).tolist(), 3.0)
+    assert IdentifyConfig(step=0.4).capture_step(times) == 20
+    assert GuideConfig(start=0.2, until=0.4).first_step(times) == 10
 
 
 @settings(deadline=None)

@@ -36,12 +36,12 @@ def test_a_cluster_gets_candidates_overrides_and_reasons(job: list[str]) -> None
         assert text in output
     lines = output.splitlines()
     [first] = [line.split() for line in lines if line.startswith("1 ")]
-    assert first == ["1", "8", "1", "1", "1", "none", "gang", "53.0", "471", "61.2", "measured"]
+    assert first == ["1", "8", "1", "1", "1", "none", "gang", "51.2", "469", "61.4", "measured"]
     [second] = [line.split() for line in lines if line.startswith("2 ")]
     assert second[1:3] == ["4", "2"]
     assert second[10:12] == ["estimated", "from"]
     assert "1: parallel.cfg=1 parallel.ulysses=1 parallel.gangs=8" in lines
-    assert "  gangs 8: 61.2 clips an hour with 1 GPU for each, " in output
+    assert "  gangs 8: 61.4 clips an hour with 1 GPU for each, " in output
     assert "\x1b" not in output  # plain text where there is no terminal
     assert max(len(line) for line in lines[: lines.index("why 1:")]) <= 120
 

@@ -58,11 +58,11 @@ def test_judges_take_their_gpus_and_their_time() -> None:
 
 
 def test_few_steps_without_guidance_are_one_branch() -> None:
-    """Eight steps of one branch: t* after three, so 4 forwards and 8 more where a second pass is needed."""
+    """Eight steps of one branch: t* after four, so 5 forwards and 8 more where a second pass is needed."""
     few = plan_of("generation.steps=8", "generation.guidance_scale=1").time.of(Setup())
-    around = 3.25 + 0.032
+    around = 1.85 + 0.032
     assert few.seconds_if_right == pytest.approx(8 * 3.292 + around)
-    assert few.seconds == pytest.approx(12 * 3.292 + around)
+    assert few.seconds == pytest.approx(13 * 3.292 + around)
     best = plan_of("generation.steps=8", "generation.guidance_scale=1").candidates(8)
     assert {candidate.setup.cfg for candidate in best} == {1}
 
@@ -83,7 +83,7 @@ def test_a_verified_sample_costs_its_attempts_from_where_they_start(
     overrides: list[str], right: int, corrected: int, texts: int
 ) -> None:
     """A guided run that starts from the plain run's state is cheaper, and so is every attempt that is corrected."""
-    around = 3.25 + texts * 0.032
+    around = 1.85 + texts * 0.032
     cost = plan_of(*VERIFIED, *overrides, accuracy=0.5).time.of(Setup())
     assert cost is not None
     assert cost.seconds_if_right == pytest.approx(1.875 * (3.292 * right + around))

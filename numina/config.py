@@ -29,7 +29,8 @@ TokenSet = Literal["noun", "phrase", "first"]  # all mentions of the noun, with 
 class IdentifyConfig:
     """Where attention is read and how it becomes instances (arXiv 2604.08546 §3.2)."""
 
-    step: float = 0.4  # [share of the schedule: schedule_by] t*, where attention is read (published: step 20 of 50)
+    # [share of the schedule: schedule_by] t*: attention is read at the first step that is as late (published: 20 of 50)
+    step: float = 0.4
     # [steps] up to t*, run every stride-th step (published: 1); above 1 the plain clip changes a little
     stride: int = 1
     block: float = 0.5  # [share of the depth] l*, the first block that is read (published: block 15 of 30)
@@ -155,8 +156,8 @@ class GuideConfig:
     # [score or deviation] δ of the constant schedule (ours; the tanh schedule starts at this value)
     strength: float = 1.75
     until: float = 1.0  # [share of the schedule: schedule_by] up to which steps are guided (published: all)
-    # [share of the schedule: schedule_by] from where the guided run is made, off the plain run's state there; 0: from
-    # the noise, everything up to t* twice (published)
+    # [share of the schedule: schedule_by] from where the guided run is made, off the plain run's state at the last step
+    # that is as early; 0: from the noise, everything up to t* twice (published)
     start: float = 0.0
     # [tokens] from an edit, beyond which the clip is held to the plain one up to t*; null: nowhere (ours)
     anchor: int | None = None

@@ -35,10 +35,12 @@ settings.load_profile("numina")
 
 # Files of minutes begin first, the longest ones at the very first, so that none is left alone at the end.
 LONG = (
-    "slurm",
+    "slurm/test_scripts.py",
+    "slurm/test_notice.py",
     "faults/test_jobs.py",
     "runtime/test_job_submit.py",
     "runtime/test_verified.py",
+    "slurm/test_array.py",  # not beside the others of SLURM: each starts several Rays
     "pipelines/testbed/test_train.py",
     "faults/test_ordinary_user.py",
     "runtime",

@@ -8,12 +8,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from cluster.dataset.store import Store
+from cluster.prompts.write import make_prompts
+from tests.cluster.conftest import TINY
+
 ROOT = Path(__file__).parent.parent.parent
+COUNTS, COLOURS = ("two", "three", "four"), ("red", "blue")
+IDS = [f"{count}-{colour}" for count in COUNTS for colour in COLOURS]
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CONFIG = """
 ClusterName=test
@@ -46,6 +53,15 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=all Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=25
 PartitionName=urgent Nodes=ALL State=UP PriorityTier=2
+"""
+
+# A `numina` that says what it was given and, where it is told to, waits for a signal.
+FAKE = """#!/bin/bash
+echo "given: $*"
+trap 'echo heard USR2; exit {status}' USR2
+trap 'echo heard TERM; exit {status}' TERM
+while [[ -e wait ]]; do sleep 0.1; done
+exit {status}
 """
 
 
@@ -140,6 +156,64 @@ def slurm_config() -> Iterator[Path]:
 def slurm(slurm_config: Path, tmp_path: Path) -> Slurm:
     """SLURM, with a folder to submit in."""
     return Slurm(slurm_config, tmp_path)
+
+
+@pytest.fixture
+def own_tmpdir() -> Iterator[dict[str, str]]:
+    """TMPDIR of submitted jobs, which leave nothing in it. Its path is short for the sake of Ray's sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="n", dir="/tmp"))
+    yield {"TMPDIR": str(folder)}
+    left = list(folder.glob("numina.*"))
+    shutil.rmtree(folder)
+    assert not left, "what Ray left behind, on either node"
+
+
+@pytest.fixture
+def job(tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
+    """What goes to `numina run`: clips of six prompts, whole seconds of work on one rank."""
+    prompts = [
+        {"id": f"{c}-{colour}", "prompt": f"{c} {colour} circles on a grey background"}
+        for c in COUNTS
+        for colour in COLOURS
+    ]
+    make_prompts(prompts, str(tmp_path / "prompts.parquet"))
+    places = ["prompts=prompts.parquet", "output=dataset", f"model.path={tiny_checkpoint}"]
+    return ["--config", "demo", *places, *TINY, "strategies=[baseline]", "parallel.ulysses=1"]
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Callable[[int], None]:
+    """Puts a `numina` that ends with a status into the .venv of the folder of submission."""
+
+    def put(status: int) -> None:
+        command = tmp_path / ".venv/bin/numina"
+        command.parent.mkdir(parents=True)
+        command.write_text(FAKE.format(status=status))
+        command.chmod(0o755)
+
+    return put
+
+
+def committed(folder: Path) -> int:
+    return len(list((folder / "dataset/commits").rglob("*.parquet")))
+
+
+def wait_for(slurm: Slurm, condition: Callable[[], object]) -> None:
+    """Until something has come true of a job that runs; not for ever, and not where no job is left."""
+    wait_until(lambda: condition() or not slurm.jobs(), 400, slurm.logs)
+    assert condition(), slurm.logs()
+
+
+def wait_for_words(slurm: Slurm, words: str, times: int = 1) -> None:
+    """Until the jobs have printed something so many times."""
+    wait_for(slurm, lambda: slurm.logs().count(words) >= times)
+
+
+def assert_exact(folder: Path, samples: int) -> None:
+    """Every sample of every prompt is there once."""
+    rows = Store(str(folder / "dataset"), single_writer=True).rows().to_pylist()
+    assert Counter(row["id"] for row in rows) == dict.fromkeys(IDS, samples)
+    assert len({row["key"] for row in rows}) == len(rows) == samples * len(IDS)
 
 
 def start(folder: Path, daemon: str, *arguments: str) -> subprocess.Popen[bytes]:

@@ -1,31 +1,20 @@
 """slurm/: nodes that are to leave. A notice is heard, clips in progress end, and the job is queued again."""
 
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from cluster.dataset.store import Store
-from tests.slurm.conftest import Slurm
-from tests.slurm.test_scripts import assert_exact, committed, fake, job, wait_for, wait_for_words
-
-__all__ = ["fake", "job"]  # fixtures
+from tests.slurm.conftest import Slurm, assert_exact, committed, wait_for, wait_for_words
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def once() -> Iterator[dict[str, str]]:
-    """What jobs are submitted with: they are requeued for a preemption alone, and leave nothing in their TMPDIR, whose
-    path is short for the sake of Ray's sockets."""
-    folder = Path(tempfile.mkdtemp(prefix="n", dir="/tmp"))
-    yield {"NUMINA_REQUEUES": "0", "TMPDIR": str(folder)}
-    left = list(folder.glob("numina.*"))
-    shutil.rmtree(folder)
-    assert not left, "what Ray left behind, on either node"
+def once(own_tmpdir: dict[str, str]) -> dict[str, str]:
+    """What jobs are submitted with: they are requeued for a preemption alone."""
+    return {"NUMINA_REQUEUES": "0", **own_tmpdir}
 
 
 def preempt(slurm: Slurm) -> None:

@@ -3,18 +3,22 @@
     python -m tests.benchmarks.kernels --models 1.3b 14b --repeat 5
     python -m tests.benchmarks.kernels --models 1.3b --exact --frames 5
     python -m tests.benchmarks.kernels --models 14b --profile
+    python -m tests.benchmarks.kernels --models 14b --float8
 
 480×832, 81 frames: 32,760 tokens, 512 of text, random weights in bfloat16, blocks compiled. Forwards by the kernels
 alternate; printed are the medians and the ratio to PyTorch's own kernel (cuDNN on Hopper). `--exact` compares one
-forward by each kernel with one in float32; `--profile` adds what the GPU does in a forward, kernel by kernel. Needs
-fa3-fwd for flash_3; `--tiny` is a small model for a machine without a GPU.
+forward by each kernel with one in float32; `--profile` adds what the GPU does in a forward, kernel by kernel.
+`--float8` then multiplies the blocks' linear layers in 8-bit floats (`model.dtype=float8`, torchao), with flash_3 and
+with flash_8: the same kernel on queries, keys and values in 8 bits, each head with scales of its own, of which the
+package makes no use yet. Needs fa3-fwd for flash_3; `--tiny` is a small model for a machine without a GPU.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch._dynamo.utils import counters
@@ -22,9 +26,31 @@ from torch.profiler import ProfilerActivity, profile
 
 from pipelines.attention.cross import processors, project
 from pipelines.attention.kernels import FLASH_3, FlashSelfAttention, flash3_lacks
+from pipelines.checkpoints.quantize import quantize
 from tests.benchmarks.guidance_cost import GRID, TEXT, TINY_GRID, TINY_TEXT, Model, build
 
-NATIVE = "native"
+NATIVE, FLASH_8 = "native", "flash_8"
+EIGHT = torch.float8_e4m3fn
+
+
+class EightBits(FlashSelfAttention):
+    """FlashAttention-3 on 8-bit floats; it gives bfloat16."""
+
+    def __init__(self, project: Any):
+        super().__init__(project)
+        exact = self.kernel
+
+        def rounded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            parts, scales = zip(*(eight_bits(part) for part in (query, key, value)), strict=True)
+            return exact(*parts, **dict(zip(("q_descale", "k_descale", "v_descale"), scales, strict=True)))
+
+        self.kernel: Callable[..., torch.Tensor] = rounded
+
+
+def eight_bits(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, n, N, D] in e4m3, and the scales [B, N] in float32 that bring it back."""
+    scales = part.abs().amax(dim=(1, 3)).float().clamp_min(1e-12) / torch.finfo(EIGHT).max
+    return (part / scales[:, None, :, None].to(part.dtype)).to(EIGHT), scales
 
 
 def inputs(model: Model, options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -43,13 +69,15 @@ def kernel(model: Model, name: str) -> Iterator[None]:
     if name == NATIVE:
         yield
         return
-    flash = FlashSelfAttention(project)
+    flash = (EightBits if name == FLASH_8 else FlashSelfAttention)(project)
     with processors({block.attn1: flash for block in model.transformer.blocks}):
         yield
 
 
 @torch.inference_mode()
-def timed(model: Model, names: list[str], options: argparse.Namespace) -> None:
+def timed(model: Model, names: list[str], options: argparse.Namespace, base: float = 0.0) -> float:
+    """Prints the times by each kernel, and what share they are of `base` [ms]; without one, of the first kernel's,
+    which is returned."""
     latents, step, text = inputs(model, options)
     latents, text = latents.bfloat16(), text.bfloat16()
     if not options.eager:
@@ -67,10 +95,10 @@ def timed(model: Model, names: list[str], options: argparse.Namespace) -> None:
                 times[name].append(1000 * seconds)
             else:
                 print(f"  {name}: first forward {seconds:.1f} s", flush=True)
-    base = statistics.median(times[names[0]])
+    base = base or statistics.median(times[names[0]])
     for name, own in times.items():
-        ratio = statistics.median(own) / base
-        print(f"  {name:<8} {statistics.median(own):8.1f} ms  {ratio:.3f} of {names[0]}  {[round(t) for t in own]}")
+        median = statistics.median(own)
+        print(f"  {name:<8} {median:8.1f} ms  {median / base:.3f} of {NATIVE}  {[round(t) for t in own]}")
     print(f"  graphs: {counters['stats'].get('unique_graphs', 0)}", flush=True)
     if options.profile:
         for name in names:
@@ -81,19 +109,36 @@ def timed(model: Model, names: list[str], options: argparse.Namespace) -> None:
                 f"  {name}:\n"
                 + seen.key_averages().table(sort_by="cuda_time_total", row_limit=14, max_name_column_width=70)
             )
+    return base
 
 
 @torch.inference_mode()
 def exact(model: Model, names: list[str], options: argparse.Namespace) -> None:
     latents, step, text = inputs(model, options)
+
+    def output() -> torch.Tensor:
+        return model.transformer(latents.bfloat16(), step, text.bfloat16(), return_dict=False)[0].float()
+
     outputs = {}
     for name in names:
         with kernel(model, name):
-            outputs[name] = model.transformer(latents.bfloat16(), step, text.bfloat16(), return_dict=False)[0].float()
-    whole = model.transformer.float()(latents.bfloat16().float(), step, text.bfloat16().float(), return_dict=False)[0]
-    for name, output in outputs.items():
-        error = (output - whole).square().mean().sqrt() / whole.square().mean().sqrt()
+            outputs[name] = output()
+    model.transformer.float()
+    whole = model.transformer(latents.bfloat16().float(), step, text.bfloat16().float(), return_dict=False)[0]
+    if options.float8:
+        model.transformer.bfloat16()
+        quantize(model.transformer.blocks)
+        for name in eight_bit_names(names):
+            with kernel(model, name):
+                outputs[f"float8, {name}"] = output()
+    for name, found in outputs.items():
+        error = (found - whole).square().mean().sqrt() / whole.square().mean().sqrt()
         print(f"  {name:<8} {error.item():.5f} root mean square error against float32, of its own", flush=True)
+
+
+def eight_bit_names(names: list[str]) -> list[str]:
+    """The kernels that are tried beside linear layers in 8 bits."""
+    return [FLASH_3, FLASH_8] if FLASH_3 in names else names
 
 
 def main() -> None:
@@ -104,6 +149,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--float8", action="store_true", help="also with the linear layers in 8-bit floats")
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -115,7 +161,15 @@ def main() -> None:
     for name in options.models:
         model = build(name, options.layers, options.tiny, options.device)
         print(f"{name}, {len(model.transformer.blocks)} blocks", flush=True)
-        (exact if options.exact else timed)(model, names, options)
+        if options.exact:
+            exact(model, names, options)
+        else:
+            base = timed(model, names, options)
+            if options.float8:
+                torch.compiler.reset()
+                quantize(model.transformer.blocks)
+                print("  linear layers in 8-bit floats:")
+                timed(model, eight_bit_names(names), options, base)
         del model
         torch.compiler.reset()
 

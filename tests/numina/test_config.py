@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from numina.config import GuideConfig, IdentifyConfig, MethodConfig, RefineConfig
 from numina.errors import ConfigError
-from numina.schedule import schedule_times
+from numina.schedule import noise_levels, schedule_times, times_of
 
 PRESETS = Path(__file__).parents[2] / "configs" / "method"
 
@@ -88,6 +88,20 @@ def test_what_has_another_meaning_has_another_name():
 def test_capture_step_stays_in_the_schedule(share, steps, index):
     """The captured step exists, and rounding never loses a step that the share names exactly."""
     assert IdentifyConfig(step=share).capture_step(schedule_times(steps)) == index
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        [1.0, 0.9, 0.75, 0.5],  # the embedded model's
+        noise_levels(4, 5.0),  # LightX2V's
+        [0.98765, 0.93378, 0.8529, 0.60897],  # rCM's
+    ],
+)
+def test_four_steps_of_any_recipe_are_read_at_the_third_and_guided_from_the_second(levels):
+    """`few-step`, in the times of Wan's native shift."""
+    times, few = times_of(levels, 3.0), load("few-step")
+    assert (few.identify.capture_step(times), few.guide.first_step(times)) == (2, 1)
 
 
 @pytest.mark.parametrize(

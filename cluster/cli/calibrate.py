@@ -30,7 +30,7 @@ def calibrate(
     from cluster.calibration.page import PAGE, page
     from cluster.calibration.written import NAME, method_file, reading_warning, standing_lines, verdict_text
     from cluster.job.config import load_job
-    from cluster.storage.destination import check_file
+    from cluster.storage.destination import check_file, write_file
     from cluster.storage.open import open_files
     from numina.errors import ConfigError
 
@@ -58,7 +58,7 @@ def calibrate(
     files.replace(NAME, text.encode())
     files.replace(PAGE, page(result).encode())
     if write is not None:
-        write.write_text(text, encoding="utf-8")
+        write_file(write, text.encode())
     for own in result.agreement:
         say(f"layout read as {result.judge} counts, {own.of}: {own.share:.2f} of {own.nouns}")
     if warning := reading_warning(result):

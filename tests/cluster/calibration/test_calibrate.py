@@ -75,6 +75,8 @@ def test_a_race_is_resumed_and_goes_on_with_a_larger_budget(joining_job: Job, tm
     other = replace(job, variants={"new": replace(job.method, guide=replace(job.method.guide, strength=0.5))})
     with pytest.raises(ConfigError, match=r"budget is 3 clips, and the output has (\d+) clips of .*; give budget="):
         calibrated(other, 3)
+    with pytest.raises(ConfigError, match=r"budget is 1e-09 rank-hours, and one prompt takes \S+ rank-hours with 3"):
+        Calibration(other, Budget(hours=1e-9)).run(lambda now: None, told.append)
 
 
 @pytest.mark.usefixtures("quick_model")

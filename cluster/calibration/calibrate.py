@@ -149,8 +149,8 @@ class Calibration:
         first = self._made()
         if self.budget.hours is not None and not all(self._made().values()):
             told(f"first, a clip of each of {len(self.names)} candidates shows what they cost")
-            stopped = self._rung(Rung(candidates=tuple(self.names), prompts=1), jobs).stopped
-        while not stopped:
+            stopped = self._rung(Rung(candidates=tuple(self.names), prompts=1), jobs).draining
+        while True:
             made = self._made()
             race, rung = racing.next_rung(
                 race,
@@ -159,7 +159,10 @@ class Calibration:
                 self._costs(race.prompts),
                 None if self.budget.hours else made,
             )
-            if rung is None:
+            if rung is None and not race.prompts:
+                raise ConfigError(self._too_small(made))
+            if rung is None or stopped:
+                stopped = stopped and rung is not None
                 break
             rungs += 1
             new = sum(max(0, rung.prompts - made[name]) for name in rung.candidates)
@@ -170,10 +173,11 @@ class Calibration:
                 left = f"; at most {_duration(seconds)} left"
             told(
                 f"rung {rungs}: {len(rung.candidates)} candidates left, on {rung.prompts} prompts: {new} new clips,"
-                f" {there} of {self.budget} are there{left}"
+                f" {there} are there, budget {self.budget}{left}"
             )
-            stopped = self._rung(rung, jobs).stopped
-            if not stopped:
+            outcome = self._rung(rung, jobs)
+            stopped = outcome.draining  # also if its last clip is finished
+            if not outcome.stopped:
                 before, race = race, racing.after_rung(race, rung, self.values())
                 for name in before.left:
                     if name in race.out:
@@ -192,8 +196,23 @@ class Calibration:
         strategies = [name for name in (PLAIN, "numina") if name in rung.candidates]
         job = replace(self.job, strategies=strategies, variants=variants, limit=rung.prompts)
         outcome = run_job(prepare(job), jobs)
-        self._read()
+        if not outcome.stopped:  # judging may take longer than whoever stops it waits
+            self._read()
         return outcome
+
+    def _too_small(self, made: Mapping[str, int]) -> str:
+        """What is wrong with a budget that pays for no prompt."""
+        if self.budget.hours is None:
+            there, least = sum(made.values()), sum(made.values()) + sum(not number for number in made.values())
+            return (
+                f"budget is {self.budget}, and the output has {there} clips of the candidates; give budget={least} or"
+                " more, or another output"
+            )
+        spent = sum((self._costs(1) or {}).values()) / 3600
+        return (
+            f"budget is {self.budget}, and one prompt takes {spent:.2g} rank-hours with {len(self.names)} candidates;"
+            " give a larger budget, or fewer variants"
+        )
 
     def _read(self) -> None:
         """Rows and verdicts as they are in the output; what isn't judged yet is."""

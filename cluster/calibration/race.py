@@ -90,13 +90,14 @@ def next_rung(
     """What to run next on `prompts` prompts there are; None once the race is over or the budget spent.
 
     `costs` of a clip by candidate are in the budget's unit; None: one each. `made`: clips of each candidate that are
-    there already, if they are more than the race's own, as after a race with another budget.
+    there already, if they are more than the race's own, as after a race with another budget: they cost nothing more.
     """
     if race.over or race.prompts >= prompts:
         return race, None
     cost = dict.fromkeys(race.candidates, 1.0) if costs is None else costs
     there = {name: max(number, (made or {}).get(name, 0)) for name, number in race.made.items()}
     paid = sum(cost[name] * number for name, number in there.items())
+    budget = max(budget, paid)
 
     def price(number: int) -> float:
         return paid + sum(cost[name] * max(0, number - there[name]) for name in race.left)

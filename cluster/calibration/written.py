@@ -67,7 +67,6 @@ def method_file(result: Result) -> str:
         f"Written by `numina calibrate` on {now}. Used by method={NAME}.",
         verdict_text(result),
         *([warning] if (warning := reading_warning(result)) else []),
-        *(["The race was stopped before its end: the same command continues it."] if result.stopped else []),
         "",
         f"model: {result.model} ({result.revision})",
         f"judge: {result.judge}; prompts: {result.prompts}",

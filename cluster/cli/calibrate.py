@@ -30,7 +30,7 @@ def calibrate(
     from cluster.calibration.page import PAGE, page
     from cluster.calibration.written import NAME, method_file, reading_warning, standing_lines, verdict_text
     from cluster.job.config import load_job
-    from cluster.storage.destination import check_file
+    from cluster.storage.destination import check_file, write_file
     from cluster.storage.open import open_files
     from numina.errors import ConfigError
 
@@ -49,13 +49,16 @@ def calibrate(
     tell(calibration.plan())
     with job_progress() as report:
         result = calibration.run(report, tell)
+    for line in standing_lines(result.standings):
+        say(line)
+    if result.stopped:
+        tell(f"stopped before the race was over, and {NAME} isn't written; the same command continues")
+        raise typer.Exit(STOPPED)
     text, files, output = method_file(result), open_files(job.output, single_writer=True), redact(job.output)
     files.replace(NAME, text.encode())
     files.replace(PAGE, page(result).encode())
     if write is not None:
-        write.write_text(text, encoding="utf-8")
-    for line in standing_lines(result.standings):
-        say(line)
+        write_file(write, text.encode())
     for own in result.agreement:
         say(f"layout read as {result.judge} counts, {own.of}: {own.share:.2f} of {own.nouns}")
     if warning := reading_warning(result):
@@ -63,9 +66,6 @@ def calibrate(
     say(verdict_text(result))
     say(f"settings: {write or f'{output}/{NAME}'}; use them with method={write or f'{output}/{NAME}'}")
     say(f"page: {output}/{PAGE}")
-    if result.stopped:
-        tell("stopped before the race was over; the same command continues")
-        raise typer.Exit(STOPPED)
     if result.failed:
         tell(f"{amount(result.failed, 'clips')} failed, see {output}/failures; add retry_failed=true to try them again")
         raise typer.Exit(FAILED)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli.options import FAILED, STOPPED
+from cluster.cli.options import FAILED
 from cluster.cli.terminal import amount, bar, say
 from cluster.export.config import ExportConfig, Only
 from cluster.export.formats import FORMATS
@@ -61,12 +61,8 @@ def export(
         license=license,
     )
     config = replace(chosen, follow=follow)
-    try:
-        with bar("exporting") as report:
-            exported = write(Store.reader(output), folder, config, report)
-    except KeyboardInterrupt:
-        say(f"stopped; the same command continues in {folder}")
-        raise typer.Exit(STOPPED) from None
+    with bar("exporting") as report:
+        exported = write(Store.reader(output), folder, config, report)
     for name, problem in list(exported.lost.items())[:SHOWN_LOST]:
         say(f"left out: {name} is {problem}")
     if len(exported.lost) > SHOWN_LOST:

@@ -20,7 +20,7 @@ def generate(
     overrides: Overrides = None,
 ) -> None:
     """Generate one mp4 from one prompt, without Ray."""
-    from cluster.storage.destination import check_file
+    from cluster.storage.destination import check_file, write_file
 
     check_file("--output", output, ".mp4")
     from cluster.api import generate as generate_clip
@@ -29,5 +29,5 @@ def generate(
         clip = generate_clip(
             prompt, config=config, seed=seed, overrides=overrides or [], plain=plain, progress=progress
         )
-    clip.save(output)
+    write_file(output, clip.mp4)
     say(f"{output}: {len(clip.video)} frames, {clip.summary()}")

@@ -20,10 +20,9 @@ def trace(
     from cluster.dataset.store import Store
     from cluster.observability.trace import latest_rows
     from cluster.observability.trace import trace as trace_of
-    from cluster.storage.destination import check_file
+    from cluster.storage.destination import check_file, write_file
 
     check_file("--output", to, ".json")
     traced = trace_of(latest_rows(Store.reader(output), last, key))
-    to.parent.mkdir(parents=True, exist_ok=True)
-    to.write_text(json.dumps(traced, ensure_ascii=False), encoding="utf-8")
+    write_file(to, json.dumps(traced, ensure_ascii=False).encode())
     say(f"{to}: {amount(traced['otherData']['clips'], 'clips')}; open it in https://ui.perfetto.dev")

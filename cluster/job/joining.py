@@ -149,7 +149,10 @@ def _noted() -> str | None:
     """The address that `ray start` noted in its folder."""
     for folder in (os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR"), "/tmp"):
         if folder and (file := Path(folder) / "ray/ray_current_cluster").is_file():
-            return file.read_text(encoding="utf-8").strip()
+            try:
+                return file.read_text(encoding="utf-8").strip()
+            except PermissionError:  # another user's
+                continue
     return None
 
 

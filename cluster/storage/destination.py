@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from cluster.storage.open import check_promise, open_files
+from cluster.storage.posix import PosixFiles
 from cluster.storage.protocol import Files, without_secrets
 from numina.errors import InputError, OutputError, StorageError
 
@@ -53,6 +54,12 @@ def check_output(place: str, *, single_writer: bool = False) -> Files:
             f"output {shown!r} can't be written: {why}, in {files.root!r}; free some space there, or give another"
         ) from error
     return files
+
+
+def write_file(place: str | Path, data: bytes) -> None:
+    """Writes a local file whole or not at all; makes its folder. Raises StorageError where there is no room."""
+    own = Path(place).absolute()
+    PosixFiles(str(own.parent), single_writer=True).replace(own.name, data)
 
 
 def nearest(place: Path) -> Path:

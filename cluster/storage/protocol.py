@@ -102,7 +102,7 @@ def storage_trouble(
         shown, trouble = without_secrets(path), without_secrets(str(error))
         known = remedy(error)
         raise StorageError(
-            f"can't {action} {shown!r}: {trouble}; the job stops, and no clip counts as failed: "
+            f"can't {action} {shown!r}: {trouble}; "
             + (known or "free some space or restore the storage, then run the same command to resume")
         ) from error
 

@@ -14,6 +14,7 @@ from numina.prompts.nouns import is_plural, singular
 Span = tuple[int, int]
 # A word, with inner hyphens and apostrophes, initials with dots, and numbers with theirs ("10,000", "16:9", "2.5").
 _LETTERS = r"(?:\w[\u0300-\u036f]*)+"  # an accent may be a character of its own
+_FULL_WIDTH = {0xFF10 + digit: str(digit) for digit in range(10)}  # as Chinese and Japanese keyboards write digits
 _WORD = re.compile(rf"\d+(?:[.,:/]\d+)+\w*|{_LETTERS}(?:[-'’]{_LETTERS}|\.\w\b)*")
 _DIGITS = re.compile(r"[0-9]{1,9}|[0-9]{1,3}(?:,[0-9]{3}){1,2}")
 _RANGE = re.compile(r"([0-9]{1,3})-([0-9]{1,3})")
@@ -123,7 +124,7 @@ def _gap(gap: str) -> tuple[bool, bool]:
 def read_words(prompt: str) -> list[Word]:
     words: list[Word] = []
     end = sentence = 0
-    for match in _WORD.finditer(prompt):
+    for match in _WORD.finditer(prompt.translate(_FULL_WIDTH)):
         span = match.span()
         gap = prompt[end : span[0]]
         breaks = False

@@ -112,7 +112,10 @@ def test_a_full_disk_stops_the_job_and_blames_no_clip(small_disk: Path, tmp_path
     subprocess.run(["mount", "-o", "remount,size=384k", str(small_disk)], check=True)
     job = Job(tmp_path, numbered_prompts(60), *QUICK)
     assert job.run() == 1
-    assert "No space left on device; the job stops, and no clip counts as failed" in job.log()
+    assert (
+        "No space left on device; free some space or restore the storage, then run the same command to resume"
+        in job.log()
+    )
     assert not Store(str(small_disk)).failures()
     assert 5 < len(rows(tmp_path)) < 60
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)

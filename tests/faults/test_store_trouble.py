@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,23 @@ def test_a_full_disk_stops_the_job_and_tears_nothing(small_disk: Path) -> None:
     first = len(store.rows())
     assert fill(store, first) > first + 50
     assert {row["key"]: row for row in store.rows().to_pylist()}.items() >= {row["key"]: row for row in rows}.items()
+
+
+def test_a_file_that_has_no_room_is_not_begun(small_disk: Path, tmp_path: Path) -> None:
+    """Of a verb that writes a file: a sentence, and the one that was there before stays."""
+    store, place, filler = Store(str(tmp_path / "rows")), small_disk / "trace.json", small_disk / "filler"
+    store.open_run({}, asked=1)
+    span = {"stage": "decode", "place": "gang-0", "began": 1_790_000_000.0, "seconds": 1.0}
+    store.commit(a_row(key_of(0), store, video=b"video") | {"spans": [span]})
+    place.write_bytes(b"before")
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(bytes(2**21))
+    command = [sys.executable, "-m", "cluster.cli", "trace", store.root, "--output", str(place)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: can't write '{place}': [Errno 28] No space left on device; free some space")
+    assert place.read_bytes() == b"before"
+    assert sorted(small_disk.iterdir()) == [filler, place]
 
 
 def limited(root: str) -> None:

@@ -1,9 +1,14 @@
 """The command line: every verb on a real, tiny job; errors say what to do and set the exit status."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -355,3 +360,36 @@ def test_bad_input_is_one_line_and_status_2(
         main()
     assert exit.value.code == 2
     assert capsys.readouterr().err.strip() == "error: generation.steps is 0; at least one step is needed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_where_no_job_drains(tmp_path: Path, number: signal.Signals) -> None:
+    """Ends with status 3 and what to do; temporary files are removed."""
+    prompts, temporary = str(tmp_path / "prompts.parquet"), tmp_path / "tmp"
+    make_prompts([{"prompt": f"{count} red circles"} for count in range(2, 9)] * 3000, prompts)
+    temporary.mkdir()
+    command = ["calibrate", "--config", "demo", "budget=9", f"prompts={prompts}", f"output={tmp_path}/out"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "cluster.cli", *command, "variants.fused.preset=fused"],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not any(temporary.glob("numina-*")):
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(number)
+    said, _ = running.communicate(timeout=60)
+    assert (running.returncode, list(temporary.glob("numina-*"))) == (3, []), said
+    assert said.splitlines()[-1] == "stopped before it was done; give the same command again"
+
+
+def test_an_endpoint_that_is_no_url(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sentence, before a library of the hub reads the variable."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://[::1")
+    monkeypatch.setattr("sys.argv", ["numina", "config", "--keys"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: HF_ENDPOINT isn't a URL (Invalid IPv6 URL); give one such as")

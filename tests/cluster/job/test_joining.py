@@ -152,6 +152,21 @@ def test_auto_needs_one_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         reachable("auto")
 
 
+def test_the_note_of_another_user_is_passed_over(tmp_path: Path) -> None:
+    """`ray start` of somebody else may have left a file that only its user may read."""
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/ray_current_cluster").write_text("127.0.0.1:1")
+    (tmp_path / "ray/ray_current_cluster").chmod(0)
+    powerless = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
+    asks = "from cluster.job.joining import _noted; print(_noted())"
+    environment = {**os.environ, "RAY_TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [*powerless, sys.executable, "-c", asks], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() != "127.0.0.1:1"
+
+
 def test_sockets_get_a_short_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """TMPDIR if it is short and can be written, /tmp otherwise."""
     monkeypatch.delenv("RAY_TMPDIR", raising=False)

@@ -190,6 +190,13 @@ def test_an_absent_noun_is_named_with_its_prompt():
         find_mentions("a cathedral", " ")
 
 
+def test_full_width_digits_are_digits():
+    """As Chinese and Japanese keyboards write them, in any language; a noun stays as the prompt has it."""
+    found = parse_targets("three red circles, １２ cats and ２ r２d２s")
+    assert [(own.noun, own.count) for own in found] == [("circles", 3), ("cats", 12), ("r２d２s", 2)]
+    check_targets("three red circles, １２ cats and ２ r２d２s", found)
+
+
 def test_sound_targets_pass():
     """What the parser finds in a plain prompt passes its own check."""
     prompt = "three cats and two dogs"

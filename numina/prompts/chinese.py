@@ -38,8 +38,12 @@ _KIND = re.compile(
 _LONG = 3  # characters of a noun past which its end is marked as doubtful
 
 
+_KANA = re.compile("[ぁ-ゟァ-ヺ]")
+
+
 def is_chinese(prompt: str) -> bool:
-    return any("一" <= character <= "鿿" for character in prompt)
+    """Whether it has Chinese characters, and none that only Japanese has: its counts are other words ("3匹の猫")."""
+    return any("一" <= character <= "鿿" for character in prompt) and not _KANA.search(prompt)
 
 
 def read_chinese(prompt: str) -> Iterator[tuple[str, int, Doubt | None, str]]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numina.prompts.doubts import Doubt
 from numina.prompts.nouns import counted, noun_form, singular
 from numina.prompts.reading import read_prompt
-from numina.prompts.targets import Target, find_mentions
+from numina.prompts.targets import Target, find_mentions, parse_targets
 from numina.prompts.tokens import locate_tokens
 
 ROWS = [json.loads(line) for line in Path(__file__).with_name("kinds.jsonl").read_text("utf-8").splitlines()]
@@ -414,3 +414,9 @@ def test_chinese_counts_are_read(noun, count, measure):
     written = ones[count] if count <= 10 else ("二十" if count == 20 else f"十{ones[count - 10]}")
     for number in {written, str(count), "两" if count == 2 else written}:
         assert read(f"{number}{measure}{noun}在桌子上") == {noun: count}
+
+
+@pytest.mark.parametrize("prompt", ["3匹の猫", "３匹の猫と二匹の犬", "ネコが3匹いる"])
+def test_japanese_is_not_read_as_chinese(prompt):
+    """It counts with other words in another order: no noun ("の猫") is better than a wrong one."""
+    assert parse_targets(prompt) == ()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -375,6 +376,8 @@ def test_a_signal_where_no_job_drains(tmp_path: Path, number: signal.Signals) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # In the background of a shell SIGINT is ignored, by children too.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     while not any(temporary.glob("numina-*")):
         assert running.poll() is None

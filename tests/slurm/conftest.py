@@ -55,7 +55,7 @@ PartitionName=all Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=25
 PartitionName=urgent Nodes=ALL State=UP PriorityTier=2
 """
 
-# A `numina` that says what it was given and, where it is told to, waits for a signal.
+# A stand-in for `numina`: it prints its arguments and, while a file `wait` is there, waits for a signal.
 FAKE = """#!/bin/bash
 echo "given: $*"
 trap 'echo heard USR2; exit {status}' USR2

@@ -65,7 +65,7 @@ class ModelConfig:
     # LoRAs that are fused into the transformer's weights when the model is loaded
     loras: list[LoraConfig] = field(default_factory=list)
     # of weights and activations: auto (bfloat16 on GPUs, float32 on CPUs), float32, bfloat16, float16, or float8 (the
-    # blocks' linear layers, by torchao)
+    # blocks' linear layers, by torchao, and on one Hopper GPU self-attention: pipelines/README.md)
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float8"] = "auto"
     device: Literal["auto", "cuda", "cpu"] = "auto"  # auto (a GPU if there is one), cuda or cpu
 

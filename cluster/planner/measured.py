@@ -37,6 +37,7 @@ class ForwardRow(Positive):
     ulysses: int
     ring: int
     compile: bool
+    dtype: str = "bfloat16"  # of the blocks' layers: bfloat16 or float8
     milliseconds: float
     gib: float | None = None  # weights and activations at their peak
 

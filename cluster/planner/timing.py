@@ -129,14 +129,14 @@ class TimeModel:
 
     def batches(self, compile: bool) -> list[int]:
         """One clip, and how many at once were measured for this model and clip."""
-        own = [row for row in self._rows(self.model.depth, self.model.heads) if row.tokens == self.tokens]
+        own = [row for row in self._own_rows() if row.tokens == self.tokens]
         return sorted({1} | {row.batch for row in own if row.compile == compile})
 
     def forward(self, setup: Setup) -> Timing | None:
         """One forward of a batch: a measured row, or that of one clip so many times."""
         engine = resolve_engine(self.engine, "cuda", setup.sequence_ranks)
         asked = (self.tokens, setup.batch, engine, setup.cfg, setup.ulysses, setup.ring, setup.compile)
-        for row in self._rows(self.model.depth, self.model.heads):
+        for row in self._own_rows():
             if (row.tokens, row.batch, row.engine, row.cfg, row.ulysses, row.ring, row.compile) == asked:
                 return self._timing(row.milliseconds, self._unmeasured(setup), at_least=setup.shard != "none")
         if setup.batch == 1:
@@ -152,7 +152,7 @@ class TimeModel:
 
         Over tokens by floating-point operations; over ranks by what they divide and what they don't.
         """
-        own = self._rows(self.model.depth, self.model.heads)
+        own = self._own_rows()
         tokens = self._nearest(own)
         if tokens is None:
             return None
@@ -175,14 +175,23 @@ class TimeModel:
 
     def _unmeasured(self, setup: Setup) -> list[str]:
         """What no row has, whatever the degrees."""
-        return (["whole weights"] if setup.shard != "none" else []) + (["bfloat16"] if self.dtype == FLOAT8 else [])
+        measured = any(row.dtype == FLOAT8 and row.compile == setup.compile for row in self._own_rows())
+        rounded = self.dtype == FLOAT8 and not measured
+        return (["whole weights"] if setup.shard != "none" else []) + (["bfloat16"] if rounded else [])
 
     def _timing(self, milliseconds: float, notes: Sequence[str], at_least: bool) -> Timing:
         source = f"estimated from {', '.join(notes)}" if notes else "measured"
         return Timing(milliseconds / 1000, source, at_least)
 
+    def _own_rows(self) -> list[ForwardRow]:
+        return self._rows(self.model.depth, self.model.heads)
+
     def _rows(self, depth: int, heads: int) -> list[ForwardRow]:
-        return [row for row in self.gpu.forward.rows if (row.depth, row.heads) == (depth, heads)]
+        """A model's. In float8 what was measured so, and bfloat16's of blocks that weren't, compiled or not."""
+        own = [row for row in self.gpu.forward.rows if (row.depth, row.heads) == (depth, heads)]
+        rounded = [row for row in own if row.dtype == FLOAT8 == self.dtype]
+        known = {row.compile for row in rounded}
+        return rounded + [row for row in own if row.dtype != FLOAT8 and row.compile not in known]
 
     def _nearest(self, rows: Sequence[ForwardRow]) -> int | None:
         """The length of clips among these, measured one by one, nearest to the asked one; None: there is none."""

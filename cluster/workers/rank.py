@@ -19,7 +19,7 @@ from numina.errors import ClipError, InputError
 from pipelines.base import GenerationConfig, Text
 from pipelines.checkpoints.hub import is_repository
 from pipelines.checkpoints.lora import LoraConfig, lora_file
-from pipelines.models.registry import load_model, model_folder, resolve_device, uncollected
+from pipelines.models.registry import FLOAT8, load_model, model_folder, resolve_device, uncollected
 from pipelines.parallel.config import MemoryConfig, ParallelConfig
 from pipelines.parallel.group import join_group
 from pipelines.parallel.libraries import XFUSER, require
@@ -120,7 +120,7 @@ class Rank(Member):
             loras=spec.loras,
             vae_dtype=spec.generation.vae_dtype,
         )
-        shard = parallelize(model, spec.parallel)
+        shard = parallelize(model, spec.parallel, float8=spec.dtype == FLOAT8)
         if spec.compiles:
             compile_blocks(model)
         self.generator = ClipGenerator(model, spec.generation, shard, keep_latents=spec.keep_latents)

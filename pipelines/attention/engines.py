@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from numina.errors import ConfigError
 from numina.private.torch import joined_axes
 from pipelines.attention.cross import Rotary
-from pipelines.attention.kernels import FLASH_3, HALF, FlashSelfAttention, flash3, flash3_lacks
+from pipelines.attention.kernels import FLASH, FLASH_3, FLASH_3_FP8, HALF, FlashSelfAttention, flash3, flash3_lacks
 from pipelines.base import Project, Seams, VideoModel
 from pipelines.parallel.config import ParallelConfig
 from pipelines.parallel.libraries import XFUSER, require
@@ -31,13 +31,15 @@ from pipelines.private.xfuser import give_flash3, set_runtime
 AXES = ("cfg", "ring", "ulysses")  # slowest first: neighbouring ranks share heads, and may share a node
 
 
-def parallelize(model: VideoModel, config: ParallelConfig) -> Shard:
+def parallelize(model: VideoModel, config: ParallelConfig, *, float8: bool = False) -> Shard:
     """Spreads a loaded model over the ranks of the initialised default process group; this rank's place in it.
+
+    `float8` says that the model's linear layers are in 8 bits: attention=auto then is, too, where a kernel can.
 
     Raises ConfigError where the group has another size than the config, or the engine isn't installed.
     """
     if config.sequence_ranks == 1:
-        _choose_own_kernel(model, config.attention)
+        _choose_own_kernel(model, config.attention, float8)
     if config.ranks == 1:
         return Shard()
     if dist.get_world_size() != config.ranks:
@@ -59,7 +61,7 @@ def attention_kernel(model: VideoModel) -> str:
     """What computes a model's self-attention, after `parallelize`: the engine's own name for its kernel."""
     processor = model.blocks[0].attn1.processor
     if isinstance(processor, FlashSelfAttention):
-        return FLASH_3
+        return processor.name
     if isinstance(processor, UspSelfAttention):
         return processor.kernel
     return attention_backend(processor)
@@ -107,19 +109,20 @@ class TokenSplit:
 # --- a whole sequence ---
 
 
-def _choose_own_kernel(model: VideoModel, name: str) -> None:
+def _choose_own_kernel(model: VideoModel, name: str, float8: bool) -> None:
     """FlashAttention-3 by name, and by itself where it can run and the family's attention can be replaced; else
     diffusers' choice. Raises ConfigError for what can't run."""
-    if name not in ("auto", FLASH_3):
+    if name not in ("auto", *FLASH):
         _choose_kernel(model, name)
         return
     joint = "a joint attention's kernel can't be replaced" if model.facts.joint else None
     lacking = joint or flash3_lacks(model.device, model.transformer.dtype)
     if lacking is None:
-        attention = FlashSelfAttention(model.seams.project)
+        chosen = name if name != "auto" else FLASH_3_FP8 if float8 else FLASH_3
+        attention = FlashSelfAttention(model.seams.project, chosen)
         for own in model.seams.attentions:
             own.processor = attention
-    elif name == FLASH_3:
+    elif name in FLASH:
         raise ConfigError(f"parallel.attention is {name!r}: {lacking}; use auto")
 
 

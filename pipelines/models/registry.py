@@ -28,7 +28,7 @@ from pipelines.parallel.devices import check_gpu, gpu_usable
 if TYPE_CHECKING:
     import torch
 
-FLOAT8 = "float8"  # the blocks' linear layers alone: see pipelines/checkpoints/quantize.py
+FLOAT8 = "float8"  # see pipelines/checkpoints/quantize.py
 VARIANTS = "*.*.safetensors"  # half-precision copies and the like, such as model.fp16.safetensors
 ENCODER_PARTS = ("tokenizer", "text_encoder")  # all that `load_text_encoder` reads
 GIB = 2**30

@@ -30,7 +30,8 @@ class ParallelConfig:
     # autoscaler is asked for one gang
     gangs_max: int | None = None
     batch: int = 1  # [clips] per forward pass; pays for small models or clips, a large clip fills its GPU alone
-    # attention kernel by the engine's own name (xfuser: cudnn, flash_3, …; others: native, flash, …), or auto
+    # attention kernel by the engine's own name (xfuser: cudnn, flash_3, …; others: native, flash_3, flash_3_fp8, …), or
+    # auto
     attention: str = "auto"
     # compile the repeated blocks with torch.compile: faster steps after about a minute of warm-up
     compile: bool = False

@@ -196,9 +196,9 @@ RULES = (
         lambda w: replace(w, dtype="auto"),
     ),
     Rule(
-        "float8 is for whole layers of whole clips",
-        lambda w: w.dtype == "float8" and (w.shard != "none" or w.sequence_ranks > 1),
-        lambda w: "model.dtype=float8 isn't tested with sharded weights, or if ranks share a clip's tokens",
+        "float8 is for whole layers",
+        lambda w: w.dtype == "float8" and w.shard != "none",
+        lambda w: "model.dtype=float8 isn't tested with sharded weights",
         lambda w: replace(w, dtype="auto"),
     ),
     Rule(

@@ -9,48 +9,26 @@
 alternate; printed are the medians and the ratio to PyTorch's own kernel (cuDNN on Hopper). `--exact` compares one
 forward by each kernel with one in float32; `--profile` adds what the GPU does in a forward, kernel by kernel.
 `--float8` then multiplies the blocks' linear layers in 8-bit floats (`model.dtype=float8`, torchao), with flash_3 and
-with flash_8: the same kernel on queries, keys and values in 8 bits, each head with scales of its own, of which the
-package makes no use yet. Needs fa3-fwd for flash_3; `--tiny` is a small model for a machine without a GPU.
+with flash_3_fp8, the same kernel on queries, keys and values in 8 bits. Needs fa3-fwd for flash_3; `--tiny` is a small
+model for a machine without a GPU.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
 from pipelines.attention.cross import processors, project
-from pipelines.attention.kernels import FLASH_3, FlashSelfAttention, flash3_lacks
+from pipelines.attention.kernels import FLASH_3, FLASH_3_FP8, FlashSelfAttention, flash3_lacks
 from pipelines.checkpoints.quantize import quantize
 from tests.benchmarks.guidance_cost import GRID, TEXT, TINY_GRID, TINY_TEXT, Model, build
 
-NATIVE, FLASH_8 = "native", "flash_8"
-EIGHT = torch.float8_e4m3fn
-
-
-class EightBits(FlashSelfAttention):
-    """FlashAttention-3 on 8-bit floats; it gives bfloat16."""
-
-    def __init__(self, project: Any):
-        super().__init__(project)
-        exact = self.kernel
-
-        def rounded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            parts, scales = zip(*(eight_bits(part) for part in (query, key, value)), strict=True)
-            return exact(*parts, **dict(zip(("q_descale", "k_descale", "v_descale"), scales, strict=True)))
-
-        self.kernel: Callable[..., torch.Tensor] = rounded
-
-
-def eight_bits(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B, n, N, D] in e4m3, and the scales [B, N] in float32 that bring it back."""
-    scales = part.abs().amax(dim=(1, 3)).float().clamp_min(1e-12) / torch.finfo(EIGHT).max
-    return (part / scales[:, None, :, None].to(part.dtype)).to(EIGHT), scales
+NATIVE = "native"
 
 
 def inputs(model: Model, options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -69,7 +47,7 @@ def kernel(model: Model, name: str) -> Iterator[None]:
     if name == NATIVE:
         yield
         return
-    flash = (EightBits if name == FLASH_8 else FlashSelfAttention)(project)
+    flash = FlashSelfAttention(project, name)
     with processors({block.attn1: flash for block in model.transformer.blocks}):
         yield
 
@@ -98,7 +76,7 @@ def timed(model: Model, names: list[str], options: argparse.Namespace, base: flo
     base = base or statistics.median(times[names[0]])
     for name, own in times.items():
         median = statistics.median(own)
-        print(f"  {name:<8} {median:8.1f} ms  {median / base:.3f} of {NATIVE}  {[round(t) for t in own]}")
+        print(f"  {name:<11} {median:8.1f} ms  {median / base:.3f} of {NATIVE}  {[round(t) for t in own]}")
     print(f"  graphs: {counters['stats'].get('unique_graphs', 0)}", flush=True)
     if options.profile:
         for name in names:
@@ -133,12 +111,12 @@ def exact(model: Model, names: list[str], options: argparse.Namespace) -> None:
                 outputs[f"float8, {name}"] = output()
     for name, found in outputs.items():
         error = (found - whole).square().mean().sqrt() / whole.square().mean().sqrt()
-        print(f"  {name:<8} {error.item():.5f} root mean square error against float32, of its own", flush=True)
+        print(f"  {name:<11} {error.item():.5f} root mean square error against float32, of its own", flush=True)
 
 
 def eight_bit_names(names: list[str]) -> list[str]:
     """The kernels that are tried beside linear layers in 8 bits."""
-    return [FLASH_3, FLASH_8] if FLASH_3 in names else names
+    return [FLASH_3, FLASH_3_FP8] if FLASH_3 in names else names
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ WAYS = {
     "ulysses": (ParallelConfig(engine="xfuser", ulysses=2), "bfloat16", GENERATION),
     "ulysses, float32": (ParallelConfig(engine="xfuser", ulysses=2), "float32", GENERATION),
     "ulysses, padded": (ParallelConfig(engine="xfuser", ulysses=2), "float32", ODD),
+    "ulysses, float8": (ParallelConfig(engine="xfuser", ulysses=2), "float8", GENERATION),
     "ring": (ParallelConfig(engine="xfuser", ring=2), "bfloat16", GENERATION),
     "ulysses, renoise": (ParallelConfig(engine="xfuser", ulysses=2), "bfloat16", RENOISE),
     "cfg": (ParallelConfig(cfg=2), "float32", GENERATION),
@@ -121,6 +122,8 @@ def work(rank: int, port: int, way: str, checkpoint: str, plans: dict[str, Any],
 def test_two_gpus_give_what_one_gives(way: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Maps of the first step, the clip that goes on, guided latents under the same plan, and the decoded pixels."""
     parallel, dtype, generation = WAYS[way]
+    if dtype == "float8":
+        pytest.importorskip("torchao", reason="needs torchao: pip install numina-video[gpu]")
     plans: dict[str, Any] = {}
     checkpoint = str(tiny_checkpoint) if generation is ODD else "testbed"
     model = load_model(checkpoint, dtype=dtype, device="cuda:0")

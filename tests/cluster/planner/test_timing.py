@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from cluster.planner import Setup, estimate
+from cluster.planner.choice import Planner
 from cluster.planner.measured import EncodeBlock, ForwardBlock
+from cluster.planner.timing import TimeModel
 from tests.cluster.planner.conftest import (
     COG_5B,
     FOUR,
@@ -26,13 +28,13 @@ from tests.cluster.planner.conftest import (
 @pytest.mark.parametrize(
     ("wan", "engine", "ulysses", "eager", "compiled"),
     [
-        (WAN_1_3B, "auto", 1, 635, 523),
-        (WAN_1_3B, "auto", 2, 381, 287),
+        (WAN_1_3B, "auto", 1, 635, 455),
+        (WAN_1_3B, "auto", 2, 381, 245),
         (WAN_1_3B, "auto", 4, 202, 155),
         (WAN_1_3B, "diffusers", 2, 357, 291),
         (WAN_1_3B, "diffusers", 4, 194, 151),
-        (WAN_14B, "auto", 1, 3292, 2734),
-        (WAN_14B, "auto", 2, 1959, 1507),
+        (WAN_14B, "auto", 1, 3292, 2461),
+        (WAN_14B, "auto", 2, 1959, 1398),
         (WAN_14B, "auto", 4, 1012, 807),
     ],
 )
@@ -57,6 +59,21 @@ def test_a_clip_is_forwards_text_and_pixels(models: Models) -> None:
     assert cost.forward.source == cost.encode.source == "measured"
     assert cost.decode.source == "estimated from 2 ranks"
     assert found.hours == pytest.approx(10 * cost.seconds / 2 / 3600)
+
+
+def test_a_forward_in_8_bits(models: Models) -> None:
+    """By its own row; where it has none, by bfloat16's, and says so: eager blocks, and models without one."""
+
+    def planned(wan: Wan) -> TimeModel:
+        return Planner(replace(job_plan(models[wan]), dtype="float8"), H100).time
+
+    for wan, compile, seconds, source in (
+        (WAN_14B, True, 1.774, "measured"),
+        (WAN_14B, False, 3.292, "estimated from bfloat16"),
+        (WAN_1_3B, True, 0.455, "estimated from bfloat16"),
+    ):
+        found = planned(wan).forward(Setup(compile=compile))
+        assert (found.seconds, found.source) == (seconds, source)
 
 
 def test_decoding_in_half_precision_counts(planner: Plan) -> None:

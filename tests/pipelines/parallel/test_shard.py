@@ -18,8 +18,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from numina.config import GuideConfig, IdentifyConfig, MethodConfig
 from numina.errors import ConfigError
 from numina.prompts.tokens import TokenSpans, locate_tokens
+from pipelines.attention import engines
 from pipelines.attention.engines import AXES, TokenSplit, UspSelfAttention, _place, attention_kernel, parallelize
-from pipelines.attention.kernels import FlashSelfAttention
+from pipelines.attention.kernels import FLASH_3_FP8, FlashSelfAttention
 from pipelines.base import Text
 from pipelines.models.wan import WanModel
 from pipelines.parallel.config import MemoryConfig, ParallelConfig
@@ -226,6 +227,32 @@ def test_flash_attention_3_is_called_with_what_diffusers_attends_to(
             attention.processor = flash
         assert attention_kernel(model) == "flash_3"
         torch.testing.assert_close(model.predict(latents, torch.tensor(500.0), text), own)
+
+
+def test_attention_in_8_bits_is_scaled_by_clip_and_head(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel gets 8-bit floats with one scale for each clip's head, which bring back what was rounded: attention in
+    their precision is near the exact one, though one head's keys are a thousand times another's. Chosen by itself where
+    the linear layers are in 8 bits, too, or by name."""
+
+    def kernel(*parts: torch.Tensor, q_descale: Tensor, k_descale: Tensor, v_descale: Tensor) -> torch.Tensor:
+        assert {part.dtype for part in parts} == {torch.float8_e4m3fn}
+        scales = [scale[:, None, :, None] for scale in (q_descale, k_descale, v_descale)]
+        attended = [(x.float() * scale).transpose(1, 2) for x, scale in zip(parts, scales, strict=True)]
+        return nnf.scaled_dot_product_attention(*attended).transpose(1, 2)
+
+    monkeypatch.setitem(sys.modules, "fa3_fwd_interface", SimpleNamespace(flash_attn_func=kernel))
+    monkeypatch.setattr(engines, "flash3_lacks", lambda device, dtype: None)
+    model = WanModel.load(tiny_checkpoint)
+    for float8, name, chosen in ((False, "auto", "flash_3"), (True, "flash_3", "flash_3"), (True, "auto", FLASH_3_FP8)):
+        parallelize(model, ParallelConfig(attention=name), float8=float8)
+        assert attention_kernel(model) == chosen
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 40, 2, 16) for _ in range(3))
+    scale = torch.tensor([[1.0, 1000.0], [0.001, 1.0]])[:, None, :, None]
+    flash = FlashSelfAttention(lambda *_: (query / scale, key * scale, value), FLASH_3_FP8)
+    found = flash(SimpleNamespace(to_out=[torch.nn.Identity()] * 2), torch.zeros(2, 40, 32))
+    exact = nnf.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
+    assert 0 < (found - exact.flatten(2)).norm() / exact.norm() < 0.1
 
 
 def test_config_refuses_what_no_engine_does() -> None:

@@ -69,7 +69,7 @@ def test_the_nearest_of_any_wish_works(wish: Wish) -> None:
         (replace(WAN, lacks=COGVIDEOX, attention="flash"), "no kernel but PyTorch's own", "parallel.attention=auto"),
         (replace(WAN, lacks=COGVIDEOX, cache="magcache"), "Wan's residuals", "cache=taylorseer"),
         (replace(WAN, dtype="float8", device="cpu"), "tensor cores", "model.dtype=auto"),
-        (replace(WAN, dtype="float8", ulysses=2), "share a clip's tokens", "model.dtype=auto"),
+        (replace(WAN, dtype="float8", ulysses=2, shard="zero3"), "sharded weights", "model.dtype=auto"),
         (replace(WAN, engine="xfuser", ulysses=2, device="cpu"), "can't even be imported", "parallel.engine=diffusers"),
         (replace(WAN, engine="single", ulysses=2), "2 ranks were asked to share", "parallel.engine=xfuser"),
         (replace(WAN, cfg=3), "two branches", "parallel.cfg=2"),

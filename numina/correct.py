@@ -62,10 +62,6 @@ def _doubtful(identified: Layout, targets: Sequence[Target], least: float) -> st
     """The nouns that would be edited but were read with too little confidence, in words; None if there are none."""
     if identified.confidence is None:
         return None
-    read = zip(targets, identified.counts(), identified.confidence, strict=True)
-    low = [
-        f"{target.noun} {confidence:.2f}"
-        for target, counts, confidence in read
-        if (counts != target.count).any() and confidence < least
-    ]
+    read = zip(targets, identified.right(targets), identified.confidence, strict=True)
+    low = [f"{target.noun} {confidence:.2f}" for target, right, confidence in read if not right and confidence < least]
     return f"read with a confidence below {least:g}: {', '.join(low)}" if low else None

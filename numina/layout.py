@@ -66,10 +66,19 @@ class Layout:
             return np.array([len(self.instances(noun)) for noun in range(len(self.labels))], dtype=np.int64)
         return np.asarray(np.quantile(self.counts(), 0.5, axis=1, method="lower"), dtype=np.int64)
 
-    def matches(self, targets: Sequence[Target]) -> bool:
-        """Whether every noun has its asked count in every frame."""
+    def right(self, targets: Sequence[Target]) -> Bool[np.ndarray, " nouns"]:
+        """Which nouns have their asked count: of tracks, or in every frame where there are none.
+
+        A track that is hidden in a frame counts there, too: nothing could be added to make it more.
+        """
         asked = np.array([target.count for target in targets], dtype=np.int64)
-        return bool((self.counts() == asked[:, None]).all())
+        if self.tracked:
+            return np.asarray(self.clip_counts() == asked)
+        return np.asarray((self.counts() == asked[:, None]).all(axis=1))
+
+    def matches(self, targets: Sequence[Target]) -> bool:
+        """Whether every noun has its asked count."""
+        return bool(self.right(targets).all())
 
 
 def identify_layout(capture: Capture, config: IdentifyConfig) -> Layout:

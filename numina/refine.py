@@ -34,15 +34,18 @@ from numina.tracks import centroid
 
 Costs = Float[np.ndarray, "H W"]
 Place = tuple[int, int]
+Templates = list[np.ndarray]  # one by frame, of a size of its own
+Shape = tuple[Templates, list[bool]]  # and whether it is a copy of an instance in that very frame
 Wish = tuple[bool, int]  # to stay clear of what is removed, too; tokens to keep free around
 
 
 def refine(layout: Layout, counts: Sequence[int], config: RefineConfig) -> Refinement:
     """Remove the smallest instances or add copies until every noun has its count; deterministic.
 
-    An added instance never overlaps another one, of any noun: where there is no room, none is added and ``shortfall``
-    reports it. With ``placement`` "released" it may, see ``refine_released``. Raises ``ValueError`` if there isn't one
-    count per noun, and for a layout without frames.
+    An added instance never overlaps another one, of any noun: where there is no room for a copy a disc is added, and
+    where there is none for a disc, nothing is, and ``shortfall`` reports it. With ``placement`` "released" it may
+    overlap, see ``refine_released``. Raises ``ValueError`` if there isn't one count per noun, and for a layout without
+    frames.
     """
     if len(counts) != len(layout.labels) or any(count < 0 for count in counts):
         raise ValueError(
@@ -84,14 +87,16 @@ def _refine_block(
         missing = count - len(by_area(labels[noun]))
         if missing <= 0:
             continue
-        templates, copied = _templates(labels[noun], config)
+        shapes = _shapes(labels[noun], config)
         _mark_reference(labels[noun], regions[noun])
         wishes = _wishes(config.margin)
         for added in range(missing):
-            path = _find_room(labels, regions, noun, templates, previous.get((noun, added)), wishes, config)
-            if path is None:
+            last = previous.get((noun, added))
+            while shapes and (path := _find_room(labels, regions, noun, shapes[0][0], last, wishes, config)) is None:
+                shapes, wishes = shapes[1:], _wishes(config.margin)
+            if not shapes:
                 break  # what fits nowhere now fits nowhere later: the lack shows in the counts
-            _draw(labels[noun], regions[noun], templates, copied, path)
+            _draw(labels[noun], regions[noun], *shapes[0], path)
             previous[noun, added] = path[-1]
 
 
@@ -100,14 +105,20 @@ def _mark_reference(labels: Labels, regions: Int8[np.ndarray, "frames H W"]) -> 
         regions[labels == label] = Region.REFERENCE
 
 
-def _templates(labels: Labels, config: RefineConfig) -> tuple[list[Template], list[bool]]:
-    """Per frame what an added instance looks like, and whether it is a copy of an instance in that very frame.
-
-    The smallest instance's mask; in frames without it, its mask in the nearest frame; a disc if there are no instances.
-    """
+def _shapes(labels: Labels, config: RefineConfig) -> list[Shape]:
+    """What an added instance may look like: a copy of the smallest instance, and where none fits or there is no
+    instance a disc, if it is smaller."""
+    small = disc(config.disc_radius)
+    discs = [small] * len(labels), [False] * len(labels)
     smallest = by_area(labels)[:1]
     if not smallest:
-        return [disc(config.disc_radius)] * len(labels), [False] * len(labels)
+        return [discs]
+    copies = _copies(labels, smallest)
+    return [copies, discs] if small.sum() < max(template.sum() for template in copies[0]) else [copies]
+
+
+def _copies(labels: Labels, smallest: Sequence[int]) -> Shape:
+    """The smallest instance's mask; in frames without it, its mask in the nearest frame."""
     masks = labels == smallest[0]
     seen = np.flatnonzero(masks.any(axis=(1, 2)))
     nearest = [int(seen[np.abs(seen - frame).argmin()]) for frame in range(len(labels))]
@@ -119,7 +130,7 @@ def _find_room(
     labels: Int16[np.ndarray, "nouns frames H W"],
     regions: Int8[np.ndarray, "nouns frames H W"],
     noun: int,
-    templates: list[Template],
+    templates: Templates,
     last: Place | None,
     wishes: list[Wish],
     config: RefineConfig,
@@ -220,7 +231,7 @@ def _cheapest_step(
 def _draw(
     labels: Labels,
     regions: Int8[np.ndarray, "frames H W"],
-    templates: list[Template],
+    templates: Templates,
     copied: list[bool],
     path: list[Place],
 ) -> None:

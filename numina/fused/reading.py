@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int16
+from scipy import ndimage
 
 from numina.config import IdentifyConfig
+from numina.fused.ground import noise
 from numina.fused.links import link_pieces
 from numina.fused.pieces import Piece, frame_pieces, labels_of
 
@@ -19,6 +21,7 @@ SCRAP = (
 FLICKER = 1.7  # power of the share of frames in which it is seen
 DISTINCT = 0.33  # log-ratio by which a faint noun's instances must answer more to it than to any other
 SURE = 4.0  # of a margin, a log-ratio: e^0.2 from the threshold is 0.69 sure, e^0.9 is 0.97
+VISIBLE = 0.5  # share of an instance that others must leave free for it to be there in a frame that it isn't seen in
 FAINTEST = 0.3  # of the strongest noun's peak, below which a noun isn't in the clip at all
 
 
@@ -33,20 +36,16 @@ def fused_labels(
 
     A track that lasts for ``min_presence`` of the frames is an instance if its evidence, response × contrast × powers
     of area and presence, reaches ``evidence`` of what is typical in the clip. It is of the noun that it answers to
-    most. A noun's confidence, from 0.5 to 1, is that of its closest decision: a track's distance from the threshold.
+    most, and is drawn in all frames but those in which others hide it. A noun's confidence, from 0.5 to 1, is that of
+    its closest decision: a track's distance from the threshold.
     """
-    # Here, so that a layout of another source needs no torch: it takes a CPU second to import, and 180 MB.
-    import torch
-
-    from numina.fused.responses import ground
-
     shares = np.asarray(shares, dtype=np.float32)
-    noise = ground(torch.from_numpy(shares))[1][..., 0, 0].numpy()
+    noises = noise(shares)
     vectors = np.asarray(coordinates, dtype=np.float32)
     pieces = [
         piece
         for frame in range(shares.shape[1])
-        for piece in frame_pieces(frame, shares[:, frame], noise[:, frame], vectors[frame], config)
+        for piece in frame_pieces(frame, shares[:, frame], noises[:, frame], vectors[frame], config)
         if piece.contrast > LEAST_CONTRAST
     ]
     frames = shares.shape[1]
@@ -61,13 +60,34 @@ def fused_labels(
     evidence = answers.max(axis=1) * _substance(tracks, frames)
     typical = np.quantile(np.repeat(evidence, list(map(len, tracks))), TYPICAL)
     least = max(config.evidence * typical, 1e-12)
+    instances = list[tuple[int, int, Sequence[Piece]]]()
     for noun in np.flatnonzero(present):
         mine = answers.argmax(axis=1) == noun
         margins[noun] = np.abs(np.log(np.maximum(evidence[mine], 1e-12) / least)).min(initial=np.inf)
         own = np.flatnonzero(mine & (evidence >= least))
         numbered = [(number, piece) for number, place in enumerate(own, start=1) for piece in tracks[place]]
         labels[noun] = labels_of(numbered, shares.shape[1:])
+        instances += [(int(noun), number, tracks[place]) for number, place in enumerate(own, start=1)]
+    _fill_gaps(labels, instances)
     return labels, _confidence(margins)
+
+
+def _fill_gaps(
+    labels: Int16[np.ndarray, "nouns frames H W"], instances: Sequence[tuple[int, int, Sequence[Piece]]]
+) -> None:
+    """Draws an instance into the frames that it wasn't seen in, in place: as in the nearest frame that shows it, at the
+    place between the frames before and after. Where others have most of that place it is hidden, and stays away."""
+    taken = (labels > 0).any(axis=0)
+    for noun, number, track in instances:
+        seen = [piece.frame for piece in track]
+        for frame in sorted(set(range(len(taken))) - set(seen)):
+            nearest = min(track, key=lambda piece: abs(piece.frame - frame))
+            centre = [np.interp(frame, seen, [piece.centre[axis] for piece in track]) for axis in (0, 1)]
+            mask = ndimage.shift(nearest.mask, np.round(centre - nearest.centre), order=0)
+            free = mask & ~taken[frame]
+            if free.sum() > VISIBLE * nearest.area:
+                labels[noun, frame][free] = number
+                taken[frame] |= free
 
 
 def _confidence(margins: Float[np.ndarray, " nouns"]) -> Float[np.ndarray, " nouns"]:

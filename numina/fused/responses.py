@@ -9,10 +9,10 @@ import torch.nn.functional as nnf
 from jaxtyping import Float
 from torch import Tensor
 
+from numina.fused.ground import CLIPPED, MAD, ROUNDS
+
 TOP = 0.0025  # share of a frame's tokens whose mean is its peak: 4 of 1,560
 FAINTEST, BRIGHTEST = 3.0, 4.0  # how far a frame's peak is believed to be below or above the clip's typical one
-CLIPPED = 2.5  # standard deviations above the ground that belong to an object
-ROUNDS = 5  # of clipping
 MOST = 1e4  # peaks, of one token: what a clip of nothing else comes to; float16 holds it
 
 
@@ -58,7 +58,7 @@ def ground(maps: Float[Tensor, "... H W"]) -> tuple[Float[Tensor, "... 1 1"], Fl
     tokens = left = maps.flatten(-2)
     for _ in range(ROUNDS):
         level = _median(left, dim=-1)
-        spread = 1.4826 * _median((left - level).abs(), dim=-1)
+        spread = MAD * _median((left - level).abs(), dim=-1)
         left = torch.where(tokens <= level + CLIPPED * spread, tokens, torch.nan)
     return level[..., None], spread[..., None]
 

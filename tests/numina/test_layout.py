@@ -185,6 +185,16 @@ def test_matches_means_every_noun_in_every_frame():
     assert Layout(labels[:, :2]).matches([Target("cats", 2)])
 
 
+def test_a_hidden_track_counts():
+    """Of tracks the number is what counts: one that others hide for two frames is no reason to guide a right clip."""
+    labels = np.zeros((2, 4, 2, 4), dtype=np.int16)
+    labels[0, :, 0, 0] = labels[1, :, 1, 0] = 1
+    labels[0, :2, 0, 2] = 2
+    layout = Layout(labels, tracked=True)
+    assert layout.matches([Target("cats", 2), Target("dogs", 1)])
+    assert layout.right([Target("cats", 1), Target("dogs", 1)]).tolist() == [False, True]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 10**6),

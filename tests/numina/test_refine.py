@@ -330,6 +330,19 @@ def test_no_room_is_reported():
     assert per_frame.layout.counts()[1].tolist() == [1, 0]
 
 
+def test_a_disc_is_added_where_no_copy_fits():
+    """The smallest instance is larger than the room that is left, in one of the frames at least; a disc isn't."""
+    labels = np.zeros((1, 2, 9, 14), dtype=np.int16)
+    labels[0, :, 1:8, 1:6] = 1
+    labels[0, 0, :, 7:9] = labels[0, 0, :2, :] = labels[0, 0, 7:, :] = 1
+    result = refine(Layout(labels, tracked=True), [2], RefineConfig(disc_radius=1, margin=1))
+    assert result.shortfall == (0,)
+    assert [(frame == 2).sum() for frame in result.layout.labels[0]] == [disc(1).sum()] * 2
+    assert (result.regions[0][result.layout.labels[0] == 2] == Region.ADD_DISC).all()
+    none = refine(Layout(labels, tracked=True), [2], RefineConfig(disc_radius=3, margin=1))
+    assert none.shortfall == (1,)
+
+
 def test_margin_gives_way_before_the_count_does():
     """Where the wished margin leaves no room, a smaller one is taken, but never none."""
     labels = np.zeros((1, 1, 3, 7), dtype=np.int16)

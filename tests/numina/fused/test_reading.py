@@ -6,9 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load_file
 
-from numina.fused.responses import normalised
+from numina.fused.ground import noise
+from numina.fused.responses import ground, normalised
 from numina.layout import Capture, identify_layout
 from tests.benchmarks.atlas import read as atlas_read
 from tests.benchmarks.stress import identify_config
@@ -109,6 +113,31 @@ def test_a_thing_keeps_its_number_while_it_is_hidden() -> None:
     assert len(np.unique(labels)) == 2
     assert len(frames) < len(labels)
     assert max(frames) - min(frames) > len(frames) - 1
+
+
+def test_a_gap_is_filled_unless_others_hide_it() -> None:
+    """An instance that isn't seen in a frame, or isn't any more, is drawn there: of its shape in the nearest frame,
+    between where it was and will be. Not where another's instance has most of that place."""
+    own = captured(clip("control", "mild", 0))
+    whole = identify_layout(own, FUSED)
+    frames = whole.labels.shape[1]
+    assert (whole.counts() == whole.clip_counts()[:, None]).all()
+    unseen = replace(own, responses=own.responses.copy())
+    for frame in (4, frames - 1):
+        unseen.responses[0, frame] = 0
+    filled = identify_layout(unseen, FUSED)
+    assert filled.clip_counts().tolist() == whole.clip_counts().tolist()
+    assert (filled.counts() == filled.clip_counts()[:, None]).all()
+    drawn, true = filled.labels[0, 4] > 0, whole.labels[0, 4] > 0
+    assert (drawn & true).sum() > 0.7 * (drawn | true).sum()
+    assert not ((filled.labels > 0).sum(axis=0) > 1).any()
+
+
+@given(arrays(np.float32, (2, 3, 5, 7), elements=st.floats(-2, 2, width=32)))
+def test_noise_is_the_grounds_that_is_taken_off(maps: np.ndarray) -> None:
+    """With torch where the maps are, and without where they are read: the same."""
+    with_torch = ground(torch.from_numpy(maps))[1][..., 0, 0].numpy()
+    np.testing.assert_allclose(noise(maps), with_torch, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 1, 1, 3, 5), (1, 2, 3, 4, 4)])

@@ -90,14 +90,16 @@ def _refine_block(
         shapes = _shapes(labels[noun], config)
         _mark_reference(labels[noun], regions[noun])
         wishes = _wishes(config.margin)
-        for added in range(missing):
-            last = previous.get((noun, added))
-            while shapes and (path := _find_room(labels, regions, noun, shapes[0][0], last, wishes, config)) is None:
+        added = 0
+        while added < missing and shapes:
+            templates, copied = shapes[0]
+            path = _find_room(labels, regions, noun, templates, previous.get((noun, added)), wishes, config)
+            if path is None:  # what fits nowhere now fits nowhere later: a lack shows in the counts
                 shapes, wishes = shapes[1:], _wishes(config.margin)
-            if not shapes:
-                break  # what fits nowhere now fits nowhere later: the lack shows in the counts
-            _draw(labels[noun], regions[noun], *shapes[0], path)
+                continue
+            _draw(labels[noun], regions[noun], templates, copied, path)
             previous[noun, added] = path[-1]
+            added += 1
 
 
 def _mark_reference(labels: Labels, regions: Int8[np.ndarray, "frames H W"]) -> None:

@@ -27,6 +27,7 @@ def compare(
     """
     from cluster.dataset.store import Store
     from cluster.evaluation.evaluate import evaluate as judge_all
+    from cluster.job.begun import as_begun
     from cluster.job.config import load_job
     from cluster.job.judge import judge_config
     from cluster.job.pinning import pinned_judge
@@ -34,8 +35,10 @@ def compare(
     from cluster.runtime.run import run_job
     from pipelines.judges import inspect_judge
 
-    job = load_job(config, overrides or [])
+    overrides = overrides or []
+    job = load_job(config, overrides)
     set_up(job.cluster.log_format)
+    job = as_begun(job, config, overrides)
     known = Store(job.output, single_writer=True).hub_commits()
     judges, prepared = [pinned_judge(judge_config(job.verify.judge, job.judge), known)], prepare(job)
     if clip is not None:

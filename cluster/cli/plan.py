@@ -39,7 +39,7 @@ def plan(
     With --gpus, values of parallel.* and memory.* on the command line are kept; those in the job's YAML are not.
     """
     from cluster.cli.tables import bill_table, candidate_table, facts_table, print_configured
-    from cluster.job.config import load_job, names_prompts
+    from cluster.job.config import load_job, names_setting
     from cluster.planner import (
         DEFAULT_GPU,
         Demand,
@@ -61,7 +61,7 @@ def plan(
             " out, or add e.g. strategies=[numina+verified]"
         )
     checked = check_known(job) if gpus is None else check_for_gpus(job)
-    if clips is None and (job.model.path == "testbed" or names_prompts(config, overrides)):
+    if clips is None and (job.model.path == "testbed" or names_setting(config, overrides, "prompts")):
         from cluster.job.prepared import with_prompts
 
         clips = with_prompts(checked, judge=False).asked

@@ -9,12 +9,15 @@ from cluster.observability.logs import redact, set_up
 
 def run(config: Config = None, overrides: Overrides = None) -> None:
     """Run a job, or resume it: the same command again does only the work that is left."""
+    from cluster.job.begun import as_begun
     from cluster.job.config import load_job
     from cluster.job.prepared import prepare
     from cluster.runtime.run import run_job
 
-    job = load_job(config, overrides or [])
+    overrides = overrides or []
+    job = load_job(config, overrides)
     set_up(job.cluster.log_format)
+    job = as_begun(job, config, overrides)
     prepared, output = prepare(job), redact(job.output)
     with job_progress() as report:
         outcome = run_job(prepared, report)

@@ -49,7 +49,7 @@ from pipelines.judges.base import JudgeConfig
 from pipelines.parallel.config import MemoryConfig, ParallelConfig
 
 ALGORITHM_VERSION = 3  # raised when the same configuration would give other pixels; part of every row's key
-DEFAULT_PRESET = "closed"
+DEFAULT_PRESET = "fused"
 MOST = 10_000  # processes, cores, clips of a prompt: more is a slip of the hand
 LONGEST = 100_000_000  # seconds that anything may wait: beyond it, timers overflow
 
@@ -266,10 +266,10 @@ def load_job(config: str | Path | None = None, overrides: Sequence[str] = (), ex
     return job
 
 
-def names_prompts(config: str | Path | None, overrides: Sequence[str]) -> bool:
-    """Whether a job's file or its command line names a prompt set."""
-    given = {override.partition("=")[0] for override in overrides}
-    return "prompts" in given or (config is not None and "prompts" in load_yaml(config, JobConfig))
+def names_setting(config: str | Path | None, overrides: Sequence[str], key: str) -> bool:
+    """Whether a job's file or its command line gives a setting, such as `prompts` or `method.preset`."""
+    given = OmegaConf.merge(load_yaml(config, JobConfig) if config else {}, _given(overrides, JobConfig))
+    return OmegaConf.select(given, key) is not None
 
 
 def _needed(key: str) -> str:

@@ -77,7 +77,7 @@ def _fill_gaps(
 ) -> None:
     """Draws an instance into the frames that it wasn't seen in, in place: as in the nearest frame that shows it, at the
     place between the frames before and after. Where others have most of that place it is hidden, and stays away."""
-    taken = (labels > 0).any(axis=0)
+    taken = np.asarray((labels > 0).any(axis=0))
     for noun, number, track in instances:
         seen = [piece.frame for piece in track]
         for frame in sorted(set(range(len(taken))) - set(seen)):

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from cluster.cli.app import app
@@ -20,8 +21,9 @@ from cluster.job.prepared import prepare
 from cluster.observability.status import status_of
 from cluster.rows import ROW_SCHEMA
 from cluster.runtime.run import run_job
+from numina.errors import OutputError
 
-OUTPUTS = Path(__file__).parents[1] / "outputs"
+OUTPUTS, CONFIGS = Path(__file__).parents[1] / "outputs", Path(__file__).parents[2] / "configs"
 VERSIONS = sorted(folder.name for folder in OUTPUTS.iterdir())
 MADE_BY = ["limit=2", "strategies=[baseline,numina+verified]", "verify.attempts=2", "verify.accept=1.0"]
 MADE_BY += ["generation.steps=6", "parallel.ulysses=1"]
@@ -42,6 +44,18 @@ def test_an_older_output_has_nothing_left_to_do(older: str) -> None:
     """Keys, digests and verdicts mean what they meant: no clip is made again, no sample is judged again."""
     outcome = run_job(prepare(load_job("demo", [*MADE_BY, f"output={older}"])))
     assert (outcome.total, outcome.done, outcome.left, outcome.generated, outcome.failed) == (4, 4, 0, 0, 0)
+
+
+def test_an_older_output_keeps_the_preset_that_was_the_default(older: str, tmp_path: Path) -> None:
+    """A job that names no preset goes on with the one of its output; one that names another is refused."""
+    demo = OmegaConf.load(CONFIGS / "demo.yaml")
+    del demo["method"]
+    OmegaConf.save(demo, tmp_path / "own.yaml")
+    command = ["run", "--config", str(tmp_path / "own.yaml"), *MADE_BY, f"output={older}"]
+    done = CliRunner().invoke(app, command)
+    assert (done.exit_code, "nothing to do" in done.output) == (0, True), done.output
+    with pytest.raises(OutputError, match=r"method\.identify\.source: 'peaks' there, 'fused' now"):
+        CliRunner().invoke(app, [*command, "method.preset=fused"], catch_exceptions=False)
 
 
 def test_rows_of_older_outputs_have_all_columns(older: str) -> None:

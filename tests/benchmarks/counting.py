@@ -93,6 +93,7 @@ class Result:
     change_reference: float  # the same pixels, between the plain clip and one of more steps
     forwards: int  # of the transformer that such a clip takes, of both branches (`clip_forwards`)
     frames: tuple[tuple[int, ...], ...]  # counts of every frame
+    confidence: float | None = None  # of the noun that was read with the least
 
 
 def commonest(counts: np.ndarray) -> tuple[int, ...]:
@@ -173,7 +174,9 @@ class Bench:
             shortfall = sum(correction.refinement.shortfall) if correction.refinement else 0
             regions = correction.refinement.regions if correction.refinement else None
             own = forwards[correction.plan is not None]
-            yield self._result(name, i, videos[i], counts, identified, shortfall, regions, own)
+            result = self._result(name, i, videos[i], counts, identified, shortfall, regions, own)
+            sure = correction.identified.confidence
+            yield result if sure is None else replace(result, confidence=float(min(sure)))
 
     def _forwards(self, method: MethodConfig | None) -> tuple[int, int]:
         """Of a clip whose counts are read as right, and of one that is guided."""

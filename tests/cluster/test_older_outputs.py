@@ -54,7 +54,7 @@ def test_an_older_output_keeps_the_preset_that_was_the_default(older: str, tmp_p
     command = ["run", "--config", str(tmp_path / "own.yaml"), *MADE_BY, f"output={older}"]
     done = CliRunner().invoke(app, command)
     assert (done.exit_code, "nothing to do" in done.output) == (0, True), done.output
-    with pytest.raises(OutputError, match=r"method\.identify\.source: 'peaks' there, 'fused' now"):
+    with pytest.raises(OutputError, match=r"method\.identify\.source: \"peaks\" there, \"fused\" now"):
         CliRunner().invoke(app, [*command, "method.preset=fused"], catch_exceptions=False)
 
 

@@ -54,9 +54,12 @@ def coordinates(
     """The rows' coordinates, given the Gram matrix of all rows of the clip: the same whatever rows a rank holds.
 
     Subspace iteration on S in the space of the columns of M = [Q K], S = M B Mᵀ with B = (0 I; I 0)/2√D: c ← B G c,
-    made orthonormal in the inner product of G = Mᵀ M, then Rayleigh–Ritz. Coordinates of eigenvalues ≤ 0 are 0.
+    made orthonormal in the inner product of G = Mᵀ M, then Rayleigh–Ritz. Coordinates of eigenvalues ≤ 0 are 0. Those
+    of a head with values that aren't finite are NaN: the clip is broken, and who reads it says so.
     """
     heads, width, _ = gram.shape
+    finite = gram.isfinite().all(dim=2, keepdim=True).all(dim=1, keepdim=True)
+    gram = torch.where(finite, gram, torch.eye(width, dtype=gram.dtype, device=gram.device))
     half = width // 2
     scale = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-30)[:, None, None]
     eye = torch.eye(width, dtype=torch.float64, device=gram.device)
@@ -72,7 +75,7 @@ def coordinates(
     weights = columns @ (vectors * values.clamp_min(0.0).sqrt()[:, None]) / (2 * math.sqrt(half)) ** 0.5
     largest = weights.gather(1, weights.abs().argmax(dim=1, keepdim=True))
     weights = weights * torch.where(largest < 0, -1.0, 1.0)  # an eigenvector's sign is free: all ranks take the same
-    return rows @ weights.float()
+    return rows @ torch.where(finite, weights, torch.nan).float()
 
 
 def _swapped(columns: Float[Tensor, "heads both r"], half: int) -> Float[Tensor, "heads both r"]:
@@ -168,5 +171,6 @@ def chosen_coordinates(
     scale = kept.square().sum(dim=-1).mean(dim=(1, 2, 3)).sqrt().clamp_min(1e-12)
     worth = (scores[best] >= WORTH * scores[best[:1]]) / scale
     flat = (kept * worth[:, None, None, None, None]).movedim(0, -2).flatten(-2)
-    axes = torch.linalg.eigh((flat.flatten(0, 2).mT @ flat.flatten(0, 2)).double())[1].flip(1)[:, :KEPT]
+    products = (flat.flatten(0, 2).mT @ flat.flatten(0, 2)).double().nan_to_num(0.0, 0.0, 0.0)
+    axes = torch.linalg.eigh(products)[1].flip(1)[:, :KEPT]
     return flat @ axes.float(), best, scores

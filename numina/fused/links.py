@@ -1,9 +1,10 @@
 """Pieces followed over a clip: one assignment of all of them, with velocity, size, affinity and gaps."""
 
 from collections.abc import Sequence
-from math import pi, sqrt
+from math import pi
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from numina.fused.pieces import Piece
@@ -24,7 +25,7 @@ def link_pieces(pieces: Sequence[Piece]) -> list[list[Piece]]:
     that two things that cross aren't swapped because one of them was linked first.
     """
     after = dict[int, int]()
-    velocities: list[np.ndarray | None] = [None] * len(pieces)
+    velocities = np.full((len(pieces), 2), np.nan)
     for _ in range(PASSES if pieces else 0):
         costs = _costs(pieces, velocities)
         rows, columns = linear_sum_assignment(costs)
@@ -40,42 +41,44 @@ def link_pieces(pieces: Sequence[Piece]) -> list[list[Piece]]:
     return tracks
 
 
-def _costs(pieces: Sequence[Piece], velocities: Sequence[np.ndarray | None]) -> np.ndarray:
-    costs = np.full((len(pieces), 2 * len(pieces)), BIRTH)
-    costs[:, : len(pieces)] = NEVER
-    for a, one in enumerate(pieces):
-        for b, other in enumerate(pieces):
-            hidden = other.frame - one.frame - 1
-            if 0 <= hidden <= GAP - 1:
-                costs[a, b] = _cost(one, other, hidden + 1, velocities[a], velocities[b])
+def _costs(pieces: Sequence[Piece], velocities: Float[np.ndarray, "pieces 2"]) -> Float[np.ndarray, "pieces all"]:
+    """Of every link, and of none; all pairs at once."""
+    number = len(pieces)
+    costs = np.full((number, 2 * number), BIRTH)
+    costs[:, :number] = NEVER
+    frames, areas = np.array([piece.frame for piece in pieces]), np.array([piece.area for piece in pieces])
+    frames_on = frames[None] - frames[:, None]
+    one, other = np.nonzero((frames_on >= 1) & (frames_on <= GAP))
+    span = frames_on[one, other]
+    centres = np.stack([piece.centre for piece in pieces])
+    directions = np.stack([piece.direction for piece in pieces])
+    shares = np.maximum([piece.responses for piece in pieces], 0)
+    shares = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
+    radius = np.sqrt((areas[one] + areas[other]) / 2 / pi)
+    costs[one, other] = (
+        MOVE * _off(centres[other] - centres[one], velocities[[one, other]], span) / (radius + 1) / np.sqrt(span)
+        + UNLIKE * (1 - (directions[one] * directions[other]).sum(axis=1))
+        + SIZE * np.abs(np.log(areas[one] / areas[other]))
+        + HIDDEN * (span - 1)
+        + NOUN * np.abs(shares[one] - shares[other]).max(axis=1)
+    )
     return costs
 
 
-def _cost(one: Piece, other: Piece, frames: int, leaves: np.ndarray | None, comes: np.ndarray | None) -> float:
-    move = other.centre - one.centre
-    expected = [own * frames for own in (leaves, comes) if own is not None] or [np.zeros(2)]
-    off = min(float(np.hypot(*(move - own))) for own in expected)
-    radius = sqrt((one.area + other.area) / 2 / pi)
-    nouns = np.abs(_shares(one) - _shares(other)).max()
-    return float(
-        MOVE * off / (radius + 1) / sqrt(frames)
-        + UNLIKE * (1 - one.direction @ other.direction)
-        + SIZE * abs(np.log(one.area / other.area))
-        + HIDDEN * (frames - 1)
-        + NOUN * nouns
-    )
+def _off(
+    move: Float[np.ndarray, "pairs 2"], velocities: Float[np.ndarray, "both pairs 2"], span: Int[np.ndarray, " pairs"]
+) -> Float[np.ndarray, " pairs"]:
+    """Tokens from the place where the second of two pieces is expected: by the velocity with which the first leaves or
+    the second comes, whichever is nearer; where neither is known, where the first is."""
+    off = np.hypot(*(move - velocities * span[:, None]).transpose(2, 0, 1))
+    return np.where(np.isnan(off).all(axis=0), np.hypot(*move.T), np.fmin(*off))
 
 
-def _shares(piece: Piece) -> np.ndarray:
-    positive = np.maximum(piece.responses, 0)
-    return np.asarray(positive / max(positive.sum(), 1e-12))
-
-
-def _velocities(pieces: Sequence[Piece], after: dict[int, int]) -> list[np.ndarray | None]:
-    """Tokens a frame, as mean of what a piece's links before and after it say."""
+def _velocities(pieces: Sequence[Piece], after: dict[int, int]) -> Float[np.ndarray, "pieces 2"]:
+    """Tokens a frame, as mean of what a piece's links before and after it say; NaN for one without links."""
     said: list[list[np.ndarray]] = [[] for _ in pieces]
     for a, b in after.items():
         move = (pieces[b].centre - pieces[a].centre) / (pieces[b].frame - pieces[a].frame)
         said[a].append(move)
         said[b].append(move)
-    return [np.mean(own, axis=0) if own else None for own in said]
+    return np.array([np.mean(own, axis=0) if own else np.full(2, np.nan) for own in said])

@@ -30,8 +30,14 @@ def broken_latents(latents: Tensor, stage: Stage) -> list[ClipError | None]:
 
 def broken_capture(capture: Capture) -> ClipError | None:
     """What is wrong with the attention maps that identification has read, if anything is."""
-    read = {"cross-attention": capture.responses, "self-attention": capture.components, "scores": capture.deviation}
-    for name, values in read.items():
+    read = (
+        ("cross-attention", capture.responses),
+        ("cross-attention", capture.peaks),
+        ("self-attention", capture.components),
+        ("self-attention", capture.coordinates),
+        ("scores", capture.deviation),
+    )
+    for name, values in read:
         if values is not None and not np.isfinite(values).all():
             return ClipError(f"the {name} read at t* has values that aren't finite numbers; {REMEDY}", Stage.IDENTIFY)
     return None

@@ -1,13 +1,15 @@
 """What the capture of one clip costs, and how near it comes to exact arithmetic.
 
     python -m tests.benchmarks.capture_cost [--heads 12 40] [--frames 21] [--height 30 --width 52] [--device cuda]
+    python -m tests.benchmarks.capture_cost --fused
 
 Scores all heads of all frames and takes the responses to two nouns over 512 text tokens, on random and on structured
 q and k (positions, and objects that move), in bfloat16. Prints seconds per clip, the extra memory at its peak, the
 bytes that leave for the driver, how many times longer the plain float64 way would take (a few heads, scaled up), and
 against that way: the share of frames that choose the same head, and how far the images are. `--degrees` repeats it for
 other sizes of the Krylov space. `--testbed` instead gives that accuracy on the embedded model's own q and k, in float32
-and rounded to bfloat16, by step and block. Fixed seeds.
+and rounded to bfloat16, by step and block. `--fused` times what the preset `fused` takes alone, and its parts. Fixed
+seeds.
 """
 
 import argparse
@@ -17,12 +19,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from numina import heads as heads_module
+from numina.affinity import centred, chosen_coordinates, coordinates, frame_sums, gram
 from numina.config import IdentifyConfig
+from numina.fused.responses import normalised
 from numina.heads import (
     GREY_WEIGHTS,
     cross_response,
@@ -170,6 +175,57 @@ def extra_memory(work: Callable[[], object], device: str) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
+def fused_cost(heads: int, options: argparse.Namespace) -> None:
+    """What the preset `fused` takes: responses and coordinates of all heads of 8 blocks, of which the best leave."""
+    grid, device, blocks = (options.height, options.width), options.device, 8
+    size = grid[0] * grid[1]
+    q, k = (x.transpose(1, 2).flatten(0, 1) for x in structured_pair(options.frames, heads, grid, device))
+    text = torch.randn(TEXT_TOKENS, heads, DIM, device=device, dtype=torch.bfloat16)
+    frame = torch.arange(options.frames, device=device).repeat_interleave(size)
+    took: dict[str, float] = {}
+
+    def part(name: str, work: Callable[[], Any]) -> Any:
+        if not options.parts:
+            return work()
+        synchronise(device)
+        began, found = time.perf_counter(), work()
+        synchronise(device)
+        took[name] = took.get(name, 0.0) + time.perf_counter() - began
+        return found
+
+    def respond() -> Tensor:
+        maps = cross_response(q, text, NOUNS).unflatten(2, (options.frames, *grid))
+        deviation(score_deviation(q, text, PHRASES))
+        return select_response(maps, "mean")[0]
+
+    def capture() -> tuple[Tensor, Tensor]:
+        responses, tokens = [], []
+        for _ in range(blocks):
+            responses.append(part("responses", respond))
+            means = part("means", lambda: frame_sums(q, k, frame, options.frames) / size)
+            rows = part("centred", lambda means=means: centred(q, k, frame, means))
+            products = part("products", lambda rows=rows: gram(rows))
+            found = part("coordinates", lambda rows=rows, products=products: coordinates(rows, products).half())
+            tokens.append(found.unflatten(1, (options.frames, *grid)))
+        shares = part("normalised", lambda: normalised(torch.stack(responses)))[0]
+        kept = part("chosen", lambda: chosen_coordinates(torch.cat(tokens), shares))[0]
+        return shares.half().cpu(), kept.half().cpu()
+
+    options.parts = False
+    times = seconds(capture, device, options.repeats)
+    memory = extra_memory(capture, device)
+    leaving = sum(found.numel() * found.element_size() for found in capture())
+    options.parts = True
+    took.clear()
+    capture()
+    parts = ", ".join(f"{name} {1000 * own:.1f}" for name, own in took.items())
+    print(
+        f"     fused {heads:>5} {blocks} blocks {median(times):>8.4f} {min(times):>8.4f}  {memory:.2f} GiB,"
+        f" {leaving:,} bytes; by itself, ms: {parts}",
+        flush=True,
+    )
+
+
 def cost(heads: int, options: argparse.Namespace) -> None:
     """One line of the table for each kind of q and k."""
     grid, device = (options.height, options.width), options.device
@@ -282,6 +338,7 @@ def main() -> None:
     parser.add_argument("--exact-frames", type=int, default=1, help="frames compared with float64; 0: none")
     parser.add_argument("--degrees", type=int, nargs="+", default=[heads_module.DEGREE])
     parser.add_argument("--testbed", action="store_true", help="accuracy on the embedded model instead of cost")
+    parser.add_argument("--fused", action="store_true", help="the preset fused alone, with its parts")
     parser.add_argument("--size", type=int, default=256, help="of the embedded model's video; 128: maps solved in full")
     options = parser.parse_args()
 
@@ -302,7 +359,7 @@ def main() -> None:
                     testbed(options.device, dtype, options.size)
                 continue
             for heads in options.heads:
-                cost(heads, options)
+                (fused_cost if options.fused else cost)(heads, options)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m tests.benchmarks.layout_cost [--frames 21 --height 30 --width 52 --nouns 2 --repeats 3]
 
 The defaults are a 480p clip of 81 frames. Every noun has four blobs on straight paths; the self-attention image shows
-each in its own colour. `identify` reads the layout, `remove` and `add` refine it to two instances fewer and two more,
+each in its own colour, its affinity each in its own direction. `identify` reads the layout, `remove` and `add` refine it to two instances fewer and two more,
 `crowd` to 100 of every noun, more than there is room for. A cell is the fastest of the repeats.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
+from numina.affinity import KEPT
 from numina.config import MethodConfig
 from numina.layout import Capture, Layout, identify_layout
 from numina.refine import refine
@@ -26,23 +27,28 @@ PRESETS = Path(__file__).parents[2] / "configs" / "method"
 
 
 def moving_blobs(frames: int, height: int, width: int, nouns: int, seed: int = 0) -> Capture:
-    """A capture of soft blobs on straight paths, with noise: responses 1 on a noun's blobs, a colour for each blob."""
+    """A capture of soft blobs on straight paths, with noise: responses 1 on a noun's blobs, a colour and a direction for
+    each blob."""
     random = np.random.default_rng(seed)
     radius = min(height, width) / 10
     row, column = np.mgrid[:height, :width]
     responses = 0.04 * random.random((nouns, frames, height, width))
     image = np.full((frames, height, width, 3), 0.15)
+    coordinates = random.normal(0, 0.3, (frames, height, width, KEPT))
     for blob in range(nouns * BLOBS):
         across, down = blob % BLOBS, blob // BLOBS
         start = np.array([(down + 0.5) * height / nouns, (across + 0.5) * width / BLOBS])
         drift, colour = random.uniform(-radius, radius, 2), random.uniform(0.3, 1.0, 3)
+        direction = random.normal(0, 1, KEPT)
         for frame in range(frames):
             place = start + drift * frame / max(1, frames - 1)
             inside = np.exp(-((((row - place[0]) ** 2 + (column - place[1]) ** 2) / radius**2) ** 2))
             responses[down, frame] = np.maximum(responses[down, frame], inside)
             image[frame] += inside[..., None] * (colour - image[frame])
+            coordinates[frame] += inside[..., None] * direction
     image = np.clip(image + random.normal(0, 0.03, image.shape), 0, 1)
-    return Capture(responses.astype(np.float32), image.astype(np.float32))
+    peaks = np.ones(nouns, np.float32)
+    return Capture(responses.astype(np.float32), image.astype(np.float32), coordinates.astype(np.float16), peaks)
 
 
 def fastest(work: Callable[[], object], repeats: int) -> float:
@@ -76,7 +82,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=52, help="tokens")
     parser.add_argument("--nouns", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--presets", nargs="*", default=["closed", "paper", "released"])
+    parser.add_argument("--presets", nargs="*", default=["fused", "closed", "paper", "released"])
     options = parser.parse_args()
 
     capture = moving_blobs(options.frames, options.height, options.width, options.nouns)

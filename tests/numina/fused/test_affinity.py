@@ -31,6 +31,19 @@ def test_products_are_the_scores_best_approximation() -> None:
         torch.testing.assert_close(found[head] @ found[head].T, best @ best.T, atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_head_says_so(value: float) -> None:
+    """Values that aren't finite make a head's coordinates NaN, and no other's; what is made of all of them is NaN."""
+    q, k, frame = random_rows()
+    whole = affinity.coordinates(rows := affinity.centred(q, k, frame, torch.zeros(3, 2, 16)), affinity.gram(rows))
+    q[7, 1, 3] = value
+    found = affinity.coordinates(rows := affinity.centred(q, k, frame, torch.zeros(3, 2, 16)), affinity.gram(rows))
+    torch.testing.assert_close(found[0], whole[0])
+    assert found[1].isnan().all()
+    kept, _, _ = affinity.chosen_coordinates(found.unflatten(1, (3, 4, 5)), torch.rand(1, 3, 4, 5))
+    assert kept.isnan().all()
+
+
 def test_ranks_find_the_same_coordinates() -> None:
     """Sums over parts of the rows, added, give every part its rows of the whole."""
     q, k, frame = random_rows()

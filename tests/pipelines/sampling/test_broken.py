@@ -91,13 +91,16 @@ def test_latents_are_numbers_of_a_latents_size(value: float) -> None:
 
 def test_attention_maps_are_numbers() -> None:
     """Of each map, and of the scores' deviation."""
-    whole = Capture(responses=np.ones((1, 2, 4, 4), np.float32), components=np.ones((2, 4, 4, 3), np.float32))
+    images, ones = np.ones((2, 4, 4, 3), np.float32), np.ones((1, 2, 4, 4), np.float32)
+    whole = Capture(responses=ones, components=images, coordinates=images.astype(np.float16), peaks=ones[:, 0, 0, 0])
     assert broken_capture(whole) is None
     assert broken_capture(replace(whole, components=None)) is None
-    for name, said in (("responses", "cross-attention"), ("components", "self-attention")):
+    kinds = {"responses": "cross-attention", "peaks": "cross-attention"}
+    kinds |= dict.fromkeys(("components", "coordinates"), "self-attention")
+    for name, said in kinds.items():
         for value in (np.nan, np.inf):
             spoilt = getattr(whole, name).copy()
-            spoilt[0, 1, 2, 3 if name == "responses" else 1] = value
+            spoilt.flat[-1] = value
             error = broken_capture(replace(whole, **{name: spoilt}))
             assert error is not None
             assert error.stage is Stage.IDENTIFY

@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python -m tests.benchmarks.layout_cost [--frames 21 --height 30 --width 52 --nouns 2 --repeats 3]
 
 The defaults are a 480p clip of 81 frames. Every noun has four blobs on straight paths; the self-attention image shows
-each in its own colour, its affinity each in its own direction. `identify` reads the layout, `remove` and `add` refine it to two instances fewer and two more,
-`crowd` to 100 of every noun, more than there is room for. A cell is the fastest of the repeats.
+each in its own colour, its affinity each in its own direction. `identify` reads the layout, `remove` and `add` refine
+it to two instances fewer and two more, `crowd` to 100 of every noun, more than there is room for. A cell is the fastest
+of the repeats.
 """
 
 import argparse
@@ -27,8 +28,7 @@ PRESETS = Path(__file__).parents[2] / "configs" / "method"
 
 
 def moving_blobs(frames: int, height: int, width: int, nouns: int, seed: int = 0) -> Capture:
-    """A capture of soft blobs on straight paths, with noise: responses 1 on a noun's blobs, a colour and a direction for
-    each blob."""
+    """A capture of soft blobs on straight paths, with noise: responses 1 on a noun's, a colour and a direction of each."""
     random = np.random.default_rng(seed)
     radius = min(height, width) / 10
     row, column = np.mgrid[:height, :width]

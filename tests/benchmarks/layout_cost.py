@@ -28,7 +28,7 @@ PRESETS = Path(__file__).parents[2] / "configs" / "method"
 
 
 def moving_blobs(frames: int, height: int, width: int, nouns: int, seed: int = 0) -> Capture:
-    """A capture of soft blobs on straight paths, with noise: responses 1 on a noun's, a colour and a direction of each."""
+    """A capture of soft blobs on straight paths, with noise: responses 1 on a noun's, a colour and direction each."""
     random = np.random.default_rng(seed)
     radius = min(height, width) / 10
     row, column = np.mgrid[:height, :width]

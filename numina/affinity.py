@@ -11,12 +11,14 @@ embedding. Ranks that hold different rows add their sums; no rows travel before 
 """
 
 import math
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float16, Int
 from torch import Tensor
 
 COORDINATES = 6  # of a head; more add little: a clip has few things, and most of what is left is noise
+AT_ONCE = 8  # heads whose centred rows are held
 OVERSAMPLED = 6  # columns more in the search, which then needs few rounds
 ROUNDS = 12  # of subspace iteration; the columns' products with S are exact to 1 % after 8 on all maps tried
 CHOSEN = 4  # heads whose coordinates are kept, at most
@@ -51,7 +53,34 @@ def gram(rows: Float[Tensor, "heads rows both"]) -> Float[Tensor, "heads both bo
 def coordinates(
     rows: Float[Tensor, "heads rows both"], gram: Float[Tensor, "heads both both"], number: int = COORDINATES
 ) -> Float[Tensor, "heads rows r"]:
-    """The rows' coordinates, given the Gram matrix of all rows of the clip: the same whatever rows a rank holds.
+    """The rows' coordinates, given the Gram matrix of all rows of the clip: the same whatever rows a rank holds."""
+    return rows @ _weights(gram, number)
+
+
+def clip_coordinates(
+    q: Float[Tensor, "rows heads dim"],
+    k: Float[Tensor, "rows heads dim"],
+    frame: Int[Tensor, " rows"],
+    tokens: tuple[int, int],
+    add: Callable[[Tensor], Tensor],
+) -> Float16[Tensor, "heads rows r"]:
+    """Every head's coordinates of a rank's rows, of a clip of so many frames and tokens a frame; ``add`` sums over
+    ranks. Some heads at a time: the centred rows of 40 in float32 are 1.3 GB at 480p, and more while they are made.
+    """
+    frames, size = tokens
+    parts = [slice(first, first + AT_ONCE) for first in range(0, q.shape[1], AT_ONCE)]
+    sums = [frame_sums(q[:, own], k[:, own], frame, frames) for own in parts]
+    means = add(torch.cat(sums, dim=1)) / size
+
+    def rows(own: slice) -> Float[Tensor, "some rows both"]:
+        return centred(q[:, own], k[:, own], frame, means[:, own])
+
+    weights = _weights(add(torch.cat([gram(rows(own)) for own in parts])), COORDINATES)
+    return torch.cat([(rows(own) @ weights[own]).half() for own in parts])
+
+
+def _weights(gram: Float[Tensor, "heads both both"], number: int) -> Float[Tensor, "heads both r"]:
+    """What brings centred rows to their coordinates, given the Gram matrix of all of them.
 
     Subspace iteration on S in the space of the columns of M = [Q K], S = M B Mᵀ with B = (0 I; I 0)/2√D: c ← B G c,
     made orthonormal in the inner product of G = Mᵀ M, then Rayleigh–Ritz. Coordinates of eigenvalues ≤ 0 are 0. Those
@@ -75,7 +104,7 @@ def coordinates(
     weights = columns @ (vectors * values.clamp_min(0.0).sqrt()[:, None]) / (2 * math.sqrt(half)) ** 0.5
     largest = weights.gather(1, weights.abs().argmax(dim=1, keepdim=True))
     weights = weights * torch.where(largest < 0, -1.0, 1.0)  # an eigenvector's sign is free: all ranks take the same
-    return rows @ torch.where(finite, weights, torch.nan).float()
+    return torch.where(finite, weights, torch.nan).float()
 
 
 def _swapped(columns: Float[Tensor, "heads both r"], half: int) -> Float[Tensor, "heads both r"]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from numina.affinity import centred, chosen_coordinates, coordinates, frame_sums, gram
+from numina.affinity import chosen_coordinates, clip_coordinates
 from numina.config import IdentifyConfig
 from numina.fused.responses import normalised
 from numina.heads import cross_response, deviation, score_deviation, score_heads, select_response
@@ -48,9 +48,7 @@ class BlockCapture:
         present, size = self.shard.present(self.grid.tokens), self.grid.height * self.grid.width
         frame = torch.arange(own.start, own.start + present, device=query.device) // size
         for q, k in zip(query[:, :present], key[:, :present], strict=True):
-            means = self.shard.sum(frame_sums(q, k, frame, self.grid.frames)) / size
-            rows = centred(q, k, frame, means)
-            found = coordinates(rows, self.shard.sum(gram(rows))).half()
+            found = clip_coordinates(q, k, frame, (self.grid.frames, size), self.shard.sum)
             whole = self.shard.gather_rows(self._padded(found, query.shape[1]), dim=1, tokens=self.grid.tokens)
             self.coordinates.append(whole.unflatten(1, (self.grid.frames, self.grid.height, self.grid.width)))
 

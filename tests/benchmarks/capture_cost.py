@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from numina import heads as heads_module
-from numina.affinity import centred, chosen_coordinates, coordinates, frame_sums, gram
+from numina.affinity import chosen_coordinates, clip_coordinates
 from numina.config import IdentifyConfig
 from numina.fused.responses import normalised
 from numina.heads import (
@@ -198,14 +198,16 @@ def fused_cost(heads: int, options: argparse.Namespace) -> None:
         deviation(score_deviation(q, text, PHRASES))
         return select_response(maps, "mean")[0]
 
+    def locate() -> Tensor:
+        return clip_coordinates(q, k, frame, (options.frames, size), add=lambda sums: sums)
+
     def capture() -> tuple[Tensor, Tensor]:
         responses, tokens = [], []
         for _ in range(blocks):
             responses.append(part("responses", respond))
-            means = part("means", lambda: frame_sums(q, k, frame, options.frames) / size)
-            rows = part("centred", lambda means=means: centred(q, k, frame, means))
-            products = part("products", lambda rows=rows: gram(rows))
-            found = part("coordinates", lambda rows=rows, products=products: coordinates(rows, products).half())
+            found = part(
+                "coordinates", lambda: clip_coordinates(q, k, frame, (options.frames, size), lambda sums: sums)
+            )
             tokens.append(found.unflatten(1, (options.frames, *grid)))
         shares = part("normalised", lambda: normalised(torch.stack(responses)))[0]
         kept = part("chosen", lambda: chosen_coordinates(torch.cat(tokens), shares))[0]

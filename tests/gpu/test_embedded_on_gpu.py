@@ -53,7 +53,7 @@ def layouts(worker: ClipGenerator, requests: Sequence[Request]) -> list[Layout]:
     return [identify_layout(seen.capture, METHOD.identify) for seen in identified(worker, requests)]
 
 
-@pytest.mark.parametrize("preset", ["paper", "closed"])
+@pytest.mark.parametrize("preset", ["paper", "closed", "fused"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_clip_is_corrected_on_a_gpu(preset: str, dtype: str) -> None:
     """Identify, lay out, guide and decode run on the device, whatever its arithmetic."""

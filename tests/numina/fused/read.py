@@ -2,7 +2,7 @@
 
 import torch
 
-from numina.affinity import centred, chosen_coordinates, coordinates, frame_sums, gram
+from numina.affinity import chosen_coordinates, clip_coordinates
 from numina.config import IdentifyConfig
 from numina.fused.responses import normalised
 from numina.layout import Capture, Layout, combine_blocks, identify_layout
@@ -12,8 +12,8 @@ from tests.numina.fused.troubles import FRAMES, HEIGHT, WIDTH, Clip
 def captured(clip: Clip) -> Capture:
     frame = torch.arange(FRAMES).repeat_interleave(HEIGHT * WIDTH)
     q, k = torch.from_numpy(clip.q), torch.from_numpy(clip.k)
-    rows = centred(q, k, frame, frame_sums(q, k, frame, FRAMES) / (HEIGHT * WIDTH))
-    tokens = coordinates(rows, gram(rows)).unflatten(1, (FRAMES, HEIGHT, WIDTH))
+    found = clip_coordinates(q, k, frame, (FRAMES, HEIGHT * WIDTH), add=lambda sums: sums)
+    tokens = found.unflatten(1, (FRAMES, HEIGHT, WIDTH))
     shares, peaks = normalised(torch.from_numpy(clip.blocks))
     kept, _, _ = chosen_coordinates(tokens, shares)
     return Capture(shares.half().numpy(), None, kept.half().numpy(), peaks.numpy())

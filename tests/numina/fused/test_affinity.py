@@ -44,6 +44,19 @@ def test_a_broken_head_says_so(value: float) -> None:
     assert kept.isnan().all()
 
 
+def test_heads_may_be_taken_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever number of heads is held at once, and whatever is left over, every head's coordinates are its own."""
+    q, k, frame = random_rows(heads=5)
+    whole = affinity.clip_coordinates(q, k, frame, (3, 20), lambda sums: sums)
+    for at_once in (1, 2, 5):
+        monkeypatch.setattr(affinity, "AT_ONCE", at_once)
+        found = affinity.clip_coordinates(q, k, frame, (3, 20), lambda sums: sums)
+        torch.testing.assert_close(found, whole, atol=2e-3, rtol=0)
+    for head in range(5):
+        own = affinity.clip_coordinates(q[:, head : head + 1], k[:, head : head + 1], frame, (3, 20), lambda sums: sums)
+        torch.testing.assert_close(own[0], whole[head], atol=2e-3, rtol=0)
+
+
 def test_ranks_find_the_same_coordinates() -> None:
     """Sums over parts of the rows, added, give every part its rows of the whole."""
     q, k, frame = random_rows()

@@ -29,6 +29,7 @@ def calibrate(
     from cluster.calibration.calibrate import Budget, Calibration
     from cluster.calibration.page import PAGE, page
     from cluster.calibration.written import NAME, method_file, reading_warning, standing_lines, verdict_text
+    from cluster.job.begun import as_begun
     from cluster.job.config import load_job
     from cluster.storage.destination import check_file, write_file
     from cluster.storage.open import open_files
@@ -41,8 +42,10 @@ def calibrate(
         )
     budget = Budget.parse(given["budget"])
     rest = [f"verify.{text}" if re.match("judge=[^{]", text) else text for text in overrides or []]
-    job = load_job(config, [text for text in rest if not text.startswith("budget=")], extra=CANDIDATES)
+    settings = [text for text in rest if not text.startswith("budget=")]
+    job = load_job(config, settings, extra=CANDIDATES)
     set_up(job.cluster.log_format)
+    job = as_begun(job, config, settings, extra=CANDIDATES)
     if write is not None:
         check_file("--write", write, ".yaml")
     calibration = Calibration(job, budget)

@@ -10,8 +10,10 @@ import hashlib
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +25,21 @@ from cluster.storage.protocol import Files
 SCHEMA = pa.schema([("key", pa.string()), ("name", pa.string()), ("data", pa.binary())])
 
 _NAME = re.compile(r"layouts/[0-9a-f]{2}/(?P<key>[0-9a-f]{32})-(?P<digest>[0-9a-f]{16})\.npz")
+_PARSING = Lock()
 _AT_ONCE = 256  # files that are read before they are put together
+
+
+def arrays_of(data: bytes) -> dict[str, np.ndarray] | None:
+    """What a layout's file holds; None if it is torn.
+
+    By one thread at a time: numpy parses an array's header with `ast`, whose depth CPython counts for all threads
+    together: several that parse at once may end in a SystemError (python/cpython#106905).
+    """
+    try:
+        with _PARSING, np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 class Layouts:

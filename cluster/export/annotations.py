@@ -12,9 +12,6 @@ reads it, and each of its cells stands for the same share of the video's height 
 Legend: F latent frames, H W the grid of tokens.
 """
 
-import io
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -22,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cluster.dataset.layouts import arrays_of
 from cluster.dataset.store import Store
 from cluster.rows import DETECTED
 
@@ -56,10 +54,10 @@ def read_annotations(store: Store, row: Row) -> dict[str, Any] | None:
     if None in (row["layout_file"], row["width"], row["height"], row["num_frames"]):
         return None
     try:
-        with np.load(io.BytesIO(store.read(row["layout_file"])), allow_pickle=False) as arrays:
-            name = "refined" if "refined" in arrays else "labels"
-            return annotations_of(row, arrays[name], refined=name == "refined")
-    except (FileNotFoundError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        arrays = arrays_of(store.read(row["layout_file"])) or {}
+        name = "refined" if "refined" in arrays else "labels"
+        return annotations_of(row, arrays[name], refined=name == "refined")
+    except (FileNotFoundError, ValueError, KeyError):
         return None
 
 

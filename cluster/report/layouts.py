@@ -4,14 +4,13 @@ Shapes: labels, refined and regions [nouns, F, H, W] as in the layout files; pac
 """
 
 import base64
-import io
-import zipfile
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from cluster.dataset.layouts import arrays_of
 from cluster.dataset.store import Store
 
 _INSTANCES = 255  # that a noun can have in a byte; more share numbers, which costs an edge between two of them at most
@@ -23,9 +22,9 @@ def packed_layout(store: Store, file_name: str | None) -> dict[str, Any] | None:
     if file_name is None:
         return None
     try:
-        with np.load(io.BytesIO(store.read(file_name)), allow_pickle=False) as arrays:
-            return pack(dict(arrays))
-    except (FileNotFoundError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        arrays = arrays_of(store.read(file_name))
+        return arrays and pack(arrays)
+    except (FileNotFoundError, ValueError, KeyError):
         return None
 
 
